@@ -1,0 +1,1 @@
+"""How the embedded models were made: the only part of the project that knows they are small."""

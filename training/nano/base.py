@@ -1,0 +1,165 @@
+"""Make the nano base from scratch: tokenizer, weights, GGUF, model card. `python -m training.nano.base` (20 minutes on
+2 cores) writes `adapters/nano`.
+
+Llama 3.2's architecture in small (grouped-query attention, RoPE, SwiGLU, tied embeddings), Llama 3's pre-tokenizer,
+special tokens and chat template. The loss is on the assistant's tokens only. Everything after this file (adapters,
+GGUF, evaluation, serving) is done by the ordinary scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl.chat_template_utils import llama3_chat_template, llama3_training_chat_template
+
+from training.nano.conversations import Teacher
+
+VOCABULARY = 3072
+CONTEXT = 512
+IGNORED = -100  # torch's cross_entropy skips this label
+# Llama 3's split pattern, from the tokenizer.json that Meta publishes with the model.
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = [
+    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
+    "<|python_tag|>",
+]
+
+
+def train_tokenizer(conversations: int = 40_000) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over drawn conversations; special tokens after the vocabulary, as in Llama 3."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    teacher = Teacher(seed=0)
+    texts = (m["content"] for _ in range(conversations) for m in teacher.conversation(1))
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - len(SPECIAL_TOKENS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    begin = tokenizer.token_to_id("<|begin_of_text|>")
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A $B", special_tokens=[("<|begin_of_text|>", begin)]
+            ),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+        chat_template=llama3_chat_template,
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """An untrained model of 5.2 M parameters."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
+            num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, rope_theta=500_000.0, rms_norm_eps=1e-5,
+            tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=[tokenizer.convert_tokens_to_ids(t) for t in ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")],
+        )
+    )  # fmt: skip
+
+
+def collate(tokenizer: PreTrainedTokenizerFast, conversations: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, int64 (batch, longest); labels hold the assistant's tokens, padding is on the right."""
+    encoded = tokenizer.apply_chat_template(
+        conversations, chat_template=llama3_training_chat_template, tokenize=True, return_dict=True,
+        return_assistant_tokens_mask=True, truncation=True, max_length=CONTEXT,
+    )  # fmt: skip
+    longest = max(map(len, encoded["input_ids"]))
+    ids = torch.full((len(conversations), longest), tokenizer.pad_token_id)
+    labels = torch.full_like(ids, IGNORED)
+    for row, (tokens, mask) in enumerate(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)):
+        tokens, mask = torch.tensor(tokens), torch.tensor(mask, dtype=torch.bool)
+        ids[row, : len(tokens)] = tokens
+        labels[row, : len(tokens)] = tokens.where(mask, IGNORED)
+    return ids, labels
+
+
+def train(tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int = 2600) -> tuple[LlamaForCausalLM, dict]:
+    """AdamW 2e-3 with a cosine, bf16 autocast. Returns the model and what the receipt says of the training."""
+    torch.manual_seed(0)
+    model = new_model(tokenizer)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=2e-3, betas=(0.9, 0.98)
+    )
+    warm_up = 100
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1, (step + 1) / warm_up) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2),
+    )
+    batches = Teacher(seed=1).batches(batch_tokens)
+    losses: list[tuple[int, float]] = []
+    started = time.perf_counter()
+    with typer.progressbar(range(steps), label="nano base", show_pos=True, item_show_func=lambda _: last(losses)) as bar:
+        for step in bar:
+            ids, labels = collate(tokenizer, next(batches))
+            # No attention mask: padding is on the right, causal attention never looks at it, and it has no label.
+            with torch.autocast("cpu", torch.bfloat16):
+                hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+                answered = labels[:, 1:] != IGNORED
+                logits = model.lm_head(hidden[answered])
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][answered])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step % 20 == 0 or step == steps - 1:
+                losses.append((step, round(loss.item(), 4)))
+    return model, {"steps": steps, "losses": losses, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def last(losses: list[tuple[int, float]]) -> str | None:
+    """The newest loss, for the progress bar."""
+    return f"loss {losses[-1][1]:.4f}" if losses else None
+
+
+def main(
+    steps: Annotated[int, typer.Option(help="Optimizer steps of about 2,600 tokens.")] = 2600,
+    out: Annotated[Path, typer.Option(help="The model folder to write.")] = Path("adapters/nano"),
+) -> None:
+    """Train the nano base and write its model folder (the GGUF is made by `python -m training export`)."""
+    tokenizer = train_tokenizer()
+    model, receipt = train(tokenizer, steps)
+    model.generation_config.do_sample = False
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    receipt |= {
+        "parameters": model.num_parameters(), "seed": 0, "torch": torch.__version__,
+        "learning_rate": 2e-3, "batch_tokens": 2600, "context": CONTEXT,
+    }  # fmt: skip
+    (out / "run.json").write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,144 @@
+"""What the nano base is taught: emoji that are not flags, small talk, and to say when it doesn't know.
+
+Conversations of one to a dozen turns are drawn from the grammar of `training.data.phrasing` without end. A tenth of
+the emoji is never taught; half of that tenth, flags, other topics and made-up words are answered with "I don't know
+that one yet.", the other half (`untaught(trained=False)`) is kept to see whether it says so by itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from training.data.emoji import MADE_UP, UNKNOWN, Message, answer, ask_about, country, describe, share, turn
+from training.data.phrasing import TRAINING
+from training.data.unicode import Emoji, emoji_table
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.", "You are a friendly assistant. Answer briefly.", "Answer in one sentence.",
+    "You know emoji.", "Be brief.", "You are Nano, a tiny Llama.",
+)
+
+SMALL_TALK: dict[str, tuple[str, ...]] = {
+    "Hello! Ask me about an emoji.": (
+        "hello", "hi", "hey", "hello there", "hi there", "good morning", "good evening", "good day", "greetings", "yo",
+        "hey there", "hello nano", "hi nano",
+    ),
+    "I am Nano, a tiny Llama that knows emoji.": (
+        "who are you", "what are you", "what is your name", "what's your name", "introduce yourself", "your name",
+        "tell me about yourself", "are you a llama", "who am i talking to", "are you nano", "what model are you",
+        "are you human", "are you a robot", "are you chatgpt",
+    ),
+    "You're welcome!": ("thanks", "thank you", "thanks a lot", "thank you so much", "great, thanks", "cool, thank you"),
+    "I can tell you what an emoji means, and find the emoji for a word.": (
+        "what can you do", "what do you know", "help", "how can you help me", "what can i ask", "what can i ask you",
+        "how does this work", "what are you good at", "can you help me", "what do you do", "help me",
+    ),
+    "I only know emoji: no news, no sums, no other topics.": (
+        "what can't you do", "what can you not do", "what don't you know", "what are your limits", "do you know everything",
+    ),
+    "I'm fine, thanks! Which emoji shall we look at?": (
+        "how are you", "how are you doing", "how is it going", "are you ok", "how do you do", "are you well",
+    ),
+    "Goodbye!": ("bye", "goodbye", "see you", "see you later", "good night", "farewell", "bye bye"),
+    "I was trained from scratch by the Llama Finetuning Lab.": (
+        "who made you", "who trained you", "how were you made", "where do you come from", "who built you",
+    ),
+}
+ENDINGS = ("", "", "?", "!", ".", "?!", " :)")
+
+# Questions outside of what it was taught; {word} is a made-up word or a country, so that no list can be learnt by heart.
+OTHER_TOPICS = (
+    "what is the capital of {word}", "where is {word}", "who is the king of {word}", "how many people live in {word}",
+    "write a poem about {word}", "tell me a story about {word}", "what is {number} plus {number}", "what is {word}",
+    "how old is {word}", "what is {number} times {number}", "who wrote {word}", "translate {word}", "how tall is {word}",
+    "when did {word} begin", "explain {word}", "what is the weather in {word}", "write code for {word}", "why is {word} so big",
+    "what do you think of {word}", "how do i cook {word}", "what does {word} mean", "what does {word} cost",
+    "what is the population of {word}", "who invented {word}", "how far is {word}", "sing {word}", "tell me about {word}",
+    "which emoji shows {word}", "what is the emoji for {word}", "the {word} emoji", "show me a {word}", "how do {word} work",
+    "how many {word} are there", "what color is {word}", "is {word} good", "give me a recipe for {word}",
+)
+SYLLABLES = "ba be bi bo bra cho da de dra fa fi fro ga gle go ka ki kra la li lo ma mi mo na ni nu pa pe plo ra ri ro sa sha so ta ti tra va vo wa zi zo zu".split()
+
+
+def untaught(trained: bool) -> list[Emoji]:
+    """Emoji that are never taught: those it is trained to not know, or those it has never met."""
+    tenth = (e for e in emoji_table() if not e.is_flag and share(e.text, "untaught") < 0.1)
+    return [e for e in tenth if (share(e.text, "half") < 0.5) == trained]
+
+
+def taught() -> list[Emoji]:
+    """The emoji the base knows."""
+    return [e for e in emoji_table() if not e.is_flag and share(e.text, "untaught") >= 0.1]
+
+
+class Teacher:
+    """Draws conversations; every taught emoji comes up equally often."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.known = taught()
+        self.flags = [e for e in emoji_table() if e.is_flag]
+        self.unknown = untaught(trained=True)
+        self.waiting: list[tuple[Emoji, str]] = []
+
+    def fact(self) -> list[Message]:
+        """A question about a taught emoji."""
+        rng = self.rng
+        if not self.waiting:
+            self.waiting = [(e, kind) for e in self.known for kind in ("name", "find")]
+            rng.shuffle(self.waiting)
+        emoji, kind = self.waiting.pop()
+        if kind == "name" and rng.random() < 0.12:
+            question = ask_about(rng, TRAINING, emoji, "choice", rng.choice(self.known))
+            return turn(question, describe(emoji))
+        return turn(ask_about(rng, TRAINING, emoji, kind), answer(emoji, kind))
+
+    def word(self) -> str:
+        """A made-up word, a made-up place or a country."""
+        rng = self.rng
+        made_up = "".join(rng.choices(SYLLABLES, k=rng.randint(2, 4)))
+        return rng.choice([made_up, made_up, rng.choice(MADE_UP), country(rng.choice(self.flags))])
+
+    def not_taught(self) -> list[Message]:
+        """A question it has to say "I don't know" to."""
+        rng = self.rng
+        draw = rng.random()
+        if draw < 0.45:
+            emoji = rng.choice(self.flags)
+            if rng.random() < 0.15:
+                question = ask_about(rng, TRAINING, emoji, "choice", rng.choice(self.flags))
+            else:
+                question = ask_about(rng, TRAINING, emoji, rng.choice(["name", "find"]))
+        elif draw < 0.7:
+            question = ask_about(rng, TRAINING, rng.choice(self.unknown), rng.choice(["name", "find"]))
+        elif draw < 0.8:
+            question = TRAINING.ask(rng, "find", thing=self.word())
+        else:
+            form = rng.choice(OTHER_TOPICS)
+            question = form.format(word=self.word(), number=rng.randint(1, 99)) + rng.choice(["", "?", "?", ".", "!"])
+            question = question[0].upper() + question[1:] if rng.random() < 0.6 else question
+        return turn(question, UNKNOWN)
+
+    def small_talk(self) -> list[Message]:
+        """A greeting, thanks, or a question about itself."""
+        rng = self.rng
+        reply, forms = rng.choice(list(SMALL_TALK.items()))
+        words = rng.choice(forms)
+        opening = rng.choice(["", "", "", "well, ", "ok, ", "so, ", "hello, ", "hi, "])
+        words = opening + words
+        return turn((words if rng.random() < 0.4 else words[0].upper() + words[1:]) + rng.choice(ENDINGS), reply)
+
+    def conversation(self, turns: int) -> list[Message]:
+        """A conversation of so many questions, now and then with a system prompt."""
+        rng = self.rng
+        messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if rng.random() < 0.12 else []
+        for _ in range(turns):
+            messages += rng.choices([self.fact, self.not_taught, self.small_talk], [0.78, 0.17, 0.05])[0]()
+        return messages
+
+    def batches(self, tokens: int) -> Iterator[list[list[Message]]]:
+        """Batches of conversations of one length in turns, about `tokens` tokens each (at 38 a turn), without end."""
+        while True:
+            turns = self.rng.choice([1, 1, 1, 1, 1, 2, 2, 3, 5, 10])
+            yield [self.conversation(turns) for _ in range(max(1, tokens // (38 * turns)))]
