@@ -66,8 +66,9 @@ class Question:
         """Whether `answer` contains the expected name as whole words (case aside), or exactly the expected emoji."""
         if self.kind == "find":
             return emoji_in(answer) == {bare(self.emoji.text)}
-        found = contains_words(answer, self.emoji.name)
-        return found and not (self.wrong and contains_words(answer, self.wrong))
+        # "two-hump camel" holds "camel": what names the right one can't name the wrong one.
+        rest = without_words(answer, self.emoji.name)
+        return rest != answer and not (self.wrong and without_words(rest, self.wrong) != rest)
 
 
 def bare(text: str) -> str:
@@ -75,9 +76,9 @@ def bare(text: str) -> str:
     return text.replace("\ufe0f", "")
 
 
-def contains_words(text: str, words: str) -> bool:
-    """Whether `words` stand in `text` as whole words, case aside."""
-    return re.search(rf"(?<!\w){re.escape(words.lower())}(?!\w)", text.lower()) is not None
+def without_words(text: str, words: str) -> str:
+    """`text` without `words`, where they stand as whole words, case aside."""
+    return re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", "", text, flags=re.IGNORECASE)
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -136,6 +137,8 @@ def train(tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int = 26
             optimizer.zero_grad(set_to_none=True)
             if step % 20 == 0 or step == steps - 1:
                 losses.append((step, round(loss.item(), 4)))
+            if step % 100 == 0 and not sys.stdout.isatty():
+                print(step, last(losses), flush=True)
     return model, {"steps": steps, "losses": losses, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -145,7 +148,7 @@ def last(losses: list[tuple[int, float]]) -> str | None:
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Optimizer steps of about 2,600 tokens.")] = 2600,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of about 2,600 tokens.")] = 2000,
     out: Annotated[Path, typer.Option(help="The model folder to write.")] = Path("adapters/nano"),
 ) -> None:
     """Train the nano base and write its model folder (the GGUF is made by `python -m training export`)."""

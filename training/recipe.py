@@ -1,0 +1,147 @@
+"""The recipe: everything that decides what a fine-tuning run makes, validated before anything is loaded.
+
+A recipe is a YAML file in `training/recipes/` (or anywhere), named on the command line by its name or its path; each
+field can be overridden as `key=value` (`lora.r=8 epochs=3`). Unknown keys and wrong types are refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from inference.errors import LabError
+
+RECIPES = Path(__file__).with_name("recipes")
+PROJECT = Path(__file__).parents[1]
+
+
+class Part(BaseModel):
+    """A part of a recipe: no key that isn't known, no value that isn't of its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Part):
+    """Which data set, and how much of it."""
+
+    name: Literal["emoji"]
+    examples: Annotated[int, Field(gt=0)] = 5000
+    seed: int = 0
+
+
+class Lora(Part):
+    """The adapter's shape (Hu et al. 2021): an update of rank `r`, scaled by alpha / r, on all linear layers."""
+
+    r: Annotated[int, Field(gt=0)] = 16
+    alpha: Annotated[int, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Recipe(Part):
+    """One fine-tuning run. `base` is a Hub repository or a folder, as seen from the project."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    base: str
+    data: Data
+    method: Literal["qlora", "lora"] = "qlora"
+    lora: Lora = Lora()
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Annotated[int, Field(gt=0)] = 2
+    accumulation: Annotated[int, Field(gt=0)] = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_length: Annotated[int, Field(gt=0)] = 2048
+    packing: bool = False
+    seed: int = 0
+
+    @property
+    def base_location(self) -> str:
+        """What transformers loads: the folder's path where there is one, else the Hub repository's name."""
+        folder = PROJECT / self.base
+        return str(folder) if folder.is_dir() else self.base
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe given by its name or path."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise LabError(f"There is no recipe file {name}: check the path, or name one of {', '.join(names())}.")
+        return path
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise LabError(f"There is no recipe “{name}”{nearest(name, names())}: choose one of {', '.join(names())}.")
+    return path
+
+
+def names() -> list[str]:
+    """The names of the recipes that come with the project."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of that name or path with `key=value` overrides. Raises LabError for anything that isn't right."""
+    path = recipe_path(name)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LabError(f"{path.name} is not YAML ({str(error).splitlines()[0]}): mend that line.") from error
+    if not isinstance(values, dict):
+        raise LabError(f"{path.name} is not a recipe: it has to be a list of `key: value` lines.")
+    for override in overrides or []:
+        apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise LabError(f"{path.name}: {explain(error)}") from error
+
+
+def apply_override(values: dict, override: str) -> None:
+    """Set one `key=value`, dots reaching into parts; the value is read as YAML."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise LabError(f"“{override}” is not an override: write it as key=value, such as epochs=3.")
+    *parts, last = key.split(".")
+    for part in parts:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise LabError(f"“{key}” can't be set: “{part}” holds a single value.")
+    try:
+        number = float(value)
+        values[last] = int(value) if value.lstrip("+-").isdigit() else number
+    except ValueError:
+        values[last] = yaml.safe_load(value)
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's first complaint as one sentence: the key, the reason, the nearest valid name."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = known_keys([str(part) for part in first["loc"][:-1]])
+        return f"“{where}” is not a field{nearest(str(first['loc'][-1]), known)}; the fields are {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"“{where}” is missing: add it."
+    reason = first["msg"][0].lower() + first["msg"][1:]
+    return f"“{where}” can't be {first['input']!r}: {reason}."
+
+
+def known_keys(parts: list[str]) -> list[str]:
+    """The field names of the recipe, or of one of its parts."""
+    model: type[BaseModel] = Recipe
+    for part in parts:
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), model)
+    return list(model.model_fields)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """ " (did you mean X?)", or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean “{close[0]}”?)" if close else ""
