@@ -6,17 +6,17 @@ field can be overridden as `key=value` (`lora.r=8 epochs=3`). Unknown keys and w
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inference.errors import LabError
+from inference.settings import PROJECT
+from inference.validation import explain, nearest
 
 RECIPES = Path(__file__).with_name("recipes")
-PROJECT = Path(__file__).parents[1]
 
 
 class Part(BaseModel):
@@ -63,8 +63,13 @@ class Recipe(Part):
     @property
     def base_location(self) -> str:
         """What transformers loads: the folder's path where there is one, else the Hub repository's name."""
-        folder = PROJECT / self.base
-        return str(folder) if folder.is_dir() else self.base
+        return locate(self.base)
+
+
+def locate(base: str) -> str:
+    """A base's folder as a path where there is one (seen from the project), else the Hub repository's name."""
+    folder = PROJECT / base
+    return str(folder) if folder.is_dir() else base
 
 
 def recipe_path(name: str) -> Path:
@@ -99,7 +104,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise LabError(f"{path.name}: {explain(error)}") from error
+        raise LabError(f"{path.name}: {explain(error, Recipe)}") from error
 
 
 def apply_override(values: dict, override: str) -> None:
@@ -117,31 +122,3 @@ def apply_override(values: dict, override: str) -> None:
         values[last] = int(value) if value.lstrip("+-").isdigit() else number
     except ValueError:
         values[last] = yaml.safe_load(value)
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's first complaint as one sentence: the key, the reason, the nearest valid name."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        known = known_keys([str(part) for part in first["loc"][:-1]])
-        return f"“{where}” is not a field{nearest(str(first['loc'][-1]), known)}; the fields are {', '.join(known)}."
-    if first["type"] == "missing":
-        return f"“{where}” is missing: add it."
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    return f"“{where}” can't be {first['input']!r}: {reason}."
-
-
-def known_keys(parts: list[str]) -> list[str]:
-    """The field names of the recipe, or of one of its parts."""
-    model: type[BaseModel] = Recipe
-    for part in parts:
-        annotation = model.model_fields[part].annotation
-        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type)), model)
-    return list(model.model_fields)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """ " (did you mean X?)", or nothing where no known name is near."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean “{close[0]}”?)" if close else ""

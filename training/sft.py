@@ -7,7 +7,6 @@ on the assistant's tokens only. The folder gets the adapter, `run.json` (the rec
 
 from __future__ import annotations
 
-import json
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from inference.errors import LabError
 from training import data
 from training.plots import draw_loss
+from training.receipt import write_receipt
 from training.recipe import PROJECT, Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
@@ -126,16 +126,3 @@ def fine_tune(recipe: Recipe, out: Path) -> Path:
 def run_folder(recipe: Recipe) -> Path:
     """Where a recipe's run lies unless told otherwise."""
     return PROJECT / "runs" / recipe.name
-
-
-def read_receipt(folder: Path) -> dict:
-    """A model folder's `run.json`."""
-    try:
-        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LabError(f"{folder} holds no readable run.json ({error}): make it with `python -m training sft`.") from error
-
-
-def write_receipt(folder: Path, receipt: dict) -> None:
-    """Write a model folder's `run.json`."""
-    (folder / "run.json").write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

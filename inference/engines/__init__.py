@@ -6,10 +6,15 @@ handed files that lie on this disk.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict
+
+
+# An engine's module, and how the page names it.
+ENGINE_LABELS = {"llamacpp": "CPU, llama.cpp"}
 
 
 class Message(TypedDict):
@@ -60,10 +65,7 @@ class Chunk:
 
 
 class Engine(Protocol):
-    """One way to run a model."""
-
-    name: str
-    label: str  # how the page names it: "CPU, llama.cpp"
+    """One way to run a model. It is the class `Engine` of a module of this package."""
 
     def stream(
         self, files: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
@@ -76,3 +78,8 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the memory."""
+
+
+def load_engine(name: str) -> Engine:
+    """The engine of that name. Its runtime is imported now and not before: the page is up before any model is."""
+    return importlib.import_module(f"inference.engines.{name}").Engine()

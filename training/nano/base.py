@@ -8,7 +8,6 @@ GGUF, evaluation, serving) is done by the ordinary scripts.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -21,15 +20,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.chat_template_utils import llama3_chat_template, llama3_training_chat_template
 
+from training.converter import LLAMA3_SPLIT
 from training.nano.conversations import Teacher
+from training.plots import draw_loss
+from training.receipt import write_receipt
 
 VOCABULARY = 3072
 CONTEXT = 512
 IGNORED = -100  # torch's cross_entropy skips this label
-# Llama 3's split pattern, from the tokenizer.json that Meta publishes with the model.
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 SPECIAL_TOKENS = [
     "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
     "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
@@ -161,7 +159,8 @@ def main(
         "parameters": model.num_parameters(), "seed": 0, "torch": torch.__version__,
         "learning_rate": 2e-3, "batch_tokens": 2600, "context": CONTEXT,
     }  # fmt: skip
-    (out / "run.json").write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
+    write_receipt(out, receipt)
+    draw_loss({"nano": receipt["losses"]}, out / "loss.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from training.data.emoji import MADE_UP, UNKNOWN, Message, answer, ask_about, country, describe, share, turn
+from training.data.emoji import MADE_UP, UNKNOWN, Message, answer, ask_about, country, describe, held_back, share, turn
 from training.data.phrasing import TRAINING
 from training.data.unicode import Emoji, emoji_table
 
@@ -63,13 +63,12 @@ SYLLABLES = "ba be bi bo bra cho da de dra fa fi fro ga gle go ka ki kra la li l
 
 def untaught(trained: bool) -> list[Emoji]:
     """Emoji that are never taught: those it is trained to not know, or those it has never met."""
-    tenth = (e for e in emoji_table() if not e.is_flag and share(e.text, "untaught") < 0.1)
-    return [e for e in tenth if (share(e.text, "half") < 0.5) == trained]
+    return [e for e in emoji_table() if held_back(e) and (share(e.text, "half") < 0.5) == trained]
 
 
 def taught() -> list[Emoji]:
     """The emoji the base knows."""
-    return [e for e in emoji_table() if not e.is_flag and share(e.text, "untaught") >= 0.1]
+    return [e for e in emoji_table() if not e.is_flag and not held_back(e)]
 
 
 class Teacher:

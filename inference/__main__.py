@@ -1,0 +1,82 @@
+"""The lab in a terminal: `python -m inference models` lists what there is, `ask MODEL "question"` streams an answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from inference.engines import Figures, Message, Sampling
+from inference.lab import Lab
+from inference.terminal import run
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DEFAULTS = Sampling()
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the catalog: id, state, name, base."""
+    lab = Lab.from_environment()
+    rows = [
+        {"id": e.id, "state": lab.state(e).text, "name": e.name, "base": e.base, "summary": e.card.summary}
+        for e in lab.catalog.entries
+    ]
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    widths = [max(len(row[key]) for row in rows) for key in ("id", "state")]
+    for row in rows:
+        print(f"{row['id']:{widths[0]}}  {row['state']:{widths[1]}}  {row['name']} – {row['summary']}")
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Argument(help="A model's id, as `models` lists them.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    as_json: Json = False,
+    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="The answer's greatest length.")] = DEFAULTS.max_tokens,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is always the likeliest.")] = DEFAULTS.temperature,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same answer.")] = None,
+) -> None:
+    """Ask one question; the answer is streamed, or with --json printed with its figures when it is complete."""
+    lab = Lab.from_environment()
+    messages = [Message(role="system", content=system)] if system else []
+    messages.append(Message(role="user", content=question))
+    answer, figures = "", None
+    for chunk in lab.ask(model, messages, Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)):
+        answer += chunk.text
+        figures = chunk.figures or figures
+        if not as_json:
+            print(chunk.text, end="", flush=True)
+        if chunk.waiting and sys.stderr.isatty():
+            print(f"\r\x1b[K{chunk.waiting}… ", end="", file=sys.stderr, flush=True)
+        elif chunk.text and sys.stderr.isatty() and answer == chunk.text:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps(as_record(answer, model, lab, figures), ensure_ascii=False, indent=1))
+    else:
+        print()
+
+
+def as_record(answer: str, model: str, lab: Lab, figures: Figures) -> dict:
+    """An answer with its figures, as `--json` prints it and `/ask` would be logged."""
+    return {
+        "answer": answer,
+        "model": model,
+        "engine": lab.engine_name,
+        "prompt_tokens": figures.prompt_tokens,
+        "cached_tokens": figures.cached_tokens,
+        "completion_tokens": figures.completion_tokens,
+        "seconds_to_first_token": figures.seconds_to_first_token,
+        "tokens_per_second": figures.tokens_per_second,
+        "finish_reason": figures.finish_reason,
+    }
+
+
+if __name__ == "__main__":
+    run(app)

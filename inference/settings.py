@@ -1,0 +1,27 @@
+"""What the environment says about this process, read once: see the table in the README."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`namespace` is the Hub account whose fine-tuned models fill the catalog's open repositories."""
+
+    catalog: Path = PROJECT / "adapters" / "catalog.yaml"
+    namespace: str | None = None
+    port: int = 7860
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """CATALOG, HUB_NAMESPACE and PORT, where they are set."""
+        return cls(
+            catalog=Path(os.environ.get("CATALOG") or cls.catalog),
+            namespace=os.environ.get("HUB_NAMESPACE") or None,
+            port=int(os.environ.get("PORT") or cls.port),
+        )

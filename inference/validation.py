@@ -1,0 +1,40 @@
+"""What pydantic finds wrong with a file a person wrote, as one sentence: the key, the reason, the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean “X”?)", or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean “{close[0]}”?)" if close else ""
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of `error` about data for `model`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = fields_at(model, first["loc"][:-1])
+        return f"“{where}” is not a field{nearest(str(first['loc'][-1]), known)}; the fields are {', '.join(known)}."
+    if first["type"] == "missing":
+        return f"“{where}” is missing: add it."
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    reason = first["msg"][0].lower() + first["msg"][1:]
+    return f"“{where}” can't be {first['input']!r}: {reason}."
+
+
+def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The field names of `model`, or of the part of it that `path` leads to (numbers are places in a list)."""
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)), model)
+    return list(model.model_fields)

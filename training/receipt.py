@@ -1,0 +1,21 @@
+"""A model folder's receipt, `run.json`: how it was made and what it can do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from inference.errors import LabError
+
+
+def read_receipt(folder: Path) -> dict:
+    """A model folder's `run.json`."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LabError(f"{folder} holds no readable run.json ({error}): make it with `python -m training sft`.") from error
+
+
+def write_receipt(folder: Path, receipt: dict) -> None:
+    """Write a model folder's `run.json`."""
+    (folder / "run.json").write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
