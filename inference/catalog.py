@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
-from inference.validation import explain, nearest
+from inference.validation import explain, nearest, where_not_yaml
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -114,7 +114,7 @@ class Catalog:
         except (OSError, UnicodeDecodeError) as error:
             raise LabError(f"The catalog {path.name} can't be read ({error}): check the path.") from error
         except yaml.YAMLError as error:
-            raise LabError(f"The catalog {path.name} is not YAML ({first_line(error)}): mend that line.") from error
+            raise LabError(f"The catalog {path.name} is not YAML ({where_not_yaml(error)}): mend it there.") from error
         except ValidationError as error:
             raise LabError(f"The catalog {path.name}: {explain(error, Rows)}") from error
         catalog = cls([make_entry(row, path.parent, namespace) for row in rows])
@@ -184,12 +184,7 @@ def front_matter(path: Path) -> dict:
     try:
         return yaml.safe_load(found[1]) if found else {}
     except yaml.YAMLError as error:
-        raise LabError(f"The front matter of {path} is not YAML ({first_line(error)}): mend that line.") from error
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message without its later lines."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise LabError(f"The front matter of {path} is not YAML ({where_not_yaml(error)}): mend it there.") from error
 
 
 def shorten(text: str, length: int = 60) -> str:

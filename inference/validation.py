@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 
@@ -13,6 +14,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """ " (did you mean “X”?)", or nothing where no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean “{close[0]}”?)" if close else ""
+
+
+def where_not_yaml(error: yaml.YAMLError) -> str:
+    """What is wrong with a YAML file, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -36,5 +44,6 @@ def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        model = next((a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)), model)
+        parts = (a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel))
+        model = next(parts, model)
     return list(model.model_fields)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from inference.validation import explain, nearest
+from inference.validation import explain, nearest, where_not_yaml
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -95,8 +95,10 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     path = recipe_path(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LabError(f"{path.name} is not YAML ({str(error).splitlines()[0]}): mend that line.") from error
+    except UnicodeDecodeError as error:
+        raise LabError(f"{path.name} is not UTF-8 text ({error.reason}): save it as such.") from error
+    except yaml.YAMLError as error:
+        raise LabError(f"{path.name} is not YAML ({where_not_yaml(error)}): mend it there.") from error
     if not isinstance(values, dict):
         raise LabError(f"{path.name} is not a recipe: it has to be a list of `key: value` lines.")
     for override in overrides or []:
