@@ -163,8 +163,8 @@ class LoadedBase:
 
     def decode(self, tokens: list[int]) -> bool:
         """Run `tokens` (at most PROMPT_BATCH) through the model after what is cached; False where it was aborted."""
-        batch = cpp.llama_batch_get_one((cpp.llama_token * len(tokens))(*tokens), len(tokens))
-        code = cpp.llama_decode(self.context, batch)
+        ids = (cpp.llama_token * len(tokens))(*tokens)  # the batch points into it
+        code = cpp.llama_decode(self.context, cpp.llama_batch_get_one(ids, len(ids)))
         if code == 0:
             self.cached += tokens
             return True
