@@ -1,0 +1,31 @@
+# Each target sets up what it needs; a second call does no work again. PORT=8080 make app
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: app test lint demo bench
+
+app: .venv/app.done
+	$(BIN)/python app.py
+
+test: .venv/dev.done
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.done
+	$(BIN)/ruff check .
+
+demo: .venv/dev.done
+	$(BIN)/python -m training.demo
+
+bench: .venv/dev.done
+	$(BIN)/python -m benchmarks.first_questions
+	$(BIN)/python -m benchmarks.start
+
+.venv/app.done: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev.done: requirements-dev.txt requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@

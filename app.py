@@ -1,0 +1,44 @@
+"""The Space's entry point: read the settings, build the catalog, compose the page, launch. `python app.py`
+
+No model is loaded here; the page is up before any model is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+
+from inference.errors import LabError
+from inference.lab import Lab
+from inference.settings import Settings
+from ui.api import add_endpoints
+from ui.chat import ChatTab
+from ui.theme import CSS, HEAD, THEME
+
+
+def build(lab: Lab) -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="Llama Finetuning Lab", analytics_enabled=False) as page:
+        gr.Markdown("# Llama Finetuning Lab")
+        tab = ChatTab(lab)
+        page.load(tab.redraw, tab.model, [tab.model, tab.card], api_visibility="private", show_progress="hidden")
+        add_endpoints(lab)
+    return page
+
+
+def main() -> None:
+    """Launch and stay."""
+    settings = Settings.from_environment()
+    build(Lab.from_environment()).launch(server_port=settings.port, theme=THEME, css=CSS, head=HEAD, show_error=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LabError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

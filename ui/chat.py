@@ -1,0 +1,173 @@
+"""The chat tab: pick a model, ask, read the streamed answer, stop, retry, undo, edit. No model code."""
+
+from __future__ import annotations
+
+import html
+import threading
+import time
+from collections.abc import Iterator
+
+import gradio as gr
+
+from inference.catalog import Entry
+from inference.engines import Sampling
+from inference.errors import LabError
+from inference.lab import Lab
+from ui.conversation import marker, text_of, to_messages, waiting, with_figures
+
+REDRAW = 0.05  # seconds between two redraws of a growing answer
+DEFAULTS = Sampling()
+
+
+class ChatTab:
+    """The components of the tab and what they do. One per app; what belongs to a visitor lies in the page."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self._stops: dict[str, threading.Event] = {}
+        first = lab.catalog.entries[0]
+        with gr.Row(equal_height=True):
+            self.model = gr.Dropdown(self.choices(), value=first.id, label="Model", scale=8)
+            self.refresh = gr.Button("⟳", scale=1, min_width=48, elem_id="refresh")
+        self.card = gr.HTML(self.card_of(first), elem_id="card")
+        self.chatbot = gr.Chatbot(
+            label="Conversation",
+            height=420,
+            buttons=["copy", "copy_all"],
+            editable="user",
+            group_consecutive_messages=False,
+            placeholder="Ask about an emoji, or anything the selected model may know.",
+            elem_id="chat",
+        )
+        with gr.Row(elem_classes="examples"):
+            self.examples = [gr.Button(text, size="sm", visible=bool(text)) for text in self.examples_of(first)]
+        self.notice = gr.Markdown("", elem_classes="notice", elem_id="notice")
+        with gr.Row(equal_height=True):
+            self.question = gr.Textbox(
+                label="Question", show_label=False, placeholder="Ask something", lines=1, max_lines=8, scale=8,
+                autofocus=True, elem_id="question",
+            )  # fmt: skip
+            self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
+            self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
+        with gr.Accordion("Settings", open=False):
+            self.system = gr.Textbox(label="System prompt", lines=2)
+            with gr.Row():
+                self.temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
+                self.top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")
+            with gr.Row():
+                self.max_tokens = gr.Slider(1, 2048, DEFAULTS.max_tokens, step=1, label="Max tokens")
+                self.seed = gr.Number(None, label="Seed (empty: a new one each time)", precision=0, minimum=0)
+            self.clear = gr.Button("New conversation", size="sm")
+        self.connect()
+
+    def connect(self) -> None:
+        """Wire the components."""
+        settings = [self.model, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
+        shown = [self.chatbot, self.question, self.notice, self.stop]
+        quiet = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+        gr.on([self.question.submit, self.send.click], self.ask, [self.question, self.chatbot, *settings], shown, **quiet)
+        for example in self.examples:
+            example.click(self.ask, [example, self.chatbot, *settings], shown, **quiet)
+        self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **quiet)
+        self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **quiet)
+        self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, self.question], api_visibility="private")
+        self.stop.click(self.press_stop, None, None, api_visibility="private", queue=False)
+        self.clear.click(lambda: ([], ""), None, [self.chatbot, self.notice], api_visibility="private", queue=False)
+        self.model.change(
+            self.select, [self.model, self.chatbot], [self.card, self.chatbot, self.notice, *self.examples], **quiet
+        )
+        self.refresh.click(self.redraw, self.model, [self.model, self.card], **quiet)
+
+    def choices(self) -> list[tuple[str, str]]:
+        """The dropdown: each name with what it costs to choose it."""
+        return [(f"{e.name} — {self.lab.state(e).text}", e.id) for e in self.lab.catalog.entries]
+
+    def card_of(self, entry: Entry) -> str:
+        """The selection in two lines."""
+        card, state = entry.card, self.lab.state(entry)
+        base = self.lab.catalog.base_of(entry)
+        facts = [f"on {base.name}"] if base is not entry else []
+        facts += [card.lora] if card.lora else []
+        for what, share in card.accuracy.items():
+            if "never seen" not in what:
+                before = base.card.accuracy.get(what)
+                compared = f" (base {before:.0%})" if before is not None and base is not entry else ""
+                facts.append(f"{what} {share:.0%}{compared}")
+        facts += [state.text, self.lab.engine_label]
+        line = html.escape(" · ".join(facts)).replace("%", " %")
+        link = f' · <a href="{html.escape(card.url)}" target="_blank">card ↗</a>' if card.url else ""
+        return f'<div class="card">{html.escape(card.summary)}<br>{line}{link}</div>'
+
+    def examples_of(self, entry: Entry) -> list[str]:
+        """Three questions that suit the entry."""
+        return [*entry.examples[:3], "", "", ""][:3]
+
+    def select(self, model_id: str, history: list[dict]) -> Iterator[tuple]:
+        """Another model: its card, its examples, a marker in a conversation, and why it can't be had, if so."""
+        entry = self.lab.catalog[model_id]
+        if history:
+            # Two changes in a row leave one marker.
+            if 'class="marker"' in text_of(history[-1]["content"]):
+                history = history[:-1]
+            history = [*history, marker(entry.name)] if history else history
+        buttons = [gr.Button(text, visible=bool(text)) for text in self.examples_of(entry)]
+        yield self.card_of(entry), history, self.lab.state(entry).explanation, *buttons
+        if self.lab.state(entry).kind == "download" and (reason := self.lab.why_not(entry)):
+            yield self.card_of(entry), history, reason, *buttons
+
+    def redraw(self, model_id: str) -> tuple:
+        """The states anew."""
+        return gr.Dropdown(self.choices()), self.card_of(self.lab.catalog[model_id])
+
+    def press_stop(self, request: gr.Request) -> None:
+        """Ends the visitor's running answer within one token."""
+        if stop := self._stops.get(request.session_hash or ""):
+            stop.set()
+
+    def retry(self, history: list[dict], *settings: object, data: gr.RetryData, request: gr.Request) -> Iterator[tuple]:
+        """Ask the same again."""
+        yield from self.ask(text_of(history[data.index]["content"]), history[: data.index], *settings, request=request)
+
+    def edit(self, history: list[dict], *settings: object, data: gr.EditData, request: gr.Request) -> Iterator[tuple]:
+        """Ask the edited question in the place of the old one."""
+        yield from self.ask(text_of(data.value), history[: data.index], *settings, request=request)
+
+    def undo(self, history: list[dict], data: gr.UndoData) -> tuple:
+        """Take the question back into the box."""
+        return history[: data.index], text_of(history[data.index]["content"])
+
+    def ask(
+        self,
+        question: str,
+        history: list[dict],
+        model_id: str,
+        system: str,
+        temperature: float,
+        top_p: float,
+        max_tokens: int,
+        seed: int | None,
+        *,
+        request: gr.Request,
+    ) -> Iterator[tuple]:
+        """Stream an answer: the conversation, the question box, the notice and the stop button, again and again."""
+        stop = self._stops.setdefault(request.session_hash or "", threading.Event())
+        stop.clear()
+        before, entry = history, self.lab.catalog[model_id]
+        history = [*history, {"role": "user", "content": question}]
+        sampling = Sampling(temperature, top_p, int(max_tokens), None if seed is None else int(seed))
+        answer, started, drawn = "", time.perf_counter(), 0.0
+        try:
+            for chunk in self.lab.ask(model_id, to_messages(history, system), sampling, stop.is_set):
+                answer += chunk.text
+                now = time.perf_counter()
+                if chunk.figures:
+                    shown = with_figures(answer, entry.name, chunk.figures)
+                elif now - drawn < REDRAW:
+                    continue
+                else:
+                    shown = answer or waiting(chunk.waiting or "thinking", now - started)
+                drawn = now
+                yield [*history, {"role": "assistant", "content": shown}], "", "", gr.Button(interactive=not chunk.figures)
+        except LabError as error:
+            # Nothing is lost: the question goes back into the box, the conversation is as before.
+            yield before, question, str(error), gr.Button(interactive=False)
