@@ -41,12 +41,10 @@ def hub_sentences(repo: str, file: str) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise LabError(f"{repo} is not on the Hub, or private: check the name, or set HF_TOKEN.") from error
-    except LocalEntryNotFoundError as error:
-        raise LabError(f"{repo} can't be fetched: the Hub can't be reached. Check the network and try again.") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
+        raise LabError(f"{repo} can't be fetched: the Hub can't be reached. Check the network, try again.") from error
     except EntryNotFoundError as error:
         raise LabError(f"{repo} has no file {file}: correct it in the catalog.") from error
-    except (OfflineModeIsEnabled, httpx.TransportError) as error:
-        raise LabError(f"{repo} can't be fetched: the Hub can't be reached. Check the network and try again.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
         raise LabError(f"{repo} can't be fetched: the Hub answered with status {status}. Try again later.") from error
@@ -93,7 +91,7 @@ def fetch(repo: str, file: str, cancelled: Callable[[], bool]) -> Iterator[tuple
     def download() -> None:
         try:
             outcome.append(Path(hf_hub_download(repo, file, tqdm_class=Progress)))
-        except BaseException as error:  # noqa: BLE001 - it is raised again below, in the caller's thread
+        except BaseException as error:  # raised again below, in the caller's thread
             outcome.append(error)
 
     worker = threading.Thread(target=download, daemon=True)

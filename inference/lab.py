@@ -16,6 +16,8 @@ from inference.engines import ENGINE_LABELS, Chunk, Engine, Figures, Message, Mo
 from inference.errors import LabError
 from inference.settings import Settings
 
+DEFAULT_SAMPLING = Sampling()
+
 
 @dataclass(frozen=True)
 class State:
@@ -119,7 +121,7 @@ class Lab:
         self,
         model_id: str,
         messages: Sequence[Message],
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling = DEFAULT_SAMPLING,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Chunk]:
         """Answer the last of `messages`. Raises LabError, one sentence, for whatever is wrong with any of it."""

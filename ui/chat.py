@@ -65,7 +65,8 @@ class ChatTab:
         settings = [self.model, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
         shown = [self.chatbot, self.question, self.notice, self.stop]
         quiet = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
-        gr.on([self.question.submit, self.send.click], self.ask, [self.question, self.chatbot, *settings], shown, **quiet)
+        asked = [self.question.submit, self.send.click]
+        gr.on(asked, self.ask, [self.question, self.chatbot, *settings], shown, **quiet)
         for example in self.examples:
             example.click(self.ask, [example, self.chatbot, *settings], shown, **quiet)
         self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **quiet)
@@ -124,20 +125,21 @@ class ChatTab:
         if stop := self._stops.get(request.session_hash or ""):
             stop.set()
 
-    def retry(self, history: list[dict], *settings: object, data: gr.RetryData, request: gr.Request) -> Iterator[tuple]:
+    def retry(self, data: gr.RetryData, request: gr.Request, history: list[dict], *settings: object) -> Iterator[tuple]:
         """Ask the same again."""
-        yield from self.ask(text_of(history[data.index]["content"]), history[: data.index], *settings, request=request)
+        yield from self.ask(request, text_of(history[data.index]["content"]), history[: data.index], *settings)
 
-    def edit(self, history: list[dict], *settings: object, data: gr.EditData, request: gr.Request) -> Iterator[tuple]:
+    def edit(self, data: gr.EditData, request: gr.Request, history: list[dict], *settings: object) -> Iterator[tuple]:
         """Ask the edited question in the place of the old one."""
-        yield from self.ask(text_of(data.value), history[: data.index], *settings, request=request)
+        yield from self.ask(request, text_of(data.value), history[: data.index], *settings)
 
-    def undo(self, history: list[dict], data: gr.UndoData) -> tuple:
+    def undo(self, data: gr.UndoData, history: list[dict]) -> tuple:
         """Take the question back into the box."""
         return history[: data.index], text_of(history[data.index]["content"])
 
     def ask(
         self,
+        request: gr.Request,
         question: str,
         history: list[dict],
         model_id: str,
@@ -146,8 +148,6 @@ class ChatTab:
         top_p: float,
         max_tokens: int,
         seed: int | None,
-        *,
-        request: gr.Request,
     ) -> Iterator[tuple]:
         """Stream an answer: the conversation, the question box, the notice and the stop button, again and again."""
         stop = self._stops.setdefault(request.session_hash or "", threading.Event())
@@ -167,7 +167,8 @@ class ChatTab:
                 else:
                     shown = answer or waiting(chunk.waiting or "thinking", now - started)
                 drawn = now
-                yield [*history, {"role": "assistant", "content": shown}], "", "", gr.Button(interactive=not chunk.figures)
+                running = gr.Button(interactive=not chunk.figures)
+                yield [*history, {"role": "assistant", "content": shown}], "", "", running
         except LabError as error:
             # Nothing is lost: the question goes back into the box, the conversation is as before.
             yield before, question, str(error), gr.Button(interactive=False)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict
 
-
 # An engine's module, and how the page names it.
 ENGINE_LABELS = {"llamacpp": "CPU, llama.cpp"}
 

@@ -51,7 +51,8 @@ class ChatTemplate:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._names)
         except TemplateError as error:
-            raise LabError(f"The model's chat template refuses this conversation ({error}): start a new one.") from error
+            reason = f"The model's chat template refuses this conversation ({error}): start a new one."
+            raise LabError(reason) from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids."""

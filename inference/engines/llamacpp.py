@@ -226,7 +226,9 @@ class Engine:
     def in_memory(self, files: ModelFiles) -> bool:
         """Whether answering would load nothing."""
         base = self._base
-        return base is not None and base.path == files.base and (files.adapter is None or files.adapter in base.adapters)
+        if base is None or base.path != files.base:
+            return False
+        return files.adapter is None or files.adapter in base.adapters
 
     def close(self) -> None:
         """Free the memory."""
