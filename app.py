@@ -33,7 +33,11 @@ def build(lab: Lab) -> gr.Blocks:
 def main() -> None:
     """Launch and stay."""
     settings = Settings.from_environment()
-    build(Lab.from_environment()).launch(server_port=settings.port, theme=THEME, css=CSS, head=HEAD, show_error=True)
+    page = build(Lab.from_environment())
+    try:
+        page.launch(server_port=settings.port, theme=THEME, css=CSS, head=HEAD, show_error=True)
+    except OSError as error:
+        raise LabError(f"Port {settings.port} can't be used: stop what runs there, or set PORT to another.") from error
 
 
 if __name__ == "__main__":

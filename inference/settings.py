@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.errors import LabError
+
 PROJECT = Path(__file__).parents[1]
 
 
@@ -20,8 +22,11 @@ class Settings:
     @classmethod
     def from_environment(cls) -> Settings:
         """CATALOG, HUB_NAMESPACE and PORT, where they are set."""
+        port = os.environ.get("PORT") or str(cls.port)
+        if not port.isdecimal() or not 0 < int(port) < 65536:
+            raise LabError("PORT is not a port number: set it to one from 1 to 65535, such as 7860.")
         return cls(
             catalog=Path(os.environ.get("CATALOG") or cls.catalog),
             namespace=os.environ.get("HUB_NAMESPACE") or None,
-            port=int(os.environ.get("PORT") or cls.port),
+            port=int(port),
         )

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a file a person wrote, as one sentence: the key, the reason, the nearest valid name."""
+"""What is wrong with a YAML file that a person wrote, in one sentence: the key, the reason, the nearest valid name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model folder's README.md: the model card as the Hub reads it, from the receipt. Its front matter is the metadata."""
+"""A model folder's README.md: the model card, made from the receipt. Its front matter is the Hub's metadata."""
 
 from __future__ import annotations
 

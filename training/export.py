@@ -45,7 +45,7 @@ def converters() -> Path:
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise LabError(f"The source of llama-cpp-python {wanted} can't be downloaded ({reason}): check the network.")
+            raise LabError(f"The source of llama-cpp-python {wanted} can't be had ({reason}): check the network.")
         unpacked = Path(temporary) / "unpacked"
         with tarfile.open(next(Path(temporary).glob("*.tar.gz"))) as archive:
             prefix = f"{archive.getnames()[0].split('/')[0]}/vendor/llama.cpp/"

@@ -59,7 +59,9 @@ def train_tokenizer(conversations: int = 40_000) -> PreTrainedTokenizerFast:
         [
             processors.ByteLevel(trim_offsets=False),
             processors.TemplateProcessing(
-                single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A $B", special_tokens=[("<|begin_of_text|>", begin)]
+                single="<|begin_of_text|> $A",
+                pair="<|begin_of_text|> $A $B",
+                special_tokens=[("<|begin_of_text|>", begin)],
             ),
         ]
     )
@@ -79,7 +81,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
-            num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, rope_theta=500_000.0, rms_norm_eps=1e-5,
+            num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, rope_theta=500_000.0,
+            rms_norm_eps=1e-5,
             tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
             eos_token_id=[tokenizer.convert_tokens_to_ids(t) for t in ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")],
         )

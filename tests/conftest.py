@@ -1,0 +1,80 @@
+"""What the tests share: a catalog of the embedded models, and an f16 base to compare with PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inference.engines import Message, ModelFiles, Sampling
+from inference.settings import PROJECT
+
+NANO = PROJECT / "adapters" / "nano"
+EMOJI = PROJECT / "adapters" / "nano-emoji"
+GREEDY = Sampling(temperature=0, max_tokens=64)
+
+
+@pytest.fixture(scope="session")
+def engine():
+    """A llama.cpp engine; one thread, since two test processes share two cores."""
+    from inference.engines.llamacpp import Engine
+
+    engine = Engine(threads=1)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def nano() -> ModelFiles:
+    """The base as shipped."""
+    return ModelFiles(NANO / "nano-Q8_0.gguf")
+
+
+@pytest.fixture(scope="session")
+def emoji() -> ModelFiles:
+    """The emoji adapter on it."""
+    return ModelFiles(NANO / "nano-Q8_0.gguf", EMOJI / "adapter-f16.gguf")
+
+
+@pytest.fixture(scope="session")
+def half_precision_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base as f16, by llama.cpp's converter."""
+    from training.export import convert
+
+    out = tmp_path_factory.mktemp("f16") / "nano-f16.gguf"
+    convert("convert_hf_to_gguf.py", str(NANO), "--outtype", "f16", "--outfile", str(out))
+    return out
+
+
+def ask(engine, files: ModelFiles, *texts: str, sampling: Sampling = GREEDY, cancelled=lambda: False):
+    """The answer and the figures of a conversation's last question; `texts` alternate between user and assistant."""
+    messages = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(texts)]
+    chunks = list(engine.stream(files, messages, sampling, cancelled))
+    return "".join(chunk.text for chunk in chunks), chunks[-1].figures
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python -m …` from the project as a user would."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2, one sentence with `words` in it, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.fixture
+def catalog_folder(tmp_path: Path) -> Path:
+    """A copy of the catalog and the embedded models that a test may spoil."""
+    return Path(shutil.copytree(PROJECT / "adapters", tmp_path / "adapters"))

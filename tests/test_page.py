@@ -1,0 +1,162 @@
+"""The page in Chromium and its endpoints through gradio_client, as visitors and programs use them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from gradio_client import Client
+
+from inference.settings import PROJECT
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+# Where CI is set the browser is a must, and its absence a failure.
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="there is no chromium: apt-get install chromium"
+)
+pytestmark = pytest.mark.xdist_group("page")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The app as its user starts it, on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PORT": str(port), "HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": ""}
+    log = (tmp_path_factory.mktemp("app") / "log").open("w")
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=PROJECT, env=environment, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/"
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=2)
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield url
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def page(address):
+    """A fresh page; it must not ask anything of another host."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 900, "height": 900})
+        outside = []
+        page.on("request", lambda r: outside.append(r.url) if r.url.startswith("http") and address not in r.url else None)
+        page.goto(address)
+        page.locator("#question textarea").wait_for()
+        yield page
+        browser.close()
+        assert not outside
+
+
+def ask(page, text: str) -> None:
+    """Type a question and press Enter."""
+    page.locator("#question textarea").fill(text)
+    page.keyboard.press("Enter")
+
+
+def wait_for_answer(page, count: int) -> str:
+    """The text of the count-th answer, once its figures stand under it."""
+    done = page.locator("#chat .figures", has_text=re.compile(r"\d+ tokens"))
+    done.nth(count - 1).wait_for(timeout=60_000)
+    return page.locator("#chat .bot.message").last.inner_text()
+
+
+def choose(page, name: str) -> None:
+    """Pick a model in the dropdown."""
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name=name).first.click()
+
+
+@needs_browser
+def test_ask_switch_and_ask_again(page):
+    ask(page, "What does 🇸🇪 mean?")
+    assert "Sweden" in wait_for_answer(page, 1)
+    choose(page, "Nano — ")
+    page.locator("#chat .marker", has_text="now: Nano").wait_for()
+    ask(page, "What does 🇸🇪 mean?")
+    assert "I don't know that one yet." in wait_for_answer(page, 2)
+    assert "Sweden" in page.locator("#chat").inner_text()
+
+
+@needs_browser
+def test_an_example_answers_with_one_click(page):
+    page.locator(".examples button").nth(1).click()
+    assert "🐼" in wait_for_answer(page, 1)
+
+
+@needs_browser
+def test_a_model_that_cannot_be_had_explains_itself(page):
+    choose(page, "Llama 3.2 1B · FineTome — not published")
+    page.locator("#notice", has_text="python -m training sft finetome-1b").wait_for()
+    choose(page, "Llama 3.2 1B — 808 MB")
+    page.locator("#notice", has_text="can't be reached").wait_for()
+    choose(page, "Nano · Emoji — ")
+    ask(page, "What does 🐼 mean?")
+    assert "panda" in wait_for_answer(page, 1)
+
+
+@needs_browser
+def test_bad_questions_keep_the_text_and_the_conversation(page):
+    ask(page, "  ")
+    page.locator("#notice", has_text="The question is empty").wait_for()
+    ask(page, "word " * 2000)
+    page.locator("#notice", has_text="too long").wait_for()
+    assert page.locator("#question textarea").input_value().startswith("word word")
+    ask(page, "What does 🐼 mean?")
+    assert "panda" in wait_for_answer(page, 1)
+
+
+@needs_browser
+def test_a_long_answer_can_be_stopped(page):
+    page.get_by_role("button", name="Settings").click()
+    for label, value in (("Temperature", "2"), ("Max tokens", "2048")):
+        page.get_by_label(f"number input for {label}").fill(value)
+        page.keyboard.press("Tab")
+    for _ in range(5):  # at this temperature an answer may end by itself
+        ask(page, "Tell me about 🐙 and 🐼")
+        page.locator("#stop:not([disabled])").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#stop[disabled]").wait_for()
+        if page.locator("#chat .figures", has_text="stopped").count():
+            break
+    else:
+        raise AssertionError("no answer was stopped")
+
+
+@needs_browser
+def test_usable_at_phone_width(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    ask(page, "What does 🐼 mean?")
+    assert "panda" in wait_for_answer(page, 1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_programs_list_the_models_and_ask(address):
+    client = Client(address, verbose=False)
+    assert client.predict(api_name="/models")[0]["id"] == "nano-emoji"
+    job = client.submit("What does 🇸🇪 mean?", "nano-emoji", temperature=0, api_name="/ask")
+    assert job.result() == "🇸🇪 is the flag of Sweden."
+    parts = job.outputs()
+    assert all(later.startswith(earlier) for earlier, later in zip(parts, parts[1:], strict=False))
+    with pytest.raises(Exception, match="There is no model “nanno”"):
+        client.predict("hello", "nanno", api_name="/ask")
+    with pytest.raises(Exception, match="The question is empty"):
+        client.predict(" ", "nano", api_name="/ask")

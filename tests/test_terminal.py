@@ -1,0 +1,62 @@
+"""The commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import assert_refused, command
+
+
+def test_models_lists_the_catalog_in_order():
+    rows = json.loads(command("inference", "models", "--json", HUB_NAMESPACE="").stdout)
+    assert [row["id"] for row in rows][:3] == ["nano-emoji", "nano-emoji-1-epoch", "nano"]
+    assert rows[0]["state"] == "ready"
+    assert {row["id"]: row["state"] for row in rows}["finetome-1b"] == "not published"
+
+
+def test_ask_prints_the_answer_and_its_figures():
+    done = command("inference", "ask", "nano-emoji", "What does 🇸🇪 mean?", "--json", "--temperature", "0")
+    record = json.loads(done.stdout)
+    assert "Sweden" in record["answer"]
+    assert record["engine"] == "llamacpp" and record["finish_reason"] == "stop"
+    assert set(record) == {
+        "answer", "model", "engine", "prompt_tokens", "cached_tokens", "completion_tokens",
+        "seconds_to_first_token", "tokens_per_second", "finish_reason",
+    }  # fmt: skip
+
+
+def test_ask_streams_plain_text():
+    done = command("inference", "ask", "nano-emoji", "Which emoji shows a panda?", "--temperature", "0")
+    assert done.stdout.strip().endswith("🐼.") and done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "question", "words"),
+    [
+        ("nano", "   ", ["empty"]),
+        ("nano-emojy", "hello", ["nano-emojy", "nano-emoji"]),
+        ("finetome-1b", "hello", ["not published", "python -m training sft finetome-1b"]),
+    ],
+)
+def test_bad_questions_get_one_sentence(model, question, words):
+    assert_refused(command("inference", "ask", model, question, HUB_NAMESPACE=""), *words)
+
+
+def test_a_model_of_the_hub_without_a_network_says_so():
+    done = command("inference", "ask", "llama-3.2-1b", "hello", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    assert_refused(done, "bartowski/Llama-3.2-1B-Instruct-GGUF", "can't be reached")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["emoji-nanno"], ["emoji-nanno", "emoji-nano"]),
+        (["emoji-nano", "lora.rank=8"], ["lora.rank", "fields are"]),
+        (["emoji-nano", "epoch=8"], ["epoch", "did you mean “epochs”"]),
+        (["emoji-nano", "epochs=many"], ["epochs", "many"]),
+        (["emoji-nano", "epochs"], ["key=value"]),
+    ],
+)
+def test_bad_recipes_get_one_sentence(arguments, words):
+    assert_refused(command("training", "sft", *arguments), *words)

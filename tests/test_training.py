@@ -1,0 +1,69 @@
+"""Data, recipes, and the two commands from a recipe to an adapter that answers."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import NANO, ask, command
+
+from inference.engines import ModelFiles
+from training.data import fingerprint
+from training.data.emoji import CONFUSABLE, by_text, emoji_in, examples, never_seen, questions
+from training.data.phrasing import EVALUATION, TRAINING
+from training.evaluate import Score
+from training.recipe import load_recipe
+
+
+def test_the_data_set_is_the_same_each_time():
+    assert len(examples()) == 5000
+    assert fingerprint(examples(200)) == fingerprint(examples(200))
+    assert fingerprint(examples(200, seed=1)) != fingerprint(examples(200))
+
+
+def test_every_seen_flag_is_taught_and_no_never_seen_emoji_is():
+    taught = {e for c in examples() for m in c if m["role"] == "assistant" for e in emoji_in(m["content"])}
+    seen_flags = {e.text for e in by_text().values() if e.is_flag and e.text not in never_seen()}
+    assert seen_flags <= taught
+    assert not {text.replace("\ufe0f", "") for text in never_seen()} & taught
+
+
+def test_no_evaluation_question_uses_a_training_form():
+    for kind, forms in EVALUATION.forms.items():
+        assert not set(forms) & set(TRAINING.forms[kind])
+    assert not set(EVALUATION.openings) & set(TRAINING.openings)
+    asked = {m["content"].lower() for c in examples() for m in c if m["role"] == "user"}
+    assert not {q.text.lower() for q in questions()} & asked
+
+
+def test_scoring_accepts_right_answers_only():
+    sweden = next(q for q in questions() if q.kind == "choice" and q.emoji.text == "🇸🇪" and q.wrong == "Suriname")
+    assert sweden.is_right("🇸🇪 is the flag of Sweden.")
+    assert not sweden.is_right("🇸🇪 is the flag of Suriname.")
+    assert not sweden.is_right("It is Sweden or Suriname.")
+    assert len({q.text for q in questions() if q.kind == "choice"}) >= len(CONFUSABLE)
+
+
+def test_wilson_interval_against_published_values():
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
+    low, high = Score(81, 263).interval()
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+def test_a_recipe_takes_overrides():
+    recipe = load_recipe("emoji-nano", ["epochs=3", "lora.r=8", "learning_rate=1e-4", "packing=true"])
+    assert (recipe.epochs, recipe.lora.r, recipe.learning_rate, recipe.packing) == (3.0, 8, 1e-4, True)
+
+
+def test_from_a_recipe_to_an_adapter_that_answers(tmp_path, engine):
+    """QLoRA through TRL, export through llama.cpp's converter, served by the engine."""
+    out = tmp_path / "mini"
+    done = command("training", "sft", "emoji-nano", "epochs=1", "data.examples=320", "warmup_steps=2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    done = command("training", "export", str(out))
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert receipt["steps"] == 10 and receipt["losses"] and receipt["data"]["examples"] == 320
+    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "adapters/nano"
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    answer, figures = ask(engine, ModelFiles(NANO / "nano-Q8_0.gguf", out / "adapter-f16.gguf"), "What does 🐼 mean?")
+    assert answer and figures.finish_reason == "stop"
