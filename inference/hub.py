@@ -21,9 +21,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import logging
 from huggingface_hub.utils import tqdm as hub_tqdm
 
 from inference.errors import LabError
+
+logging.set_verbosity_error()  # what goes wrong is told once, in our words
 
 
 class Cancelled(Exception):

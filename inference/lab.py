@@ -105,13 +105,13 @@ class Lab:
 
     def fetch(self, entry: Entry, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
         """Download what is missing, telling how far it is."""
-        for part in self.parts(entry):
-            if self.local_file(part):
-                continue
+        missing = [part for part in self.parts(entry) if not self.local_file(part)]
+        for part in missing:
             if part.repo is None:
                 raise LabError(self.state(part).explanation)
-            from inference import hub
+        from inference import hub
 
+        for part in missing:
             for progress in hub.fetch(part.repo, part.file, cancelled):
                 if isinstance(progress, tuple):
                     done, total = progress

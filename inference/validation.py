@@ -24,8 +24,9 @@ def where_not_yaml(error: yaml.YAMLError) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first complaint of `error` about data for `model`."""
-    first = error.errors()[0]
+    """What to mend first of what `error` says about data for `model`."""
+    # A misspelt key is also a missing one; the misspelling is what to mend.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         known = fields_at(model, first["loc"][:-1])

@@ -131,7 +131,8 @@ def test_a_question_that_is_too_long_is_refused_and_the_next_one_works(engine, n
 
 
 def test_text_comes_in_whole_characters():
-    for text in ("🇸🇪🇸🇷 ok", "👨\u200d👩\u200d👧 ok", "a 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f b", "é🐼"):
+    england = "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
+    for text in ("🇸🇪🇸🇷 ok", "👨\u200d👩\u200d👧 ok", f"a {england} b", "é🐼"):
         stream = TextStream()
         pieces = [stream.feed(bytes([byte])) for byte in text.encode()] + [stream.finish()]
         assert "".join(pieces) == text
@@ -151,14 +152,13 @@ def test_an_adapter_for_another_base_is_refused(engine, nano, tmp_path):
     from training.data.emoji import UNKNOWN
     from training.export import export_adapter
 
-    config, folder = (NANO / "config.json").read_text(encoding="utf-8"), tmp_path / "other"
+    folder = tmp_path / "other"
     shutil.copytree(EMOJI, folder)
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "adapter_model.safetensors")
     save_file({k: v[:, :128].contiguous() if "lora_A" in k else v for k, v in weights.items()},
               folder / "adapter_model.safetensors")  # fmt: skip
-    assert config
     export_adapter(folder)
     with pytest.raises(LabError, match="doesn't fit the base"):
         ask(engine, ModelFiles(nano.base, folder / "adapter-f16.gguf"), "hello")

@@ -57,13 +57,15 @@ def test_a_recipe_takes_overrides():
 def test_from_a_recipe_to_an_adapter_that_answers(tmp_path, engine):
     """QLoRA through TRL, export through llama.cpp's converter, served by the engine."""
     out = tmp_path / "mini"
-    done = command("training", "sft", "emoji-nano", "epochs=1", "data.examples=320", "warmup_steps=2", "--out", str(out))
+    small = ["epochs=1", "data.examples=320", "warmup_steps=2"]
+    done = command("training", "sft", "emoji-nano", *small, "--out", str(out))
     assert done.returncode == 0, done.stderr
     done = command("training", "export", str(out))
     assert done.returncode == 0, done.stderr
     receipt = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert receipt["steps"] == 10 and receipt["losses"] and receipt["data"]["examples"] == 320
-    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"] == "adapters/nano"
+    config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "adapters/nano"
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     answer, figures = ask(engine, ModelFiles(NANO / "nano-Q8_0.gguf", out / "adapter-f16.gguf"), "What does 🐼 mean?")
     assert answer and figures.finish_reason == "stop"

@@ -13,7 +13,8 @@ def read_receipt(folder: Path) -> dict:
     try:
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LabError(f"{folder} holds no readable run.json ({error}): make it with `python -m training sft`.") from error
+        reason = f"{folder} has no readable run.json ({error}): make it with `python -m training sft`."
+        raise LabError(reason) from error
 
 
 def write_receipt(folder: Path, receipt: dict) -> None:

@@ -50,7 +50,7 @@ class ChatTab:
             self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
             self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
         with gr.Accordion("Settings", open=False):
-            self.system = gr.Textbox(label="System prompt", lines=2)
+            self.system = gr.Textbox("", label="System prompt", lines=2)
             with gr.Row():
                 self.temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
                 self.top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")

@@ -122,7 +122,8 @@ def train(tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int = 26
     batches = Teacher(seed=1).batches(batch_tokens)
     losses: list[tuple[int, float]] = []
     started = time.perf_counter()
-    with typer.progressbar(range(steps), label="nano base", show_pos=True, item_show_func=lambda _: last(losses)) as bar:
+    shown = {"label": "nano base", "show_pos": True, "item_show_func": lambda _: last(losses)}
+    with typer.progressbar(range(steps), **shown) as bar:
         for step in bar:
             ids, labels = collate(tokenizer, next(batches))
             # No attention mask: padding is on the right, causal attention never looks at it, and it has no label.
