@@ -23,10 +23,10 @@ from ui.theme import CSS, HEAD, THEME
 def build(lab: Lab) -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="Llama Finetuning Lab", analytics_enabled=False) as page:
+        add_endpoints(lab)  # first: the names /models and /ask are theirs
         gr.Markdown("# Llama Finetuning Lab")
         tab = ChatTab(lab)
         page.load(tab.redraw, tab.model, [tab.model, tab.card], api_visibility="private", show_progress="hidden")
-        add_endpoints(lab)
     return page
 
 

@@ -34,7 +34,8 @@ def main() -> None:
             exported = time.perf_counter()
             size = (folder / "adapter_model.safetensors").stat().st_size
             lines.append(f"| fine-tune {recipe.name} | {trained - started:.0f} | LoRA {size / 1e6:.1f} MB |")
-            lines.append(f"| export {recipe.name} | {exported - trained:.0f} | GGUF {gguf.stat().st_size / 1e6:.1f} MB |")
+            size = gguf.stat().st_size
+            lines.append(f"| export {recipe.name} | {exported - trained:.0f} | GGUF {size / 1e6:.1f} MB |")
             folders[recipe.name] = folder
         started = time.perf_counter()
         scores = {name: evaluate_files(files_of(folder), EVERY, name) for name, folder in folders.items()}

@@ -11,10 +11,11 @@ THEME = gr.themes.Default(
 # Only what the theme can't reach.
 CSS = """
 .gradio-container {max-width: 860px !important; margin: 0 auto !important;}
-.card, .figures, .marker {color: var(--body-text-color-subdued);}
+.card, .figures, .marker {color: var(--body-text-color); opacity: 0.75;}
 .figures, .marker {font-size: var(--text-sm);}
 .marker {display: block; text-align: center;}
-.notice:not(:empty) {border-left: 3px solid var(--color-accent); padding: 4px 12px;}
+#refresh {max-width: 56px;}
+.notice p {border-left: 3px solid var(--color-accent); padding: 4px 12px;}
 footer {display: none !important;}
 @media (max-width: 480px) {.examples button {min-width: 100% !important;}}
 """
