@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+from httpx2 import TransportError
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -44,7 +44,7 @@ def hub_sentences(repo: str, file: str) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise LabError(f"{repo} is not on the Hub, or private: check the name, or set HF_TOKEN.") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, TransportError) as error:
         raise LabError(f"{repo} can't be fetched: the Hub can't be reached. Check the network, try again.") from error
     except EntryNotFoundError as error:
         raise LabError(f"{repo} has no file {file}: correct it in the catalog.") from error
