@@ -74,7 +74,24 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
         assert word in done.stderr
 
 
-@pytest.fixture
-def catalog_folder(tmp_path: Path) -> Path:
-    """A copy of the catalog and the embedded models that a test may spoil."""
-    return Path(shutil.copytree(PROJECT / "adapters", tmp_path / "adapters"))
+@pytest.fixture(scope="session")
+def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The catalog and one more entry, "Babble": random weights, large enough that its endless answer can be stopped."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from training.export import convert
+
+    folder = Path(shutil.copytree(PROJECT / "adapters", tmp_path_factory.mktemp("catalog") / "adapters"))
+    model = folder / "babble"
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    tokenizer.save_pretrained(model)
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), num_key_value_heads=8, max_position_embeddings=4096,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, **shape,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(model)
+    convert("convert_hf_to_gguf.py", str(model), "--outtype", "f16", "--outfile", str(model / "babble.gguf"))
+    with (folder / "catalog.yaml").open("a", encoding="utf-8") as catalog:
+        catalog.write("  - {id: babble, name: Babble, summary: Random weights., folder: babble, file: babble.gguf}\n")
+    return folder / "catalog.yaml"
