@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -47,10 +46,11 @@ class Lab:
         """The engine in the visitor's words: "CPU, llama.cpp"."""
         return ENGINE_LABELS[self.engine_name]
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """The engine; imports its runtime at the first question."""
-        self._engine = load_engine(self.engine_name)
+        if self._engine is None:
+            self._engine = load_engine(self.engine_name)
         return self._engine
 
     def state(self, entry: Entry) -> State:
@@ -63,7 +63,7 @@ class Lab:
             mend = f" Make it with `{entry.command}`." if entry.command else " Check the catalog."
             return State("missing", "missing", f"{entry.name} has no file {entry.file} in {entry.folder.name}.{mend}")
         if entry.repo is None:
-            how = f"Make it with `{entry.command} --namespace YOU`, then start with HUB_NAMESPACE=YOU."
+            how = f"Make it with `{entry.command}`, publish it, then start with HUB_NAMESPACE set to your account."
             return State("not published", "not published", f"{entry.name} is not published yet. {how}")
         size = sum(part.size or 0 for part in self.parts(entry) if not self.local_file(part))
         return State("download", human_size(size) if size else "on the Hub")

@@ -7,7 +7,9 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment
 
+from inference.catalog import front_matter
 from training.receipt import read_receipt
+from training.recipe import locate
 
 CARD = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string("""\
 ---
@@ -27,11 +29,7 @@ A LoRA adapter on `{{ recipe.base }}`, fine-tuned on {{ "{:,}".format(data.examp
 | packing | {{ "on" if recipe.packing else "off" }} |
 | time | {{ seconds }} s on {{ device }} |
 {% else %}
-A Llama of {{ "{:,}".format(parameters) }} parameters, trained from scratch in {{ steps }} steps: Llama 3.2's \
-architecture, pre-tokenizer, special tokens and chat template in small. It knows emoji that are not flags, some small \
-talk, and says when it doesn't know.
-
-Remake it with `python -m training.nano.base`.
+{{ description }}
 {% endif %}
 
 ![loss](loss.png)
@@ -53,11 +51,16 @@ Greedy answers to questions in phrasings that training never had, as served by l
 def metadata(name: str, receipt: dict) -> dict:
     """The card's front matter, in the Hub's fields."""
     recipe = receipt.get("recipe")
-    fields: dict = {"license": "mit", "language": ["en"], "pipeline_tag": "text-generation", "tags": ["llama", "emoji"]}
+    fields: dict = {"language": ["en"], "pipeline_tag": "text-generation"}
     if recipe:
         fields |= {"base_model": recipe["base"], "base_model_relation": "adapter", "library_name": "peft"}
+        fields |= {"tags": ["llama", recipe["data"]["name"]]}
+        base_card = Path(locate(recipe["base"])) / "README.md"
+        if base_card.is_file():
+            fields["license"] = front_matter(base_card)["license"]
     else:
-        fields |= {"library_name": "transformers"}
+        fields |= {"library_name": "transformers", "tags": ["llama", receipt["data_set"]]}
+        fields |= {"license": receipt["license"]}
     if "evaluation" in receipt:
         metrics = [
             {"type": "accuracy", "name": group, "value": round(score["right"] / score["asked"], 4)}
@@ -72,6 +75,6 @@ def metadata(name: str, receipt: dict) -> dict:
 def write_card(folder: Path) -> None:
     """Write `README.md` from `run.json`."""
     receipt = read_receipt(folder)
-    front_matter = yaml.safe_dump(metadata(folder.name, receipt), allow_unicode=True, sort_keys=False)
-    text = CARD.render(name=folder.name, metadata=front_matter, **receipt)
+    fields = yaml.safe_dump(metadata(folder.name, receipt), allow_unicode=True, sort_keys=False)
+    text = CARD.render(name=folder.name, metadata=fields, **receipt)
     (folder / "README.md").write_text(text, encoding="utf-8")

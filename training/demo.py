@@ -10,8 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from inference.engines import load_engine
 from inference.settings import PROJECT
-from training.evaluate import answer_of, evaluate_files, files_of, load_engine, table
+from training.evaluate import answer_of, evaluate_files, files_of, table
 from training.export import export
 from training.recipe import load_recipe
 from training.sft import fine_tune

@@ -20,6 +20,7 @@ from inference.settings import Settings
 from training.card import write_card
 from training.data.emoji import UNKNOWN, Question, questions
 from training.receipt import read_receipt, write_receipt
+from training.recipe import locate
 
 GREEDY = Sampling(temperature=0, max_tokens=64)
 
@@ -101,10 +102,9 @@ def one_gguf(folder: Path) -> Path:
 
 def base_gguf(base: str) -> Path:
     """The GGUF on which an adapter is served: the catalog's for that base."""
-    from training.recipe import locate
-
-    if Path(locate(base)).is_dir():
-        return one_gguf(Path(locate(base)))
+    folder = Path(locate(base))
+    if folder.is_dir():
+        return one_gguf(folder)
     settings = Settings.from_environment()
     for entry in Catalog.read(settings.catalog).entries:
         if entry.repo and entry.base is None and entry.repo.split("/")[1].startswith(base.split("/")[-1]):

@@ -21,7 +21,7 @@ from inference.errors import LabError
 from training import data
 from training.plots import draw_loss
 from training.receipt import write_receipt
-from training.recipe import PROJECT, Recipe
+from training.recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 
@@ -107,11 +107,12 @@ def fine_tune(recipe: Recipe, out: Path) -> Path:
     trainer.model.peft_config["default"].base_model_name_or_path = recipe.base
     trainer.model.save_pretrained(out)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    counted = [int(entry["num_tokens"]) for entry in trainer.state.log_history if "num_tokens" in entry]
     receipt = {
         "recipe": recipe.model_dump(),
         "data": {"examples": len(split), "sha256": data.fingerprint(split)},
         "steps": trainer.state.global_step,
-        "tokens": int(trainer.state.num_input_tokens_seen) or None,
+        "tokens": counted[-1] if counted else None,
         "seconds": round(seconds, 1),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -121,8 +122,3 @@ def fine_tune(recipe: Recipe, out: Path) -> Path:
     write_receipt(out, receipt)
     draw_loss({recipe.name: losses}, out / "loss.png")
     return out
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """Where a recipe's run lies unless told otherwise."""
-    return PROJECT / "runs" / recipe.name

@@ -125,6 +125,11 @@ class ChatTab:
         if stop := self._stops.get(request.session_hash or ""):
             stop.set()
 
+    def leave(self, request: gr.Request) -> None:
+        """The visitor closed the page: end their answer, forget them."""
+        if stop := self._stops.pop(request.session_hash or "", None):
+            stop.set()
+
     def retry(self, data: gr.RetryData, request: gr.Request, history: list[dict], *settings: object) -> Iterator[tuple]:
         """Ask the same again."""
         yield from self.ask(request, text_of(history[data.index]["content"]), history[: data.index], *settings)

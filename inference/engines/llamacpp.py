@@ -25,8 +25,8 @@ from inference.errors import LabError
 MAX_CONTEXT = 4096  # tokens; a 1B's KV cache takes 32 KB a token in f16, so this many take 134 MB
 PROMPT_BATCH = 512  # tokens decoded at once; llama.cpp's own default
 TOP_K = 40  # llama.cpp's own default: sorting 128,000 candidates for top-p would cost more than it changes
+WARNING_AND_ERROR = (3, 4)  # GGML_LOG_LEVEL_WARN and _ERROR in ggml.h
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: draw one
-DEFAULT_TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
 
 
 class Log:
@@ -38,7 +38,7 @@ class Log:
         cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _take(self, level: int, text: bytes, _: object) -> None:
-        if level >= 3:  # warnings are 2 in this enumeration's older and 3 in its newer half; errors are above
+        if level in WARNING_AND_ERROR:
             self._lines.append(text.decode("utf-8", "replace").strip())
 
     def clear(self) -> None:
@@ -90,15 +90,21 @@ class LoadedBase:
         self.adapter: Path | None = None
         self.cached: list[int] = []  # the tokens in the KV cache, computed under self.adapter
         self._piece = ctypes.create_string_buffer(256)
-        self.template = self._chat_template()
+        try:
+            self.template = self._chat_template()
+        except LabError:
+            self.close()
+            raise
 
     def _chat_template(self) -> ChatTemplate:
         source = cpp.llama_model_chat_template(self.model, None)
+        if not source:
+            raise LabError(f"{self.path.name} has no chat template: use the GGUF of an instruct model.")
         ids = range(cpp.llama_vocab_n_tokens(self.vocab))
         special = {self.spelling(i): i for i in ids if cpp.llama_vocab_is_control(self.vocab, i)}
         bos, eos = cpp.llama_vocab_bos(self.vocab), cpp.llama_vocab_eos(self.vocab)
         return ChatTemplate(
-            source.decode("utf-8") if source else DEFAULT_TEMPLATE,
+            source.decode("utf-8"),
             special,
             self.tokenize,
             self.spelling(bos) if bos >= 0 else "",
