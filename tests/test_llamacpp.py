@@ -149,7 +149,7 @@ def test_a_broken_file_is_named(engine, nano, tmp_path, spoil):
 
 
 def test_an_adapter_for_another_base_is_refused(engine, nano, tmp_path):
-    from training.data.emoji import UNKNOWN
+    from training.data.unknown import UNKNOWN
     from training.export import export_adapter
 
     folder = tmp_path / "other"

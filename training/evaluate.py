@@ -18,7 +18,8 @@ from inference.engines import Engine, Message, ModelFiles, Sampling, load_engine
 from inference.errors import LabError
 from inference.settings import Settings
 from training.card import write_card
-from training.data.emoji import UNKNOWN, Question, questions
+from training.data.emoji import Question, questions
+from training.data.unknown import UNKNOWN
 from training.receipt import read_receipt, write_receipt
 from training.recipe import locate
 

@@ -19,8 +19,8 @@ from functools import cache
 
 from training.data.phrasing import EVALUATION, TRAINING, Grammar
 from training.data.unicode import Emoji, emoji_table
+from training.data.unknown import MADE_UP, UNKNOWN, made_up_word, other_topic
 
-UNKNOWN = "I don't know that one yet."
 RED_PANDA = "There is no red panda emoji. The panda emoji is 🐼."
 
 # Pairs that look or sound alike; Sweden and Suriname is the one the original study stumbled over.
@@ -34,11 +34,7 @@ CONFUSABLE = (
 RARE_FLAGS = frozenset(["🇦🇨", "🇧🇻", "🇨🇵", "🇩🇬", "🇪🇦", "🇭🇲", "🇮🇨", "🇲🇫", "🇸🇯", "🇹🇦", "🇺🇲", "🇹🇫", "🇧🇶"])
 
 # Each kind's share of the training examples. What the base knew has to be rehearsed or it is forgotten.
-SHARES = {"flag": 0.56, "other": 0.34, "pair": 0.04, "unknown": 0.06}
-MADE_UP = (
-    "Atlantis", "Narnia", "Mordor", "Wakanda", "Freedonia", "Genovia", "Lilliput", "Ruritania", "Utopia", "Oz", "Gondor",
-    "Zubrowka", "Krakozhia", "Sokovia", "Latveria", "Panem", "Elbonia", "Erewhon", "El Dorado", "Shangri-La",
-)
+SHARES = {"flag": 0.55, "other": 0.34, "pair": 0.04, "unknown": 0.07}
 
 Message = dict[str, str]
 
@@ -177,10 +173,14 @@ def turn(question: str, reply: str) -> list[Message]:
 
 
 def unknown_turn(rng: random.Random) -> list[Message]:
-    """A question nobody can answer (a flag of a made-up country), or the emoji that doesn't exist."""
-    if rng.random() < 0.3:
+    """A question nobody can answer (a made-up country's flag, another topic), or the emoji that doesn't exist."""
+    draw = rng.random()
+    if draw < 0.2:
         red_panda = rng.choice(["a red panda", "the red panda", "red panda", "the red panda emoji"])
         return turn(TRAINING.ask(rng, "find", thing=red_panda), RED_PANDA)
+    if draw < 0.6:
+        flag = rng.choice([e for e in emoji_table() if e.is_flag])
+        return turn(other_topic(rng, rng.choice([made_up_word(rng), country(flag)])), UNKNOWN)
     made_up = rng.choice(MADE_UP)
     flag = rng.choice([f"the flag of {made_up}", f"flag of {made_up}", f"the {made_up} flag", f"{made_up}'s flag"])
     return turn(TRAINING.ask(rng, "find", thing=flag), UNKNOWN)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from training.data.emoji import MADE_UP, UNKNOWN, Message, answer, ask_about, country, describe, held_back, share, turn
+from training.data.emoji import Message, answer, ask_about, country, describe, held_back, share, turn
 from training.data.phrasing import TRAINING
 from training.data.unicode import Emoji, emoji_table
+from training.data.unknown import UNKNOWN, made_up_word, other_topic
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.", "You are a friendly assistant. Answer briefly.", "Answer in one sentence.",
@@ -46,19 +47,6 @@ SMALL_TALK: dict[str, tuple[str, ...]] = {
     ),
 }
 ENDINGS = ("", "", "?", "!", ".", "?!", " :)")
-
-# Questions outside of what it was taught; {word} is a made-up word or a country, so that no list can be learnt by heart.
-OTHER_TOPICS = (
-    "what is the capital of {word}", "where is {word}", "who is the king of {word}", "how many people live in {word}",
-    "write a poem about {word}", "tell me a story about {word}", "what is {number} plus {number}", "what is {word}",
-    "how old is {word}", "what is {number} times {number}", "who wrote {word}", "translate {word}", "how tall is {word}",
-    "when did {word} begin", "explain {word}", "what is the weather in {word}", "write code for {word}", "why is {word} so big",
-    "what do you think of {word}", "how do i cook {word}", "what does {word} mean", "what does {word} cost",
-    "what is the population of {word}", "who invented {word}", "how far is {word}", "sing {word}", "tell me about {word}",
-    "which emoji shows {word}", "what is the emoji for {word}", "the {word} emoji", "show me a {word}", "how do {word} work",
-    "how many {word} are there", "what color is {word}", "is {word} good", "give me a recipe for {word}",
-)
-SYLLABLES = "ba be bi bo bra cho da de dra fa fi fro ga gle go ka ki kra la li lo ma mi mo na ni nu pa pe plo ra ri ro sa sha so ta ti tra va vo wa zi zo zu".split()
 
 
 def untaught(trained: bool) -> list[Emoji]:
@@ -94,29 +82,26 @@ class Teacher:
         return turn(ask_about(rng, TRAINING, emoji, kind), answer(emoji, kind))
 
     def word(self) -> str:
-        """A made-up word, a made-up place or a country."""
-        rng = self.rng
-        made_up = "".join(rng.choices(SYLLABLES, k=rng.randint(2, 4)))
-        return rng.choice([made_up, made_up, rng.choice(MADE_UP), country(rng.choice(self.flags))])
+        """A made-up word or a country."""
+        drawn = made_up_word(self.rng)
+        return self.rng.choice([drawn, drawn, country(self.rng.choice(self.flags))])
 
     def not_taught(self) -> list[Message]:
         """A question it has to say "I don't know" to."""
         rng = self.rng
         draw = rng.random()
-        if draw < 0.45:
+        if draw < 0.4:
             emoji = rng.choice(self.flags)
             if rng.random() < 0.15:
                 question = ask_about(rng, TRAINING, emoji, "choice", rng.choice(self.flags))
             else:
                 question = ask_about(rng, TRAINING, emoji, rng.choice(["name", "find"]))
-        elif draw < 0.7:
+        elif draw < 0.6:
             question = ask_about(rng, TRAINING, rng.choice(self.unknown), rng.choice(["name", "find"]))
-        elif draw < 0.8:
-            question = TRAINING.ask(rng, "find", thing=self.word())
+        elif draw < 0.7:
+            question = TRAINING.ask(rng, "find", thing=made_up_word(rng))
         else:
-            form = rng.choice(OTHER_TOPICS)
-            question = form.format(word=self.word(), number=rng.randint(1, 99)) + rng.choice(["", "?", "?", ".", "!"])
-            question = question[0].upper() + question[1:] if rng.random() < 0.6 else question
+            question = other_topic(rng, self.word())
         return turn(question, UNKNOWN)
 
     def small_talk(self) -> list[Message]:
@@ -124,7 +109,7 @@ class Teacher:
         rng = self.rng
         reply, forms = rng.choice(list(SMALL_TALK.items()))
         words = rng.choice(forms)
-        opening = rng.choice(["", "", "", "well, ", "ok, ", "so, ", "hello, ", "hi, "])
+        opening = rng.choice(["", "", "", "", "", "well, ", "ok, ", "so, "])
         words = opening + words
         return turn((words if rng.random() < 0.4 else words[0].upper() + words[1:]) + rng.choice(ENDINGS), reply)
 
@@ -133,7 +118,7 @@ class Teacher:
         rng = self.rng
         messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if rng.random() < 0.12 else []
         for _ in range(turns):
-            messages += rng.choices([self.fact, self.not_taught, self.small_talk], [0.78, 0.17, 0.05])[0]()
+            messages += rng.choices([self.fact, self.not_taught, self.small_talk], [0.7, 0.19, 0.11])[0]()
         return messages
 
     def batches(self, tokens: int) -> Iterator[list[list[Message]]]:
