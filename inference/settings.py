@@ -30,3 +30,8 @@ class Settings:
             namespace=os.environ.get("HUB_NAMESPACE") or None,
             port=int(port),
         )
+
+
+def cache_folder() -> Path:
+    """Where the lab keeps what it downloads, beside other programs' caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llama-finetuning-lab"

@@ -18,17 +18,14 @@ from pathlib import Path
 
 import llama_cpp
 
+from inference.engines.llamacpp import Log
 from inference.errors import LabError
+from inference.settings import cache_folder
 from training.receipt import read_receipt
 from training.recipe import locate
 
 CONVERTER = Path(__file__).with_name("converter.py")
 WANTED = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
-
-
-def cache_folder() -> Path:
-    """Where the lab keeps what it downloads, beside other programs' caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llama-finetuning-lab"
 
 
 def converters() -> Path:
@@ -101,11 +98,12 @@ def export_model(folder: Path) -> Path:
 
 def quantize(source: Path, out: Path, file_type: int) -> None:
     """llama.cpp's quantization of a GGUF file; `file_type` is one of its LLAMA_FTYPE numbers."""
+    log = Log()  # keeps llama.cpp's log off the terminal
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = file_type
     params.nthread = os.cpu_count() or 1
     part = out.with_suffix(".part")
     if llama_cpp.llama_model_quantize(str(source).encode(), str(part).encode(), params):
         part.unlink(missing_ok=True)
-        raise LabError(f"{source.name} can't be quantized: check that there is room on the disk.")
+        raise LabError(f"{source.name} can't be quantized ({log.reason()}): make room on the disk.")
     shutil.move(part, out)

@@ -51,6 +51,15 @@ class Log:
         return complaints[0].rpartition(": ")[2].rstrip(".") if complaints else "no reason given"
 
 
+def has_amx() -> bool:
+    """Whether the CPU has Intel's matrix tiles: llama.cpp crashes on some that do (its issue 20824), and can be kept
+    from using them only together with its other repacked weights."""
+    try:
+        return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
 def check_gguf(path: Path) -> None:
     """Refuse what is no GGUF file before llama.cpp sees it."""
     try:
@@ -71,6 +80,7 @@ class LoadedBase:
         self._log = log
         log.clear()
         model_params = cpp.llama_model_default_params()
+        model_params.use_extra_bufts = not has_amx()
         self.model = cpp.llama_model_load_from_file(str(path).encode(), model_params)
         if not self.model:
             raise LabError(f"{path.name} can't be loaded ({log.reason()}): fetch or export it again.")
