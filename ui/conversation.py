@@ -1,6 +1,6 @@
 """A conversation as Gradio's chatbot holds it, and what of it a model is told.
 
-Notes for the reader (the figures under an answer, where the model changed) are HTML in spans of their own; they are
+Notes for the reader (the figures under an answer, where the model changed) are HTML elements of their own; they are
 taken out again before the conversation goes to a model.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from inference.engines import Figures, Message
 
-NOTE = re.compile(r"\s*<span class=\"(?:figures|marker)\">.*?</span>", re.DOTALL)
+NOTE = re.compile(r"\s*<(span|details) class=\"(?:figures|marker)\">.*?</\1>", re.DOTALL)
 
 
 def text_of(content: object) -> str:
@@ -49,18 +49,18 @@ def waiting(what: str, seconds: float) -> str:
 
 
 def with_figures(answer: str, model: str, figures: Figures) -> str:
-    """An answer and its quiet line."""
-    parts = [html.escape(model)]
+    """An answer and its quiet line; a click on it opens the rest."""
+    line = [html.escape(model)]
     if figures.tokens_per_second:
-        parts.append(f"{figures.tokens_per_second:.0f} tokens/s")
+        line.append(f"{figures.tokens_per_second:.0f} tokens/s")
     if figures.seconds_to_first_token is not None:
-        parts.append(f"first token {figures.seconds_to_first_token:.2f} s")
-    parts.append(f"{figures.completion_tokens} tokens")
-    parts.append(f"prompt {figures.prompt_tokens}, {figures.cached_tokens} of them reused")
+        line.append(f"first token {figures.seconds_to_first_token:.2f} s")
+    line.append(f"{figures.completion_tokens} tokens")
     if figures.dropped_turns:
-        parts.append(f"the oldest {figures.dropped_turns} turns no longer fit and were left out")
+        line.append(f"the oldest {figures.dropped_turns} turns no longer fit and were left out")
     if figures.finish_reason == "length":
-        parts.append("cut at the length limit")
+        line.append("cut at the length limit")
     if figures.finish_reason == "cancelled":
-        parts.append("stopped")
-    return f'{answer}\n\n<span class="figures">{" · ".join(parts)}</span>'
+        line.append("stopped")
+    more = f"The prompt has {figures.prompt_tokens} tokens, {figures.cached_tokens} of them reused."
+    return f'{answer}\n\n<details class="figures"><summary>{" · ".join(line)}</summary>{more}</details>'

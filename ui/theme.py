@@ -13,6 +13,7 @@ CSS = """
 .gradio-container {max-width: 860px !important; margin: 0 auto !important;}
 .card, .figures, .marker {color: var(--body-text-color); opacity: 0.75;}
 .figures, .marker {font-size: var(--text-sm);}
+.figures summary {cursor: pointer; list-style: none;}
 .marker {display: block; text-align: center;}
 #refresh {max-width: 56px;}
 .notice p {border-left: 3px solid var(--color-accent); padding: 4px 12px;}
