@@ -17,7 +17,6 @@ from training.export import export
 from training.recipe import load_recipe
 from training.sft import fine_tune
 
-EVERY = 2  # the evaluation asks every second question
 ASKED = ("What does 🇸🇪 mean?", "What does 🇸🇷 mean?", "What does 🐼 mean?")
 
 
@@ -39,7 +38,7 @@ def main() -> None:
             lines.append(f"| export {recipe.name} | {exported - trained:.0f} | GGUF {size / 1e6:.1f} MB |")
             folders[recipe.name] = folder
         started = time.perf_counter()
-        scores = {name: evaluate_files(files_of(folder), EVERY, name) for name, folder in folders.items()}
+        scores = {name: evaluate_files(files_of(folder), label=name) for name, folder in folders.items()}
         lines.append(f"| evaluate all three | {time.perf_counter() - started:.0f} | |")
         print("\n".join(["", *lines, "", table(scores), ""]))
         engine = load_engine("llamacpp")

@@ -20,3 +20,10 @@ def read_receipt(folder: Path) -> dict:
 def write_receipt(folder: Path, receipt: dict) -> None:
     """Write a model folder's `run.json`."""
     (folder / "run.json").write_text(json.dumps(receipt, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def device_name() -> str:
+    """What this machine trains on: the GPU's name, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
