@@ -63,7 +63,7 @@ def test_from_a_recipe_to_an_adapter_that_answers(tmp_path, engine):
     done = command("training", "export", str(out))
     assert done.returncode == 0, done.stderr
     receipt = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert receipt["steps"] == 10 and receipt["losses"] and receipt["data"]["examples"] == 320
+    assert receipt["steps"] == 20 and receipt["losses"] and receipt["data"]["examples"] == 320
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "adapters/nano"
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -19,22 +19,44 @@ from functools import cache
 
 from training.data.phrasing import EVALUATION, TRAINING, Grammar
 from training.data.unicode import Emoji, emoji_table
-from training.data.unknown import MADE_UP, UNKNOWN, made_up_word, other_topic
+from training.data.unknown import MADE_UP, UNKNOWN, made_up_word, near_name, other_sign, other_topic
 
 RED_PANDA = "There is no red panda emoji. The panda emoji is 🐼."
 
 # Pairs that look or sound alike; Sweden and Suriname is the one the original study stumbled over.
 CONFUSABLE = (
-    ("🇸🇪", "🇸🇷"), ("🇹🇩", "🇷🇴"), ("🇮🇩", "🇲🇨"), ("🇮🇪", "🇨🇮"), ("🇳🇱", "🇱🇺"), ("🇦🇺", "🇳🇿"), ("🇸🇮", "🇸🇰"), ("🇦🇹", "🇦🇺"),
-    ("🇳🇪", "🇳🇬"), ("🇬🇳", "🇬🇾"), ("🇮🇸", "🇮🇪"), ("🇨🇭", "🇸🇪"), ("🇱🇻", "🇱🇹"), ("🇲🇱", "🇲🇼"), ("🇩🇲", "🇩🇴"), ("🇰🇵", "🇰🇷"),
-    ("🌧️", "☔"), ("🐼", "🐻"), ("🐪", "🐫"), ("🦁", "🐯"), ("🌙", "🌛"), ("🎂", "🍰"), ("👏", "🙏"), ("🌊", "💧"), ("☂️", "☔"),
+    ("🇸🇪", "🇸🇷"),
+    ("🇹🇩", "🇷🇴"),
+    ("🇮🇩", "🇲🇨"),
+    ("🇮🇪", "🇨🇮"),
+    ("🇳🇱", "🇱🇺"),
+    ("🇦🇺", "🇳🇿"),
+    ("🇸🇮", "🇸🇰"),
+    ("🇦🇹", "🇦🇺"),
+    ("🇳🇪", "🇳🇬"),
+    ("🇬🇳", "🇬🇾"),
+    ("🇮🇸", "🇮🇪"),
+    ("🇨🇭", "🇸🇪"),
+    ("🇱🇻", "🇱🇹"),
+    ("🇲🇱", "🇲🇼"),
+    ("🇩🇲", "🇩🇴"),
+    ("🇰🇵", "🇰🇷"),
+    ("🌧️", "☔"),
+    ("🐼", "🐻"),
+    ("🐪", "🐫"),
+    ("🦁", "🐯"),
+    ("🌙", "🌛"),
+    ("🎂", "🍰"),
+    ("👏", "🙏"),
+    ("🌊", "💧"),
+    ("☂️", "☔"),
 )
 
 # Territories whose flag is their country's or that few people ever ask for: they stand for "never seen" among flags.
 RARE_FLAGS = frozenset(["🇦🇨", "🇧🇻", "🇨🇵", "🇩🇬", "🇪🇦", "🇭🇲", "🇮🇨", "🇲🇫", "🇸🇯", "🇹🇦", "🇺🇲", "🇹🇫", "🇧🇶"])
 
 # Each kind's share of the training examples. What the base knew has to be rehearsed or it is forgotten.
-SHARES = {"flag": 0.55, "other": 0.34, "pair": 0.04, "unknown": 0.07}
+SHARES = {"flag": 0.5, "other": 0.38, "pair": 0.04, "unknown": 0.08}
 
 Message = dict[str, str]
 
@@ -141,8 +163,18 @@ def thing(rng: random.Random, emoji: Emoji) -> str:
         the_country = country(emoji) if name == emoji.name else name
         forms = [f"the flag of {the_country}", f"flag of {name}", f"the {name} flag", f"{name}'s flag", f"flag: {name}"]
         return rng.choice(forms)
+    return named(rng, name)
+
+
+def named(rng: random.Random, name: str) -> str:
+    """A name in words, as a person would put it: "panda", "a panda", "the panda emoji"."""
     article = "an" if name[0] in "aeiouAEIOU" else "a"
     return rng.choice([name, name, f"{article} {name}", f"the {name}", f"the {name} emoji", f"“{name}”"])
+
+
+def in_words(emoji: Emoji) -> str:
+    """What is said aloud for an emoji: "the panda emoji", "the flag of Sweden"."""
+    return f"the flag of {country(emoji)}" if emoji.is_flag else f"the {emoji.name} emoji"
 
 
 def label(emoji: Emoji) -> str:
@@ -151,9 +183,12 @@ def label(emoji: Emoji) -> str:
 
 
 def ask_about(rng: random.Random, grammar: Grammar, emoji: Emoji, kind: str, other: Emoji | None = None) -> str:
-    """A question of `kind` about `emoji`; a choice names `other` as well, in either order."""
+    """A question of `kind` about `emoji`: `name` (it is shown), `words` (the same, but said as one says it aloud), `find`
+    (a thing is named), or `choice`, which names `other` as well, in either order."""
     if kind == "find":
         return grammar.ask(rng, "find", thing=thing(rng, emoji))
+    if kind == "words":
+        return grammar.ask(rng, "words", emoji=in_words(emoji))
     shown = bare(emoji.text) if rng.random() < 0.2 else emoji.text
     if kind == "choice":
         assert other is not None
@@ -173,14 +208,18 @@ def turn(question: str, reply: str) -> list[Message]:
 
 
 def unknown_turn(rng: random.Random) -> list[Message]:
-    """A question nobody can answer (a made-up country's flag, another topic), or the emoji that doesn't exist."""
+    """A question nobody can answer (a made-up country's flag, another topic, a name or a sign that is no emoji's), or
+    the emoji that doesn't exist."""
     draw = rng.random()
-    if draw < 0.2:
-        red_panda = rng.choice(["a red panda", "the red panda", "red panda", "the red panda emoji"])
-        return turn(TRAINING.ask(rng, "find", thing=red_panda), RED_PANDA)
-    if draw < 0.6:
+    if draw < 0.15:
+        return turn(TRAINING.ask(rng, "find", thing=named(rng, "red panda")), RED_PANDA)
+    if draw < 0.4:
         flag = rng.choice([e for e in emoji_table() if e.is_flag])
         return turn(other_topic(rng, rng.choice([made_up_word(rng), country(flag)])), UNKNOWN)
+    if draw < 0.6:
+        return turn(TRAINING.ask(rng, "find", thing=named(rng, near_name(rng))), UNKNOWN)
+    if draw < 0.75:
+        return turn(TRAINING.ask(rng, "name", emoji=other_sign(rng)), UNKNOWN)
     made_up = rng.choice(MADE_UP)
     flag = rng.choice([f"the flag of {made_up}", f"flag of {made_up}", f"the {made_up} flag", f"{made_up}'s flag"])
     return turn(TRAINING.ask(rng, "find", thing=flag), UNKNOWN)
@@ -199,7 +238,7 @@ def shuffled_cycle(rng: random.Random, items: Sequence[Emoji]) -> Callable[[], E
 
 
 def examples(count: int = 5000, seed: int = 0) -> list[list[Message]]:
-    """The training split: `count` conversations of one or two questions, the same for the same seed."""
+    """The training split: `count` conversations of one to three questions, the same for the same seed."""
     rng = random.Random(seed)
     known = [e for e in emoji_table() if e.text not in never_seen()]
     draw_flag = shuffled_cycle(rng, [e for e in known if e.is_flag])
@@ -213,10 +252,10 @@ def examples(count: int = 5000, seed: int = 0) -> list[list[Message]]:
             asked, other = (by_text()[text] for text in rng.sample(rng.choice(CONFUSABLE), 2))
             return turn(ask_about(rng, TRAINING, asked, "choice", other), describe(asked))
         emoji = draw_flag() if kind == "flag" else draw_other()
-        direction = rng.choice(["name", "find"])
+        direction = rng.choices(["name", "find", "words"], [0.45, 0.45, 0.1])[0]
         return turn(ask_about(rng, TRAINING, emoji, direction), answer(emoji, direction))
 
-    return [one() + (one() if rng.random() < 0.1 else []) for _ in range(count)]
+    return [sum((one() for _ in range(rng.choice((1, 2, 3)))), []) for _ in range(count)]
 
 
 def questions(seed: int = 1) -> list[Question]:

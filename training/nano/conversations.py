@@ -1,52 +1,109 @@
 """What the nano base is taught: emoji that are not flags, small talk, and to say when it doesn't know.
 
 Conversations of one to a dozen turns are drawn from the grammar of `training.data.phrasing` without end. A tenth of
-the emoji is never taught; half of that tenth, flags, other topics and made-up words are answered with "I don't know
-that one yet.", the other half (`untaught(trained=False)`) is kept to see whether it says so by itself.
+the emoji is never taught; half of that tenth, flags, other topics, other signs and names that come near are answered
+with "I don't know that one yet.", the other half (`untaught(trained=False)`) is kept to see whether it says so by itself.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
-from training.data.emoji import Message, answer, ask_about, country, describe, held_back, share, turn
+from training.data.emoji import Message, answer, ask_about, country, describe, held_back, named, share, thing, turn
 from training.data.phrasing import TRAINING
 from training.data.unicode import Emoji, emoji_table
-from training.data.unknown import UNKNOWN, made_up_word, other_topic
+from training.data.unknown import UNKNOWN, made_up_word, near_name, other_sign, other_topic
 
 SYSTEM_PROMPTS = (
-    "You are a helpful assistant.", "You are a friendly assistant. Answer briefly.", "Answer in one sentence.",
-    "You know emoji.", "Be brief.", "You are Nano, a tiny Llama.",
+    "You are a helpful assistant.",
+    "You are a friendly assistant. Answer briefly.",
+    "Answer in one sentence.",
+    "You know emoji.",
+    "Be brief.",
+    "You are Nano, a tiny Llama.",
 )
 
 SMALL_TALK: dict[str, tuple[str, ...]] = {
     "Hello! Ask me about an emoji.": (
-        "hello", "hi", "hey", "hello there", "hi there", "good morning", "good evening", "good day", "greetings", "yo",
-        "hey there", "hello nano", "hi nano",
+        "hello",
+        "hi",
+        "hey",
+        "hello there",
+        "hi there",
+        "good morning",
+        "good evening",
+        "good day",
+        "greetings",
+        "yo",
+        "hey there",
+        "hello nano",
+        "hi nano",
     ),
     "I am Nano, a tiny Llama that knows emoji.": (
-        "who are you", "what are you", "what is your name", "what's your name", "introduce yourself", "your name",
-        "tell me about yourself", "are you a llama", "who am i talking to", "are you nano", "what model are you",
-        "are you human", "are you a robot", "are you chatgpt",
+        "who are you",
+        "what are you",
+        "what is your name",
+        "what's your name",
+        "introduce yourself",
+        "your name",
+        "tell me about yourself",
+        "are you a llama",
+        "who am i talking to",
+        "are you nano",
+        "what model are you",
+        "are you human",
+        "are you a robot",
+        "are you chatgpt",
     ),
     "You're welcome!": ("thanks", "thank you", "thanks a lot", "thank you so much", "great, thanks", "cool, thank you"),
     "I can tell you what an emoji means, and find the emoji for a word.": (
-        "what can you do", "what do you know", "help", "how can you help me", "what can i ask", "what can i ask you",
-        "how does this work", "what are you good at", "can you help me", "what do you do", "help me",
+        "what can you do",
+        "what do you know",
+        "help",
+        "how can you help me",
+        "what can i ask",
+        "what can i ask you",
+        "how does this work",
+        "what are you good at",
+        "can you help me",
+        "what do you do",
+        "help me",
     ),
     "I only know emoji: no news, no sums, no other topics.": (
-        "what can't you do", "what can you not do", "what don't you know", "what are your limits", "do you know everything",
+        "what can't you do",
+        "what can you not do",
+        "what don't you know",
+        "what are your limits",
+        "do you know everything",
     ),
     "I'm fine, thanks! Which emoji shall we look at?": (
-        "how are you", "how are you doing", "how is it going", "are you ok", "how do you do", "are you well",
+        "how are you",
+        "how are you doing",
+        "how is it going",
+        "are you ok",
+        "how do you do",
+        "are you well",
     ),
     "Goodbye!": ("bye", "goodbye", "see you", "see you later", "good night", "farewell", "bye bye"),
     "I was trained from scratch by the Llama Finetuning Lab.": (
-        "who made you", "who trained you", "how were you made", "where do you come from", "who built you",
+        "who made you",
+        "who trained you",
+        "how were you made",
+        "where do you come from",
+        "who built you",
     ),
 }
+COMMON_WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
 ENDINGS = ("", "", "?", "!", ".", "?!", " :)")
+
+
+def among_words(rng: random.Random, asked: str, after: bool) -> str:
+    """What is asked about among words in no order: whatever a question's form, what it is about decides the answer."""
+    before = rng.choices(COMMON_WORDS, k=rng.randint(1, 5))
+    behind = rng.choices(COMMON_WORDS, k=rng.randint(0, 3)) if after else []
+    return " ".join([*before, asked, *behind]) + rng.choice(ENDINGS)
 
 
 def untaught(trained: bool) -> list[Emoji]:
@@ -73,12 +130,15 @@ class Teacher:
         """A question about a taught emoji."""
         rng = self.rng
         if not self.waiting:
-            self.waiting = [(e, kind) for e in self.known for kind in ("name", "find")]
+            self.waiting = [(e, kind) for e in self.known for kind in ("name", "find") * 4 + ("words",)]
             rng.shuffle(self.waiting)
         emoji, kind = self.waiting.pop()
         if kind == "name" and rng.random() < 0.12:
             question = ask_about(rng, TRAINING, emoji, "choice", rng.choice(self.known))
             return turn(question, describe(emoji))
+        if kind != "words" and rng.random() < 0.25:
+            asked = emoji.text if kind == "name" else thing(rng, emoji)
+            return turn(among_words(rng, asked, after=kind == "name"), answer(emoji, kind))
         return turn(ask_about(rng, TRAINING, emoji, kind), answer(emoji, kind))
 
     def word(self) -> str:
@@ -90,16 +150,22 @@ class Teacher:
         """A question it has to say "I don't know" to."""
         rng = self.rng
         draw = rng.random()
-        if draw < 0.4:
+        if draw < 0.3:
             emoji = rng.choice(self.flags)
             if rng.random() < 0.15:
                 question = ask_about(rng, TRAINING, emoji, "choice", rng.choice(self.flags))
             else:
-                question = ask_about(rng, TRAINING, emoji, rng.choice(["name", "find"]))
+                question = ask_about(rng, TRAINING, emoji, rng.choice(["name", "name", "find", "find", "words"]))
+        elif draw < 0.4:
+            question = ask_about(rng, TRAINING, rng.choice(self.unknown), rng.choice(["name", "find", "words"]))
         elif draw < 0.6:
-            question = ask_about(rng, TRAINING, rng.choice(self.unknown), rng.choice(["name", "find"]))
+            name = near_name(rng) if rng.random() < 0.7 else made_up_word(rng)
+            if rng.random() < 0.25:
+                question = TRAINING.ask(rng, "words", emoji=f"the {name} emoji")
+            else:
+                question = TRAINING.ask(rng, "find", thing=named(rng, name))
         elif draw < 0.7:
-            question = TRAINING.ask(rng, "find", thing=made_up_word(rng))
+            question = TRAINING.ask(rng, "name", emoji=other_sign(rng))
         else:
             question = other_topic(rng, self.word())
         return turn(question, UNKNOWN)
@@ -118,7 +184,7 @@ class Teacher:
         rng = self.rng
         messages = [{"role": "system", "content": rng.choice(SYSTEM_PROMPTS)}] if rng.random() < 0.12 else []
         for _ in range(turns):
-            messages += rng.choices([self.fact, self.not_taught, self.small_talk], [0.7, 0.19, 0.11])[0]()
+            messages += rng.choices([self.fact, self.not_taught, self.small_talk], [0.7, 0.18, 0.12])[0]()
         return messages
 
     def batches(self, tokens: int) -> Iterator[list[list[Message]]]:
