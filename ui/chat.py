@@ -95,7 +95,7 @@ class ChatTab:
                 compared = f" (base {before:.0%})" if before is not None and base is not entry else ""
                 facts.append(f"{what} {share:.0%}{compared}")
         facts += [state.text, self.lab.engine_label]
-        line = html.escape(" · ".join(facts)).replace("%", " %")
+        line = html.escape(" · ".join(facts)).replace("%", "\u00a0%")
         link = f' · <a href="{html.escape(card.url)}" target="_blank">card ↗</a>' if card.url else ""
         return f'<div class="card">{html.escape(card.summary)}<br>{line}{link}</div>'
 
