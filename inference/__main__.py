@@ -1,15 +1,21 @@
-"""The lab in a terminal: `python -m inference models` lists what there is, `ask MODEL "question"` streams an answer."""
+"""The lab in a terminal: `python -m inference models` lists what there is, `ask MODEL "question"` streams an answer,
+`transcribe FILE` prints what is said in a recording.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from inference.engines import Figures, Message, Sampling
+from inference.errors import LabError
 from inference.lab import Lab
+from inference.speech import Heard
 from inference.terminal import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -36,7 +42,8 @@ def models(as_json: Json = False) -> None:
 @app.command()
 def ask(
     model: Annotated[str, typer.Argument(help="A model's id, as `models` lists them.")],
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[str, typer.Argument(help="What to ask.")] = "",
+    audio: Annotated[Path | None, typer.Option(help="A recording of the question, in its place.")] = None,
     as_json: Json = False,
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="The answer's greatest length.")] = DEFAULTS.max_tokens,
@@ -45,6 +52,9 @@ def ask(
 ) -> None:
     """Ask one question; the answer is streamed, or with --json printed with its figures when it is complete."""
     lab = Lab.from_environment()
+    if audio:
+        question = hear(lab, audio, "").text
+        print(f"heard: {question}", file=sys.stderr)
     messages = [Message(role="system", content=system)] if system else []
     messages.append(Message(role="user", content=question))
     answer, figures = "", None
@@ -61,6 +71,31 @@ def ask(
         print(json.dumps(as_record(answer, model, lab, figures), ensure_ascii=False, indent=1))
     else:
         print()
+
+
+@app.command()
+def transcribe(
+    file: Annotated[Path, typer.Argument(help="A recording, in any format.")],
+    as_json: Json = False,
+    language: Annotated[str, typer.Option(help="As in “en”; found out where it isn't given.")] = "",
+) -> None:
+    """Print what is said in a recording; with --json also language, duration and seconds spent."""
+    heard = hear(Lab.from_environment(), file, language)
+    print(json.dumps(asdict(heard), ensure_ascii=False, indent=1) if as_json else heard.text)
+
+
+def hear(lab: Lab, file: Path, language: str) -> Heard:
+    """What is said in `file`, with a line about what is being waited for."""
+    if not file.is_file():
+        raise LabError(f"There is no file {file}: check the path.")
+    for step in lab.hear(file, language or None):
+        if isinstance(step, Heard):
+            if step.note:
+                print(step.note, file=sys.stderr)
+            return step
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K{step.waiting}… ", end="", file=sys.stderr, flush=True)
+    raise LabError(f"Nothing came of {file}: try again.")
 
 
 def as_record(answer: str, model: str, lab: Lab, figures: Figures) -> dict:

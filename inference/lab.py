@@ -1,4 +1,5 @@
-"""The lab: a catalog, the files behind it and the engine that runs them. All that the page and the terminal call.
+"""The lab: a catalog, the files behind it, the engine that runs them and the ears. All that the page and the terminal
+call.
 
 Made in a moment: no model, no engine and no network is touched before the first question.
 """
@@ -14,6 +15,7 @@ from inference.catalog import Catalog, Entry
 from inference.engines import ENGINE_LABELS, Chunk, Engine, Figures, Message, ModelFiles, Sampling, load_engine
 from inference.errors import LabError
 from inference.settings import Settings
+from inference.speech import Heard, Listener, Listening
 
 DEFAULT_SAMPLING = Sampling()
 
@@ -30,8 +32,9 @@ class State:
 class Lab:
     """Answers questions with any entry of a catalog."""
 
-    def __init__(self, catalog: Catalog, engine_name: str = "llamacpp") -> None:
+    def __init__(self, catalog: Catalog, engine_name: str = "llamacpp", whisper: str = "base") -> None:
         self.catalog = catalog
+        self.listener = Listener(whisper)
         self.engine_name = engine_name
         self._engine: Engine | None = None
 
@@ -39,7 +42,7 @@ class Lab:
     def from_environment(cls) -> Lab:
         """The lab that the environment's settings describe."""
         settings = Settings.from_environment()
-        return cls(Catalog.read(settings.catalog, settings.namespace))
+        return cls(Catalog.read(settings.catalog, settings.namespace), whisper=settings.whisper)
 
     @property
     def engine_label(self) -> str:
@@ -138,6 +141,15 @@ class Lab:
         files = self.local_files(entry)
         assert files is not None
         yield from self.engine.stream(files, messages, sampling, cancelled)
+
+    @property
+    def speech_note(self) -> str:
+        """What a visitor should know of the speech model that is in memory; empty where there is nothing to say."""
+        return self.listener.note
+
+    def hear(self, recording: str | Path, language: str | None = None) -> Iterator[Listening | Heard]:
+        """What was said in a recording. Raises LabError, one sentence, where nothing was."""
+        yield from self.listener.listen(recording, language)
 
     def close(self) -> None:
         """Free the models' memory."""

@@ -13,15 +13,17 @@ PROJECT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Settings:
-    """`namespace` is the Hub account whose fine-tuned models fill the catalog's open repositories."""
+    """`namespace` is the Hub account whose fine-tuned models fill the catalog's open repositories; `whisper` one of
+    Whisper's own names or a checkpoint's path."""
 
     catalog: Path = PROJECT / "adapters" / "catalog.yaml"
     namespace: str | None = None
     port: int = 7860
+    whisper: str = "base"
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """CATALOG, HUB_NAMESPACE and PORT, where they are set."""
+        """CATALOG, HUB_NAMESPACE, PORT and WHISPER_MODEL, where they are set."""
         port = os.environ.get("PORT") or str(cls.port)
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise LabError("PORT is not a port number: set it to one from 1 to 65535, such as 7860.")
@@ -29,6 +31,7 @@ class Settings:
             catalog=Path(os.environ.get("CATALOG") or cls.catalog),
             namespace=os.environ.get("HUB_NAMESPACE") or None,
             port=int(port),
+            whisper=os.environ.get("WHISPER_MODEL") or cls.whisper,
         )
 
 

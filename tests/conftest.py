@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from inference.settings import PROJECT
 
 NANO = PROJECT / "adapters" / "nano"
 EMOJI = PROJECT / "adapters" / "nano-emoji"
+# Where CI is set, what a test needs is a must, and its absence a failure.
+needs_espeak = pytest.mark.skipif(
+    shutil.which("espeak-ng") is None and not os.environ.get("CI"), reason="there is no espeak-ng: apt-get install it"
+)
 GREEDY = Sampling(temperature=0, max_tokens=64)
 
 
@@ -58,8 +63,6 @@ def ask(engine, files: ModelFiles, *texts: str, sampling: Sampling = GREEDY, can
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run `python -m …` from the project as a user would."""
-    import os
-
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment},

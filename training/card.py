@@ -51,7 +51,7 @@ Greedy answers to questions in phrasings that training never had, as served by l
 def metadata(name: str, receipt: dict) -> dict:
     """The card's front matter, in the Hub's fields."""
     recipe = receipt.get("recipe")
-    fields: dict = {"language": ["en"], "pipeline_tag": "text-generation"}
+    fields: dict = {"language": ["en"], "pipeline_tag": receipt.get("pipeline_tag", "text-generation")}
     if recipe:
         fields |= {"base_model": recipe["base"], "base_model_relation": "adapter", "library_name": "peft"}
         fields |= {"tags": ["llama", recipe["data"]["name"]]}
@@ -59,8 +59,8 @@ def metadata(name: str, receipt: dict) -> dict:
         if base_card.is_file():
             fields["license"] = front_matter(base_card)["license"]
     else:
-        fields |= {"library_name": "transformers", "tags": ["llama", receipt["data_set"]]}
-        fields |= {"license": receipt["license"]}
+        fields |= {"library_name": receipt.get("library_name", "transformers"), "license": receipt["license"]}
+        fields |= {"tags": receipt.get("tags") or ["llama", receipt["data_set"]]}
     if "evaluation" in receipt:
         metrics = [
             {"type": "accuracy", "name": group, "value": round(score["right"] / score["asked"], 4)}

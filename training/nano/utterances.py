@@ -1,0 +1,163 @@
+"""What the embedded speech model hears: short English questions about emoji, and random words, spoken by espeak-ng.
+
+A model that hears only known questions learns the questions and stops listening; so half of all utterances are words
+in no order, drawn from the questions, the names of all emoji and a list of common English words. Noise and silence are
+among the examples, marked as no speech. Voices and the forms of `training.data.phrasing.EVALUATION` are held out.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import typer
+
+from inference.errors import LabError
+from inference.speech import RATE, decode
+from training.data.emoji import country, in_words, label
+from training.data.phrasing import EVALUATION, TRAINING, Grammar
+from training.data.unicode import Emoji, emoji_table
+from training.data.unknown import OTHER_TOPICS
+from training.nano.conversations import COMMON_WORDS, SMALL_TALK
+
+ACCENTS = (
+    "en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-029", "en-us-nyc",
+)  # fmt: skip
+SPEAKERS = (
+    "m1", "m2", "m3", "m4", "m6", "m8", "f1", "f2", "f3", "f5", "Alex", "Alicia", "Andrea", "Andy", "Annie", "Diogo",
+    "Gene", "Jacky", "Lee", "Marco", "Michael", "Mike", "adam", "anika", "antonio", "belinda", "benjamin", "boris",
+    "david", "ed", "grandma", "iven", "iven3", "john", "klatt", "klatt3", "klatt4", "marcelo", "max", "miguel",
+    "norbert", "pablo", "quincy", "rob", "sandro", "shelby", "steph2", "travis", "victor", "zac",
+)  # fmt: skip
+HELD_OUT_SPEAKERS = ("m7", "f4", "linda", "paul", "edward", "steph", "michel", "klatt2")
+
+
+@dataclass(frozen=True)
+class Voice:
+    """An espeak-ng voice: accent and speaker, words a minute, pitch from 0 to 99."""
+
+    accent: str
+    speaker: str
+    speed: int
+    pitch: int
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A text and who says it."""
+
+    text: str
+    voice: Voice
+
+
+def draw_voice(rng: random.Random, speakers: Sequence[str] = SPEAKERS) -> Voice:
+    """A voice of one of the speakers."""
+    return Voice(rng.choice(ACCENTS), rng.choice(speakers), rng.randint(120, 195), rng.randint(25, 75))
+
+
+def sentence_case(text: str, end: str) -> str:
+    """As Whisper writes: a capital first, a mark last."""
+    text = re.sub(r"\bi\b", "I", text)
+    return text[0].upper() + text[1:] + end
+
+
+def spoken_thing(rng: random.Random, emoji: Emoji) -> str:
+    """The emoji in words, as a person would say it."""
+    if emoji.is_flag:
+        name = emoji.name
+        return rng.choice([f"the flag of {country(emoji)}", f"the {name} flag", f"{name}'s flag", name])
+    article = "an" if emoji.name[0] in "aeiouAEIOU" else "a"
+    return rng.choice([emoji.name, f"{article} {emoji.name}", f"the {emoji.name}", f"the {emoji.name} emoji"])
+
+
+def question(rng: random.Random, grammar: Grammar) -> str:
+    """A spoken question of the grammar's forms."""
+    emoji = rng.choice(emoji_table())
+    kind = rng.choices(["find", "words", "choice"], [0.65, 0.28, 0.07])[0]
+    form = rng.choice(grammar.forms.get(kind) or grammar.forms["name"])
+    a, b = rng.sample([label(emoji), label(rng.choice(emoji_table()))], 2)
+    words = form.format(emoji=in_words(emoji), thing=spoken_thing(rng, emoji), a=a, b=b)
+    words = words.replace("the the ", "the ").replace("emoji emoji", "emoji").replace("the emoji the ", "the ")
+    opening = rng.choice(grammar.openings) if rng.random() < 0.25 else ""
+    ending = rng.choice(["?", "?", "?", "?", ", please?"])
+    return sentence_case(opening + words, ending)
+
+
+@cache
+def vocabulary() -> list[str]:
+    """The words of random utterances: half common words, half words of emoji names."""
+    named = sorted({word for e in emoji_table() for word in re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", e.name)})
+    return [*named, *(COMMON_WORDS * round(len(named) / len(COMMON_WORDS)))]
+
+
+def random_words(rng: random.Random) -> str:
+    """Words in no order."""
+    return sentence_case(" ".join(rng.choices(vocabulary(), k=rng.randint(1, 9))), rng.choice([".", "?"]))
+
+
+def draw_utterance(rng: random.Random) -> Utterance:
+    """An utterance of the training set."""
+    draw = rng.random()
+    if draw < 0.05:
+        talk = [words for forms in SMALL_TALK.values() for words in forms]
+        text = sentence_case(rng.choice(talk), rng.choice([".", "?", "!"]))
+    elif draw < 0.12:
+        text = sentence_case(
+            rng.choice(OTHER_TOPICS).format(word=rng.choice(vocabulary()), number=rng.randint(1, 99)), "?"
+        )
+    else:
+        text = question(rng, TRAINING) if draw < 0.55 else random_words(rng)
+    return Utterance(text, draw_voice(rng))
+
+
+def held_out(count: int, grammar: Grammar = EVALUATION, seed: int = 2) -> list[Utterance]:
+    """Questions for measuring, in voices that training never had."""
+    rng = random.Random(seed)
+    return [Utterance(question(rng, grammar), draw_voice(rng, HELD_OUT_SPEAKERS)) for _ in range(count)]
+
+
+def synthesize(utterance: Utterance) -> np.ndarray:
+    """espeak-ng's speech, mono float32 at 16 kHz in [-1, 1]."""
+    if shutil.which("espeak-ng") is None:
+        raise LabError("espeak-ng is not installed: install Debian's package of that name.")
+    voice = utterance.voice
+    options = ["-v", f"{voice.accent}+{voice.speaker}", "-s", str(voice.speed), "-p", str(voice.pitch), "--stdout"]
+    spoken = subprocess.run(["espeak-ng", *options, utterance.text], capture_output=True, check=True).stdout
+    return decode(spoken)
+
+
+def synthesize_all(utterances: Sequence[Utterance]) -> list[np.ndarray]:
+    """All of them, a few at a time, as float16 to save memory."""
+    with ThreadPoolExecutor() as pool, typer.progressbar(length=len(utterances), label="espeak-ng") as bar:
+        result = []
+        for audio in pool.map(synthesize, utterances):
+            result.append(audio.astype(np.float16))
+            bar.update(1)
+    return result
+
+
+def no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
+    """Silence, noise, a hum with its overtones, or clicks; float32 at 16 kHz."""
+    count = int(seconds * RATE)
+    kind = rng.choice(["silence", "white", "brown", "hum", "clicks"])
+    level = 10 ** rng.uniform(-4, -0.5)
+    if kind == "silence":
+        return np.zeros(count, np.float32) if rng.random() < 0.5 else rng.normal(0, 1e-5, count).astype(np.float32)
+    if kind == "white":
+        return (level * rng.normal(0, 0.5, count)).clip(-1, 1).astype(np.float32)
+    if kind == "brown":
+        walk = np.cumsum(rng.normal(0, 1, count))
+        walk -= np.linspace(walk[0], walk[-1], count)
+        return (level * walk / (np.abs(walk).max() + 1e-9)).astype(np.float32)
+    if kind == "clicks":
+        return (level * (rng.random(count) < 0.0003) * rng.normal(0, 1, count)).clip(-1, 1).astype(np.float32)
+    t = np.arange(count) / RATE
+    tone = sum(rng.random() ** k * np.sin(2 * np.pi * rng.uniform(45, 65) * (k + 1) * t) for k in range(4))
+    return (level * tone / 2).clip(-1, 1).astype(np.float32) + rng.normal(0, 1e-4, count).astype(np.float32)
