@@ -142,11 +142,6 @@ class Lab:
         assert files is not None
         yield from self.engine.stream(files, messages, sampling, cancelled)
 
-    @property
-    def speech_note(self) -> str:
-        """What a visitor should know of the speech model that is in memory; empty where there is nothing to say."""
-        return self.listener.note
-
     def hear(self, recording: str | Path, language: str | None = None) -> Iterator[Listening | Heard]:
         """What was said in a recording. Raises LabError, one sentence, where nothing was."""
         yield from self.listener.listen(recording, language)

@@ -128,6 +128,8 @@ def embedded_checkpoint() -> Path:
     from safetensors import safe_open
     from whisper.model import sinusoids
 
+    if not EMBEDDED.is_file():
+        raise LabError("The embedded speech model is missing: make it with `python -m training.nano.speech`.")
     digest = hashlib.sha256(EMBEDDED.read_bytes()).hexdigest()[:16]
     target = cache_folder() / f"speech-{digest}.pt"
     if target.is_file():
@@ -160,13 +162,6 @@ class Listener:
         self.note = ""
         self._model: whisper.Whisper | None = None
         self._lock = threading.Lock()
-
-    def warm(self) -> None:
-        """Load the model now, so that it is there when the visitor has finished speaking. Never raises."""
-        try:
-            self._load()
-        except LabError:
-            self._model = None  # the recording itself will say why
 
     def listen(self, source: str | Path | bytes, language: str | None = None) -> Iterator[Listening | Heard]:
         """Steps, then what was heard. `language` as in "en"; None detects it. Raises LabError, also for silence."""
@@ -227,7 +222,7 @@ def load_whisper(name: str) -> whisper.Whisper:
     if name not in known and not Path(name).is_file():
         raise LabError(f"There is no speech model {name}: set WHISPER_MODEL to a file or one of {', '.join(known)}.")
     try:
-        return whisper.load_model(name).eval()
+        model = whisper.load_model(name).eval()
     except URLError as error:
         raise LabError(
             f"Whisper {name} can't be downloaded ({error.reason}): check the network, or set WHISPER_MODEL to a file."
@@ -236,8 +231,15 @@ def load_whisper(name: str) -> whisper.Whisper:
         if isinstance(error, OSError) and name in known:
             why = error.strerror or error
             raise LabError(f"Whisper {name} can't be saved ({why}): make room on the disk.") from error
-        short = Path(name).name
-        raise LabError(f"{short} is not a Whisper checkpoint, or a broken one: delete it or name another.") from error
+        raise broken_checkpoint(name) from error
+    if not all(weights.isfinite().all() for weights in model.parameters()):
+        raise broken_checkpoint(name)
+    return model
+
+
+def broken_checkpoint(name: str) -> LabError:
+    """The refusal of a file that holds no usable Whisper."""
+    return LabError(f"{Path(name).name} is not a Whisper checkpoint, or a broken one: delete it or name another.")
 
 
 def download_progress(name: str) -> str | None:

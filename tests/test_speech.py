@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_refused, command, needs_espeak
+from whisper.model import ModelDimensions, Whisper
 
 from inference.errors import LabError
 from inference.speech import RATE, Heard, Listener, decode
@@ -139,12 +141,16 @@ def test_a_video_without_sound_is_refused(tmp_path):
         decode(path)
 
 
-@pytest.mark.parametrize("spoil", ["cut", "other"])
+@pytest.mark.parametrize("spoil", ["cut", "other", "not numbers"])
 def test_a_broken_checkpoint_is_named(tmp_path, spoken, spoil):
     path = tmp_path / "ears.pt"
     if spoil == "cut":
         torch.save({"dims": {"n_mels": 80}, "model_state_dict": {"weight": torch.zeros(9000)}}, path)
         path.write_bytes(path.read_bytes()[:5000])
+    elif spoil == "not numbers":
+        dims = ModelDimensions(80, 1500, 64, 2, 1, 51864, 128, 64, 2, 1)
+        weights = {name: torch.full_like(value, torch.nan) for name, value in Whisper(dims).state_dict().items()}
+        torch.save({"dims": asdict(dims), "model_state_dict": weights}, path)
     else:
         torch.save({"dims": {"n_mels": 80}, "model_state_dict": {}}, path)
     with pytest.raises(LabError, match="ears.pt is not a Whisper checkpoint"):
