@@ -19,6 +19,7 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -36,10 +37,7 @@ RATE = 16_000  # Hz: what Whisper hears
 WINDOW = 30  # seconds: what Whisper's encoder sees at once
 MAX_SECONDS = 300
 EMBEDDED = PROJECT / "adapters" / "nano-speech" / "model.safetensors"
-EMBEDDED_NOTE = (
-    "Offline speech model: short English questions about emoji, synthetic voices. "
-    "For your own voice connect to the network once, so that Whisper {name} comes down, or set WHISPER_MODEL to a file."
-)
+EMBEDDED_NOTE = "Offline speech model: short English questions about emoji, synthetic voices."
 NOTHING_HEARD = "I heard nothing. Speak a little louder or nearer, and check that the right microphone is selected."
 TEMPERATURES = (0.0, 0.4, 0.8)  # greedy first; hotter ones where the text repeats itself or is unlikely
 # Whisper's own thresholds (transcribe.py) for a text that can't be trusted, and for a window without speech.
@@ -159,7 +157,8 @@ class Listener:
     def __init__(self, name: str = "base", max_seconds: float = MAX_SECONDS) -> None:
         self.name = name
         self.max_seconds = max_seconds
-        self.note = ""
+        self.note = ""  # what to know of the model that listens; set when it is loaded
+        self.listens = name  # the name, or "nano-speech" where that had to do
         self._model: whisper.Whisper | None = None
         self._lock = threading.Lock()
 
@@ -170,33 +169,31 @@ class Listener:
         duration = audio.size / RATE
         if np.abs(audio).max() < SILENCE:
             raise LabError(NOTHING_HEARD)
-        if self._model is None:
-            yield from self._loading()
+        yield from self.load()
         yield Listening("listening")
         with self._lock:
             heard = hear_window if duration <= WINDOW else hear_windows
             text, spoken = heard(self._load(), audio, language)
         if not text:
             raise LabError(NOTHING_HEARD)
-        yield Heard(text, spoken, round(duration, 2), round(time.perf_counter() - started, 3), self.name, self.note)
+        yield Heard(text, spoken, round(duration, 2), round(time.perf_counter() - started, 3), self.listens, self.note)
 
-    def _loading(self) -> Iterator[Listening]:
-        """Load in a thread; yields how far the download is."""
-        errors: list[LabError] = []
+    def load(self) -> Iterator[Listening]:
+        """Load the model, if it isn't there; tells how far it is. A page does so while its visitor speaks."""
+        loading: Future[whisper.Whisper] = Future()
 
-        def load() -> None:
+        def work() -> None:
             try:
-                self._load()
-            except LabError as error:
-                errors.append(error)
+                loading.set_result(self._load())
+            except Exception as error:
+                loading.set_exception(error)
 
-        worker = threading.Thread(target=load, daemon=True)
-        worker.start()
-        while worker.is_alive():
-            yield Listening(download_progress(self.name) or "loading the speech model")
-            worker.join(0.25)
-        if errors:
-            raise errors[0]
+        if self._model is None:
+            threading.Thread(target=work, daemon=True).start()  # a daemon: it must not keep the process from ending
+            while not loading.done():
+                yield Listening(download_progress(self.name) or "loading the speech model")
+                wait([loading], timeout=0.25)
+            loading.result()
 
     def _load(self) -> whisper.Whisper:
         with _LOADING:
@@ -207,7 +204,8 @@ class Listener:
                     if not isinstance(error.__cause__, URLError) or not EMBEDDED.is_file():
                         raise
                     self._model = load_whisper(str(embedded_checkpoint()))
-                    self.note = f"{error} {EMBEDDED_NOTE.format(name=self.name)}"
+                    self.listens = EMBEDDED.parent.name
+                    self.note = f"{EMBEDDED_NOTE} {error}"
             return self._model
 
 
@@ -224,8 +222,9 @@ def load_whisper(name: str) -> whisper.Whisper:
     try:
         model = whisper.load_model(name).eval()
     except URLError as error:
+        why = getattr(error.reason, "strerror", None) or error.reason
         raise LabError(
-            f"Whisper {name} can't be downloaded ({error.reason}): check the network, or set WHISPER_MODEL to a file."
+            f"Whisper {name} can't be downloaded ({why}): check the network, or set WHISPER_MODEL to a file."
         ) from error
     except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, OSError) and name in known:
@@ -283,10 +282,14 @@ def hear_window(model: whisper.Whisper, audio: np.ndarray, language: str | None)
 
 
 def hear_windows(model: whisper.Whisper, audio: np.ndarray, language: str | None) -> tuple[str, str]:
-    """The text and language of a longer recording, by Whisper's own windowing."""
+    """The text and language of a longer recording, by Whisper's own windowing.
+
+    No window is told what the one before said: that is how Whisper begins to repeat itself.
+    """
     result = model.transcribe(
         audio, language=language, temperature=TEMPERATURES, fp16=model.device.type == "cuda", verbose=None,
         compression_ratio_threshold=COMPRESSION_RATIO, logprob_threshold=LOG_PROBABILITY, no_speech_threshold=NO_SPEECH,
+        condition_on_previous_text=False,
     )  # fmt: skip
     said = [s["text"] for s in result["segments"] if not nobody_speaks(s["no_speech_prob"], s["avg_logprob"])]
     return " ".join(text.strip() for text in said if text.strip()), result["language"]

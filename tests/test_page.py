@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
-from gradio_client import Client
+from conftest import needs_espeak
+from gradio_client import Client, handle_file
 
 from inference.settings import PROJECT
 
@@ -184,6 +186,77 @@ def test_usable_at_phone_width(page):
     ask(page, "What does 🐼 mean?")
     assert "panda" in wait_for_answer(page, 1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.fixture(scope="module")
+def question_aloud(tmp_path_factory) -> Path:
+    """A spoken question in a voice that training never had, as a WAV that Chromium plays as its microphone."""
+    from training.nano.utterances import HELD_OUT_SPEAKERS
+
+    path = tmp_path_factory.mktemp("voice") / "question.wav"
+    voice = ["-v", f"en-us+{HELD_OUT_SPEAKERS[0]}", "-s", "150"]
+    subprocess.run(["espeak-ng", *voice, "-w", str(path), "Could you find the emoji for a panda?"], check=True)
+    return path
+
+
+@pytest.fixture
+def speaking_page(address, question_aloud):
+    """A page whose browser has a microphone at which the question is spoken."""
+    from playwright.sync_api import sync_playwright
+
+    microphone = [
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={question_aloud}%noloop",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + microphone)
+        page = browser.new_page(viewport={"width": 900, "height": 1000})
+        page.goto(address)
+        page.locator("#question textarea").wait_for()
+        yield page
+        browser.close()
+
+
+def speak(page) -> None:
+    """Record the question and stop."""
+    page.locator("#voice").get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(4000)
+    page.locator("#voice").get_by_role("button", name="Stop").first.click()
+
+
+@needs_browser
+@needs_espeak
+def test_a_spoken_question_is_heard_and_answered(speaking_page):
+    page = speaking_page
+    speak(page)
+    assert "🐼" in wait_for_answer(page, 1)
+    assert "find the emoji for a panda" in page.locator("#chat .user.message").last.inner_text()
+    assert page.locator("#chat audio").count() == 1
+    assert "Offline speech model" in page.locator("#heard").inner_text()
+
+
+@needs_browser
+@needs_espeak
+def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
+    page = speaking_page
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Send when I stop speaking").uncheck()
+    speak(page)
+    page.locator("#heard", has_text="heard in").wait_for(timeout=60_000)
+    assert "find the emoji for a panda" in page.locator("#question textarea").input_value()
+    page.locator("#question textarea").fill("Which emoji shows an octopus?")
+    page.locator("#send").click()
+    assert "🐙" in wait_for_answer(page, 1)
+
+
+@needs_espeak
+def test_programs_send_recordings(address, question_aloud):
+    client = Client(address, verbose=False)
+    record = client.predict(handle_file(question_aloud), "", api_name="/transcribe")
+    assert "find the emoji for a panda" in record["text"] and record["language"] == "en"
+    heard, answer = client.predict(handle_file(question_aloud), "nano-emoji", "", api_name="/ask_voice")
+    assert "panda" in heard and "🐼" in answer
 
 
 def test_programs_list_the_models_and_ask(address):

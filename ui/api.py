@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import gradio as gr
 
 from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
+from inference.speech import Heard
 
 
 def add_endpoints(lab: Lab) -> None:
-    """Add `/models` and `/ask` to the Blocks that are being built."""
+    """Add `/models`, `/ask`, `/transcribe` and `/ask_voice` to the Blocks that are being built."""
 
     def models() -> list[dict]:
         """The catalog: each model's id, name, base, state and summary."""
@@ -41,5 +43,32 @@ def add_endpoints(lab: Lab) -> None:
         except LabError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
+    def transcribe(audio: str, language: str = "") -> dict:
+        """What is said in a recording: text, language, duration and seconds spent. An empty language is found out."""
+        return asdict(heard_in(audio, language))
+
+    def ask_voice(audio: str, model: str, language: str = "") -> Iterator[tuple[str, str]]:
+        """Ask by voice; yields what was heard and the growing answer."""
+        heard = heard_in(audio, language)
+        yield heard.text, ""
+        for answer in ask(heard.text, model):
+            yield heard.text, answer
+
+    def heard_in(audio: str, language: str) -> Heard:
+        try:
+            *_, heard = lab.hear(audio, language or None)
+        except LabError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return heard
+
+    with gr.Row(visible=False):  # a file comes in through a component; there is no type for it in gr.api
+        recording = gr.Audio(type="filepath", label="audio")
+        model, language = gr.Textbox(label="model"), gr.Textbox(label="language")
+        heard, answer, record = gr.Textbox(label="transcript"), gr.Textbox(label="answer"), gr.JSON(label="heard")
+        run = gr.Button()
+    described = {"api_name": "transcribe", "api_description": transcribe.__doc__}
+    run.click(transcribe, [recording, language], record, **described)
+    described = {"api_name": "ask_voice", "api_description": ask_voice.__doc__, "concurrency_limit": 8}
+    run.click(ask_voice, [recording, model, language], [heard, answer], **described)
     gr.api(models, api_name="models", api_description=models.__doc__)
     gr.api(ask, api_name="ask", api_description=ask.__doc__, concurrency_limit=8)

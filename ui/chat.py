@@ -14,6 +14,7 @@ from inference.engines import Sampling
 from inference.errors import LabError
 from inference.lab import Lab
 from ui.conversation import marker, text_of, to_messages, waiting, with_figures
+from ui.voice import Voice
 
 REDRAW = 0.05  # seconds between two redraws of a growing answer
 DEFAULTS = Sampling()
@@ -49,7 +50,9 @@ class ChatTab:
             )  # fmt: skip
             self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
             self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
+        self.voice = Voice(lab)
         with gr.Accordion("Settings", open=False):
+            self.voice.settings()
             self.system = gr.Textbox("", label="System prompt", lines=2)
             with gr.Row():
                 self.temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
@@ -69,10 +72,20 @@ class ChatTab:
         gr.on(asked, self.ask, [self.question, self.chatbot, *settings], shown, **quiet)
         for example in self.examples:
             example.click(self.ask, [example, self.chatbot, *settings], shown, **quiet)
+        voice = self.voice
+        hearing = gr.on(
+            [voice.recorder.stop_recording, voice.recorder.upload], voice.hear, [voice.recorder, voice.language],
+            [self.question, voice.line, self.notice], **quiet,
+        )  # fmt: skip
+        hearing.then(
+            self.ask_heard, [voice.send, voice.recorder, self.question, self.chatbot, *settings],
+            [*shown, voice.recorder], **quiet,
+        )  # fmt: skip
+        voice.recorder.start_recording(voice.prepare, None, voice.line, **quiet)
         self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **quiet)
         self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **quiet)
         self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, self.question], api_visibility="private")
-        self.stop.click(self.press_stop, None, None, api_visibility="private", queue=False)
+        self.stop.click(self.press_stop, None, None, api_visibility="private", queue=False, cancels=hearing)
         self.clear.click(lambda: ([], ""), None, [self.chatbot, self.notice], api_visibility="private", queue=False)
         self.model.change(
             self.select, [self.model, self.chatbot], [self.card, self.chatbot, self.notice, *self.examples], **quiet
@@ -141,6 +154,26 @@ class ChatTab:
     def undo(self, data: gr.UndoData, history: list[dict]) -> tuple:
         """Take the question back into the box."""
         return history[: data.index], text_of(history[data.index]["content"])
+
+    def ask_heard(
+        self,
+        request: gr.Request,
+        at_once: bool,
+        recording: str | None,
+        question: str,
+        history: list[dict],
+        *settings: object,
+    ) -> Iterator[tuple]:
+        """Send what was heard, with the recording to play back; or leave it in the box for a look."""
+        if not recording or not question.strip():
+            yield *[gr.skip()] * 4, None
+            return
+        history = [*history, {"role": "user", "content": {"path": recording}}]
+        if not at_once:
+            yield history, question, "", gr.skip(), None
+            return
+        for step in self.ask(request, question, history, *settings):
+            yield *step, None
 
     def ask(
         self,

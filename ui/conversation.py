@@ -16,9 +16,11 @@ NOTE = re.compile(r"\s*<(span|details) class=\"(?:figures|marker)\">.*?</\1>", r
 
 
 def text_of(content: object) -> str:
-    """A chatbot message's text; Gradio hands it over as a string or as a list of parts."""
+    """A chatbot message's text; Gradio hands it over as a string or as a list of parts. A recording has none."""
     if isinstance(content, str):
         return content
+    if isinstance(content, dict):
+        return content.get("text", "")
     return "".join(part["text"] for part in content if part.get("type") == "text")
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 import typer
 import whisper
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from whisper.model import ModelDimensions, Whisper
@@ -33,7 +32,7 @@ from inference.speech import RATE
 from training.card import write_card
 from training.nano.utterances import draw_utterance, no_speech, synthesize_all
 from training.plots import draw_loss
-from training.receipt import device_name, write_receipt
+from training.receipt import device_name, read_receipt, write_receipt
 
 DIMENSIONS = ModelDimensions(
     n_mels=80, n_audio_ctx=1500, n_audio_state=128, n_audio_head=4, n_audio_layer=3,
@@ -43,6 +42,8 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789' "  # CTC's, after its blank 
 IGNORED = -100
 TIMES = 0.02  # seconds a time stamp token
 LONGEST = 8.0  # seconds: time stamps up to here are taught
+NOISES, NOISE_SECONDS = 400, 15.0  # recordings without speech
+WIDTHS = 50  # mels are this many frames wide, or a multiple: a GPU's libraries plan anew for each width
 DESCRIPTION = (
     "A Whisper of {parameters:.1f} million parameters, trained from scratch with `python -m training.nano.speech` on "
     "{hours:.0f} hours of espeak-ng's voices: short English questions about emoji. It knows no human voice; it is "
@@ -53,12 +54,13 @@ DESCRIPTION = (
 class Words:
     """Text ⇄ ids of the tokens in use, 0 … n - 1, as the decoder's softmax sees them."""
 
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, texts: list[str], before: Sequence[int] = ()) -> None:
+        """All tokens of `texts`, and those that were in use `before`."""
         self.tokenizer = get_tokenizer(multilingual=False)
         t = self.tokenizer
         times = range(t.timestamp_begin, t.timestamp_begin + round(LONGEST / TIMES) + 1)
         used = {token for text in texts for token in t.encode(" " + text)}
-        self.tokens = sorted(used | {t.sot, t.eot, t.no_timestamps, t.no_speech} | set(times))
+        self.tokens = sorted(used | set(before) | {t.sot, t.eot, t.no_timestamps, t.no_speech} | set(times))
         self.id_of = {token: i for i, token in enumerate(self.tokens)}
 
     def ids(self, text: str, end: float | None) -> list[int]:
@@ -117,78 +119,92 @@ def mel_of(audio: Tensor) -> Tensor:
     return (torch.maximum(log, log.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
 
-class Batches(torch.utils.data.IterableDataset):
-    """Batches of utterances of similar length, each changed a little, drawn without end by one or several workers."""
+class Batches:
+    """Batches of utterances of similar length, each changed a little, drawn without end. All sound lies on the device
+    and is changed there."""
 
-    def __init__(self, sounds: list[np.ndarray], texts: list[str], words: Words, size: int) -> None:
-        self.sounds, self.texts, self.words, self.size = sounds, texts, words, size
-        self.rng, self.np_rng = random.Random(), np.random.default_rng()
+    def __init__(self, sounds: list[np.ndarray], texts: list[str], words: Words, size: int, device: str) -> None:
+        self.texts, self.words, self.size, self.device = texts, words, size, device
+        self.rng = np.random.default_rng(0)
+        self.sizes = np.array([sound.size for sound in sounds])
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.peaks = np.array([np.abs(sound).max() for sound in sounds], np.float32)
+        self.sound = torch.from_numpy(np.concatenate(sounds)).to(device)
+        noises = np.stack([no_speech(self.rng, NOISE_SECONDS) for _ in range(NOISES)])
+        self.noises = torch.from_numpy(noises).to(device)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int, Tensor, list[str]]]:
-        """Audio (batch, samples), what of its mel to keep (batch, 80, frames), the frames to pad it to, target ids
-        (batch, length), texts."""
-        info = torch.utils.data.get_worker_info()
-        seed = info.id if info else 0
-        self.rng, self.np_rng = random.Random(seed), np.random.default_rng(seed)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Mel (batch, 80, frames), target ids (batch, length), texts."""
         while True:
-            order = sorted(range(len(self.sounds)), key=lambda i: self.sounds[i].size * self.rng.uniform(0.9, 1.1))
-            batches = [order[i : i + self.size] for i in range(0, len(order) - self.size + 1, self.size)]
+            order = np.argsort(self.sizes * self.rng.uniform(0.9, 1.1, self.sizes.size))
+            batches = [order[i : i + self.size] for i in range(0, order.size - self.size + 1, self.size)]
             self.rng.shuffle(batches)
             yield from map(self.batch, batches)
 
-    def changed(self, sound: np.ndarray) -> tuple[np.ndarray, float]:
-        """The sound later, louder or softer, slightly resampled, in noise; and where it ends, in seconds."""
-        rng, np_rng = self.rng, self.np_rng
-        sound = sound.astype(np.float32)
-        if rng.random() < 0.5:
-            count = int(sound.size * rng.uniform(0.92, 1.08))
-            sound = np.interp(np.linspace(0, sound.size - 1, count), np.arange(sound.size), sound).astype(np.float32)
-        before = int(RATE * rng.choice([0.0, rng.uniform(0, 0.3), rng.uniform(0, 1.5)]))
-        after = int(RATE * rng.choice([0.0, rng.uniform(0, 0.5), rng.uniform(0, 3)]))
-        end = (before + sound.size) / RATE
-        sound = np.pad(sound * rng.uniform(0.1, 1.0) / (np.abs(sound).max() + 1e-6), (before, after))
-        if rng.random() < 0.6:
-            white = np_rng.standard_normal(sound.size, np.float32)
-            noise = white if rng.random() < 0.6 else no_speech(np_rng, (sound.size + 1) / RATE)[: sound.size]
-            sound = sound + noise / (np.abs(noise).max() + 1e-9) * np.abs(sound).max() * 10 ** rng.uniform(-3.5, -1)
-        return sound.clip(-1, 1).astype(np.float32), end
+    def column(self, values: np.ndarray) -> Tensor:
+        """One number a row, (batch, 1), on the device."""
+        return torch.from_numpy(values)[:, None].to(self.device)
 
-    def batch(self, chosen: list[int]) -> tuple[Tensor, Tensor, int, Tensor, list[str]]:
-        """One batch of the chosen utterances."""
-        rng = self.rng
-        sounds, targets, texts = [], [], []
-        for i in chosen:
-            text, end = self.texts[i], 0.0
-            if rng.random() < 0.06:
-                text, sound = "", no_speech(self.np_rng, rng.uniform(0.3, self.sounds[i].size / RATE + 0.5))
-            else:
-                sound, end = self.changed(self.sounds[i])
-            sounds.append(sound)
-            texts.append(text)
-            targets.append(torch.tensor(self.words.ids(text, end if rng.random() < 0.2 else None)))
-        # Most batches are padded a little, some to the 3,000 frames that inference always has.
-        frames = [min(3000, s.size // whisper.audio.HOP_LENGTH) for s in sounds]
-        share = rng.random()
-        width = max(frames) + (0 if share < 0.3 else rng.randint(0, 400) if share < 0.7 else rng.randint(400, 3000))
-        width = min(3000, width + width % 2)
-        audio = torch.zeros(len(sounds), max(s.size for s in sounds))
-        keep = torch.ones(len(sounds), DIMENSIONS.n_mels, max(frames), dtype=torch.uint8)  # 0 masked, 2 after the end
-        for row, (sound, length) in enumerate(zip(sounds, frames, strict=True)):
-            audio[row, : sound.size] = torch.from_numpy(sound)
-            for _ in range(2):  # SpecAugment (Park et al. 2019)
-                low, at = rng.randint(0, DIMENSIONS.n_mels - 1), rng.randint(0, max(1, length))
-                keep[row, low : low + rng.randint(0, 10)] = 0
-                keep[row, :, at : at + rng.randint(0, 10)] = 0
-            keep[row, :, length:] = 2
+    def chance(self, share: float) -> np.ndarray:
+        """True in about that share of the rows, (batch,)."""
+        return self.rng.random(self.size) < share
+
+    def batch(self, chosen: np.ndarray) -> tuple[Tensor, Tensor, list[str]]:
+        """The chosen utterances: later, louder or softer, slightly resampled, in noise; a few are noise alone."""
+        rng, n = self.rng, self.size
+        speed = np.where(self.chance(0.5), rng.uniform(0.92, 1.08, n), 1.0)
+        before = (RATE * rng.uniform(0, 1, n) * rng.choice([0.0, 0.3, 1.5], n)).astype(int)
+        after = (RATE * rng.uniform(0, 1, n) * rng.choice([0.0, 0.5, 3.0], n)).astype(int)
+        ends = before + (self.sizes[chosen] / speed).astype(int)
+        nobody = self.chance(0.06)
+        totals = np.where(nobody, (RATE * rng.uniform(0.3, self.sizes[chosen] / RATE + 0.5)).astype(int), ends + after)
+        sound = self.spoken(chosen, speed, before, int(totals.max()), rng.uniform(0.1, 1.0, n))
+        noise = self.noises[rng.integers(NOISES, size=n)][:, : sound.shape[1]]
+        white = torch.randn(sound.shape, device=self.device) / 4
+        noise = torch.where(self.column(self.chance(0.6) & ~nobody), white, noise)
+        level = 10 ** rng.uniform(-3.5, -1, n) * self.chance(0.6)
+        loudness = noise.abs().amax(1, keepdim=True) + 1e-9
+        noisy = sound + noise / loudness * sound.abs().amax(1, keepdim=True) * self.column(level).float()
+        sound = torch.where(self.column(nobody), noise, noisy).clamp(-1, 1)
+        sound = sound * (torch.arange(sound.shape[1], device=self.device) < self.column(totals))
+        texts = ["" if alone else self.texts[i] for i, alone in zip(chosen, nobody, strict=True)]
+        timed = self.chance(0.2)
+        targets = [
+            torch.tensor(self.words.ids(text, end / RATE if with_times else None))
+            for text, end, with_times in zip(texts, ends, timed, strict=True)
+        ]
         ids = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
-        return audio, keep, width, ids, texts
+        return self.masked(mel_of(sound), totals // whisper.audio.HOP_LENGTH), ids.to(self.device), texts
 
+    def spoken(
+        self, chosen: np.ndarray, speed: np.ndarray, before: np.ndarray, length: int, peak: np.ndarray
+    ) -> Tensor:
+        """The utterances (batch, length) from sample `before` on, resampled by linear interpolation, with that peak."""
+        at = (torch.arange(length, device=self.device) - self.column(before)) * self.column(speed)
+        last = self.column(self.sizes[chosen] - 2)
+        left = at.floor().long().clamp(min=0).minimum(last)
+        index = self.column(self.starts[chosen]) + left
+        sound = torch.lerp(self.sound[index].float(), self.sound[index + 1].float(), (at - left).float())
+        gain = self.column((peak / (self.peaks[chosen] + 1e-6)).astype(np.float32))
+        return sound * gain * ((at >= 0) & (at <= last))
 
-def masked(mel: Tensor, keep: Tensor, width: int) -> Tensor:
-    """The mel with its mean where `keep` is 0 and 0.0 where it is 2, padded with 0.0 to `width` frames."""
-    mel = mel[:, :, : keep.shape[2]]
-    mel = torch.where(keep == 0, mel.mean((1, 2), keepdim=True), mel) * (keep != 2)
-    return functional.pad(mel, (0, width - mel.shape[2]))
+    def masked(self, mel: Tensor, frames: np.ndarray) -> Tensor:
+        """SpecAugment (Park et al. 2019), then 0.0 after each row's `frames` and after all of them: most batches are
+        padded a little, some to the 3,000 frames that inference always has."""
+        rng, n = self.rng, self.size
+        share = rng.random()
+        width = frames.max() + (0 if share < 0.3 else rng.integers(400) if share < 0.7 else rng.integers(400, 3000))
+        width = min(3000, int(width + -width % WIDTHS))
+        mel, frames = mel[:, :, :width], np.minimum(frames, 3000)
+        band = torch.arange(mel.shape[1], device=self.device)[None]
+        time = torch.arange(mel.shape[2], device=self.device)[None]
+        masked = torch.zeros(mel.shape, dtype=torch.bool, device=self.device)
+        for _ in range(2):
+            low, at = self.column(rng.integers(mel.shape[1], size=n)), self.column(rng.integers(1, frames + 2))
+            high, until = low + self.column(rng.integers(11, size=n)), at + self.column(rng.integers(11, size=n))
+            masked |= ((band >= low) & (band < high))[:, :, None] | ((time >= at) & (time < until))[:, None]
+        mel = torch.where(masked, mel.mean((1, 2), keepdim=True), mel) * (time < self.column(frames))[:, None]
+        return functional.pad(mel, (0, width - mel.shape[2]))
 
 
 def characters(text: str) -> list[int]:
@@ -208,23 +224,21 @@ def losses_of(ears: Ears, mel: Tensor, ids: Tensor, texts: list[str]) -> tuple[T
     return spoken, ctc
 
 
-def train(ears: Ears, batches: Batches, steps: int, peak: float = 1.5e-3) -> list[tuple[int, float]]:
+def train(ears: Ears, batches: Batches, steps: int, peak: float) -> list[tuple[int, float]]:
     """AdamW with a cosine, bf16 autocast. Returns the decoder's losses."""
     optimizer = torch.optim.AdamW(ears.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min(1, (s + 1) / 300) * (0.01 + 0.99 * (1 + math.cos(math.pi * s / steps)) / 2)
     )
     device = next(ears.parameters()).device.type
-    workers = max(1, (os.cpu_count() or 2) // 2)
-    loader = iter(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=workers, prefetch_factor=8))
+    drawn = iter(batches)
     losses: list[tuple[int, float]] = []
     shown = {"label": "speech", "item_show_func": lambda _: f"loss {losses[-1][1]:.3f}" if losses else None}
     with typer.progressbar(range(steps), **shown) as bar:
         for step in bar:
-            audio, keep, width, ids, texts = next(loader)
-            mel = masked(mel_of(audio.to(device)), keep.to(device), width)
+            mel, ids, texts = next(drawn)
             with torch.autocast(device, torch.bfloat16):
-                spoken, ctc = losses_of(ears, mel, ids.to(device), texts)
+                spoken, ctc = losses_of(ears, mel, ids, texts)
             (spoken + 0.5 * ctc).backward()
             nn.utils.clip_grad_norm_(ears.parameters(), 1.0)
             optimizer.step()
@@ -248,38 +262,58 @@ def pack(ears: Ears, words: Words, file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt", "dims": json.dumps(asdict(DIMENSIONS))})
 
 
+@torch.no_grad()
+def unpack(weights: dict[str, Tensor], ears: Ears, words: Words) -> None:
+    """What `pack` wrote, into ears whose tokens may be more."""
+    table = ears.whisper.decoder.token_embedding.weight
+    for token, row in zip(weights.pop("tokens").tolist(), weights.pop("rows"), strict=True):
+        table[words.id_of[token]] = row
+    ears.whisper.load_state_dict(weights, strict=False)
+
+
 def main(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4600,
     utterances: Annotated[int, typer.Option(help="How many to synthesize.")] = 24_000,
     batch_size: Annotated[int, typer.Option(help="Utterances a step.")] = 32,
+    peak: Annotated[float, typer.Option(help="The highest learning rate.")] = 1.5e-3,
+    seed: Annotated[int, typer.Option(help="Draws what is said and by whom.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="A model folder to go on from instead of from scratch.")] = None,
     out: Annotated[Path, typer.Option(help="The model folder to write.")] = Path("adapters/nano-speech"),
 ) -> None:
     """Synthesize, train and write the embedded speech model."""
-    torch.manual_seed(0)
-    rng = random.Random(0)
+    torch.manual_seed(seed)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for 0.1 s at each new shape
+    rng = random.Random(seed)
     drawn = [draw_utterance(rng) for _ in range(utterances)]
     sounds = synthesize_all(drawn)
     texts = [u.text for u in drawn]
-    words = Words(texts)
+    before = load_file(start / "model.safetensors") if start else {}
+    words = Words(texts, before["tokens"].tolist() if start else ())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    ears = Ears(len(words.tokens)).to(device)
+    ears = Ears(len(words.tokens))
+    if start:
+        unpack(before, ears, words)
+    ears.to(device)
     started = time.perf_counter()
-    losses = train(ears, Batches(sounds, texts, words, batch_size), steps)
-    seconds = time.perf_counter() - started
+    losses = train(ears, Batches(sounds, texts, words, batch_size, device), steps, peak)
+    stage = {
+        "steps": steps, "batch_size": batch_size, "learning_rate": peak, "utterances": utterances,
+        "hours": round(sum(s.size for s in sounds) / RATE / 3600, 1), "seed": seed,
+        "seconds": round(time.perf_counter() - started, 1), "losses": losses, "device": device_name(),
+    }  # fmt: skip
+    stages = [*(read_receipt(start)["stages"] if start else ()), stage]
     pack(ears, words, out / "model.safetensors")
-    hours = sum(s.size for s in sounds) / RATE / 3600
     parameters = sum(p.numel() for p in ears.whisper.parameters())
+    hours = sum(s["hours"] for s in stages)
     write_receipt(
         out,
         {
             "description": DESCRIPTION.format(parameters=parameters / 1e6, hours=hours), "license": "mit",
             "pipeline_tag": "automatic-speech-recognition", "library_name": "whisper", "tags": ["whisper", "espeak-ng"],
-            "parameters": parameters, "steps": steps, "batch_size": batch_size, "utterances": utterances,
-            "hours": round(hours, 1), "seed": 0, "seconds": round(seconds, 1), "losses": losses,
-            "device": device_name(), "torch": torch.__version__,
+            "parameters": parameters, "torch": torch.__version__, "stages": stages,
         },
     )  # fmt: skip
-    draw_loss({"nano-speech": losses}, out / "loss.png")
+    draw_loss({f"nano-speech, stage {i}": stage["losses"] for i, stage in enumerate(stages, 1)}, out / "loss.png")
     write_card(out)
 
 

@@ -1,7 +1,8 @@
 """What the embedded speech model hears: short English questions about emoji, and random words, spoken by espeak-ng.
 
-A model that hears only known questions learns the questions and stops listening; so half of all utterances are words
-in no order, drawn from the questions, the names of all emoji and a list of common English words. Noise and silence are
+A model that hears only known questions learns the questions and stops listening; so a third of all utterances are words
+in no order, drawn from the names of all emoji and a list of common English words, and a quarter are questions with some
+words replaced, added or left out. Noise and silence are
 among the examples, marked as no speech. Voices and the forms of `training.data.phrasing.EVALUATION` are held out.
 """
 
@@ -11,7 +12,7 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -77,11 +78,25 @@ def spoken_thing(rng: random.Random, emoji: Emoji) -> str:
     return rng.choice([emoji.name, f"{article} {emoji.name}", f"the {emoji.name}", f"the {emoji.name} emoji"])
 
 
-def question(rng: random.Random, grammar: Grammar) -> str:
-    """A spoken question of the grammar's forms."""
+def disordered(rng: random.Random, form: str) -> str:
+    """A question's form with some of its words replaced, added or left out; {thing} and its like stay."""
+    words = []
+    for word in form.split():
+        if rng.random() < 0.15:
+            words.append(rng.choice(COMMON_WORDS))
+        if "{" in word or rng.random() < 0.6:
+            words.append(word)
+        elif rng.random() < 0.8:
+            words.append(rng.choice(COMMON_WORDS))
+    return " ".join(words)
+
+
+def question(rng: random.Random, grammar: Grammar, change: Callable[[random.Random, str], str] | None = None) -> str:
+    """A spoken question of the grammar's forms, each of them changed by `change`."""
     emoji = rng.choice(emoji_table())
     kind = rng.choices(["find", "words", "choice"], [0.65, 0.28, 0.07])[0]
     form = rng.choice(grammar.forms.get(kind) or grammar.forms["name"])
+    form = change(rng, form) if change else form
     a, b = rng.sample([label(emoji), label(rng.choice(emoji_table()))], 2)
     words = form.format(emoji=in_words(emoji), thing=spoken_thing(rng, emoji), a=a, b=b)
     words = words.replace("the the ", "the ").replace("emoji emoji", "emoji").replace("the emoji the ", "the ")
@@ -113,7 +128,8 @@ def draw_utterance(rng: random.Random) -> Utterance:
             rng.choice(OTHER_TOPICS).format(word=rng.choice(vocabulary()), number=rng.randint(1, 99)), "?"
         )
     else:
-        text = question(rng, TRAINING) if draw < 0.55 else random_words(rng)
+        change = disordered if draw > 0.4 else None
+        text = question(rng, TRAINING, change) if draw < 0.65 else random_words(rng)
     return Utterance(text, draw_voice(rng))
 
 
