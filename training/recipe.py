@@ -26,10 +26,12 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Which data set, and how much of it."""
+    """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file, or a folder
+    of them. `evaluation` conversations are kept apart. Rows: see `training/data/chat.py`."""
 
-    name: Literal["emoji"]
-    examples: Annotated[int, Field(gt=0)] = 5000
+    name: str
+    examples: Annotated[int, Field(gt=0)] | None = None
+    evaluation: Annotated[int, Field(ge=0)] = 200
     seed: int = 0
 
 
@@ -41,15 +43,37 @@ class Lora(Part):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class Checkpoints(Part):
+    """When a run is saved so that it can go on elsewhere: every so many steps or minutes, whichever comes first."""
+
+    steps: Annotated[int, Field(gt=0)] = 200
+    minutes: Annotated[float, Field(gt=0)] = 10.0
+    keep: Annotated[int, Field(gt=0)] = 2
+
+
+Choice = Literal["auto", "on", "off"]
+
+
+class Speed(Part):
+    """What only changes speed and memory, never what is learnt. "auto" asks the GPU's memory; see `training/fit.py`."""
+
+    gradient_checkpointing: Choice = "auto"
+    fused_kernels: Choice = "auto"
+    compile: Choice = "auto"
+
+
 class Recipe(Part):
-    """One fine-tuning run. `base` is a Hub repository or a folder, as seen from the project."""
+    """One fine-tuning run. `base` is a Hub repository or a folder, as seen from the project; `title` what the published
+    model is called."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    title: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     base: str
     data: Data
-    method: Literal["qlora", "lora"] = "qlora"
+    method: Literal["qlora", "lora", "full"] = "qlora"
     lora: Lora = Lora()
     epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 2
     accumulation: Annotated[int, Field(gt=0)] = 4
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
@@ -58,6 +82,8 @@ class Recipe(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Annotated[int, Field(gt=0)] = 2048
     packing: bool = False
+    checkpoints: Checkpoints = Checkpoints()
+    speed: Speed = Speed()
     seed: int = 0
 
     @property
