@@ -26,8 +26,10 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file, or a folder
-    of them. `evaluation` conversations are kept apart. Rows: see `training/data/chat.py`."""
+    """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file, or a folder.
+
+    `evaluation` conversations are kept apart for measuring. What rows may look like: `training/data/chat.py`.
+    """
 
     name: str
     examples: Annotated[int, Field(gt=0)] | None = None
