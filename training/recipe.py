@@ -26,7 +26,7 @@ class Part(BaseModel):
 
 
 class Data(Part):
-    """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file, or a folder.
+    """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file or folder.
 
     `evaluation` conversations are kept apart for measuring. What rows may look like: `training/data/chat.py`.
     """
