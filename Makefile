@@ -19,6 +19,8 @@ demo: .venv/dev.done
 bench: .venv/dev.done
 	$(BIN)/python -m benchmarks.first_questions
 	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.speech_time
+	$(BIN)/python -m benchmarks.word_errors
 
 .venv/app.done: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -7,7 +7,7 @@ from playwright.sync_api import sync_playwright
 
 with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-    page = browser.new_page(viewport={"width": 900, "height": 960})
+    page = browser.new_page(viewport={"width": 900, "height": 1100})
     page.goto(sys.argv[1])
     for count, question in enumerate(["What does 🇸🇪 mean?", "Which emoji shows a panda?"], 1):
         page.locator("#question textarea").fill(question)

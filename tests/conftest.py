@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores: more threads only wait for each other
+
 from inference.engines import Message, ModelFiles, Sampling
 from inference.settings import PROJECT
 

@@ -1,4 +1,4 @@
-"""From a recipe to a model: `python -m training sft RECIPE`, then `export` and `evaluate` on what it made.
+"""From a recipe to a published model: `python -m training run RECIPE --namespace ME`, or verb by verb.
 
 A recipe is named by its name or its path, a run by its recipe's name or its folder.
 """
@@ -13,9 +13,11 @@ import typer
 from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.terminal import run
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or path.")]
+Out = Annotated[Path | None, typer.Option(help="The folder to write; runs/NAME unless given.")]
 Run = Annotated[str, typer.Argument(help="A run's name (its folder under runs/ or adapters/), or a folder.")]
 
 
@@ -27,27 +29,57 @@ def run_folder(name: str) -> Path:
     raise LabError(f"There is no run “{name}”: make it with `python -m training sft RECIPE`.")
 
 
+Overrides = Annotated[list[str] | None, typer.Argument(help="Fields of the recipe as key=value, such as lora.r=8.")]
+Namespace = Annotated[str | None, typer.Option(help="Your account on the Hub, or an organization of yours.")]
+Private = Annotated[bool, typer.Option("--private", help="Only you see the repositories.")]
+Force = Annotated[bool, typer.Option("--force", help="Publish files whose parity was not shown, too.")]
+
+
 @app.command()
-def sft(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name or path.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Fields to override: key=value.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write; runs/NAME unless told otherwise.")] = None,
-) -> None:
-    """Fine-tune a LoRA adapter as the recipe says."""
+def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> None:
+    """Read a recipe's data and write its data card: counts, lengths, what was broken."""
     checked = load_recipe(recipe, overrides)
+    from training.data import load
+    from training.data.summary import write_data_card
+    from training.sft import tokenizer_of
+
+    folder = out or PROJECT / "runs" / checked.name
+    write_data_card(load(checked.data), tokenizer_of(checked), checked.max_length, checked.name, folder)
+    print(folder / "data.md")
+
+
+@app.command()
+def sft(recipe: RecipeName, overrides: Overrides = None, out: Out = None, namespace: Namespace = None) -> None:
+    """Fine-tune as the recipe says, or go on where an earlier run stopped; with --namespace also on another machine."""
+    print(train(load_recipe(recipe, overrides), out, namespace))
+
+
+def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
+    """The recipe's run folder, trained to the end."""
+    api, repo = None, None
+    if namespace:
+        from training.publish import account, checkpoints_repo
+
+        api, repo = account(namespace), checkpoints_repo(recipe.title, namespace)
     from training.sft import fine_tune
 
-    print(fine_tune(checked, out or PROJECT / "runs" / checked.name))
+    return fine_tune(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
 
 
 @app.command()
 def export(name: Run) -> None:
-    """Write a run's GGUF files."""
-    folder = run_folder(name)
+    """Write a run's GGUF files and measure how near each is to the PyTorch model."""
+    export_and_compare(run_folder(name))
+
+
+def export_and_compare(folder: Path) -> None:
+    """Files and their parity, printed as tables."""
     from training.export import export as export_folder
+    from training.parity import check, table
 
     for path in export_folder(folder):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    print(table(check(folder)))
 
 
 @app.command()
@@ -60,6 +92,42 @@ def evaluate(
     from training.evaluate import evaluate_folder, table
 
     print(table({folder.name: evaluate_folder(folder, every)}))
+
+
+@app.command()
+def publish(name: Run, namespace: Annotated[str, typer.Option(help="Your account.")], private: Private = False,
+            force: Force = False) -> None:  # fmt: skip
+    """Put a run's adapter, GGUF files and card on the Hub, and read them back."""
+    folder = run_folder(name)
+    from training.publish import publish as publish_folder
+
+    for address in publish_folder(folder, namespace, private, force):
+        print(address)
+
+
+@app.command("run")
+def run_all(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Out = None,
+    namespace: Namespace = None,
+    private: Private = False,
+    force: Force = False,
+) -> None:
+    """All of it: data, fine-tuning, export, parity, evaluation and, with --namespace, publishing. The same command goes
+    on where an earlier one was stopped."""
+    checked = load_recipe(recipe, overrides)
+    folder = train(checked, out, namespace)
+    data(recipe, overrides, folder)
+    export_and_compare(folder)
+    from training.evaluate import evaluate_folder, table
+
+    print(table({folder.name: evaluate_folder(folder)}))
+    if namespace:
+        from training.publish import publish as publish_folder
+
+        for address in publish_folder(folder, namespace, private, force):
+            print(address)
 
 
 if __name__ == "__main__":

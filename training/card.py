@@ -5,59 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 
 from inference.catalog import front_matter
+from inference.errors import LabError
 from training.receipt import read_receipt
 from training.recipe import locate
 
-CARD = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).from_string("""\
----
-{{ metadata }}---
-
-# {{ name }}
-
-{% if recipe %}
-A LoRA adapter on `{{ recipe.base }}`, fine-tuned on {{ "{:,}".format(data.examples) }} examples of the \
-{{ recipe.data.name }} data set.
-
-| | |
-|---|---|
-| method | {{ recipe.method }}, r {{ recipe.lora.r }}, alpha {{ recipe.lora.alpha }}, all linear layers |
-| epochs | {{ recipe.epochs }} ({{ steps }} steps of {{ recipe.batch_size * recipe.accumulation }}) |
-| learning rate | {{ recipe.learning_rate }}, {{ recipe.schedule }}, {{ recipe.warmup_steps }} steps of warm-up |
-| packing | {{ "on" if recipe.packing else "off" }} |
-| time | {{ seconds }} s on {{ device }} |
-{% else %}
-{{ description }}
-{% endif %}
-
-![loss](loss.png)
-
-{% if evaluation %}
-## Evaluation
-
-Greedy answers to questions in phrasings that training never had, as served by llama.cpp.
-
-| | right | asked | said "I don't know" |
-|---|---|---|---|
-{% for group, score in evaluation.items() %}
-| {{ group }} | {{ score.right }} | {{ score.asked }} | {{ score.unsure }} |
-{% endfor %}
-{% endif %}
-""")
+TAG = "llama-finetuning-lab"  # what the catalog looks for on the Hub
+CARDS = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+)
 
 
-def metadata(name: str, receipt: dict) -> dict:
-    """The card's front matter, in the Hub's fields."""
+def written_license(receipt: dict) -> str | None:
+    """The licence that the base's card states, or the receipt for a model without a base. The Hub is asked for a card
+    that isn't on this disk."""
+    recipe = receipt.get("recipe")
+    if not recipe:
+        return receipt.get("license")
+    folder = Path(locate(recipe["base"]))
+    if folder.is_dir():
+        return front_matter(folder / "README.md").get("license") if (folder / "README.md").is_file() else None
+    from huggingface_hub import ModelCard
+
+    from inference.hub import hub_sentences
+
+    with hub_sentences(recipe["base"], "README.md"):
+        return ModelCard.load(recipe["base"]).data.get("license")
+
+
+def metadata(name: str, receipt: dict, kind: str) -> dict:
+    """The card's front matter, in the Hub's fields. `kind` is adapter, model or gguf."""
     recipe = receipt.get("recipe")
     fields: dict = {"language": ["en"], "pipeline_tag": receipt.get("pipeline_tag", "text-generation")}
     if recipe:
-        fields |= {"base_model": recipe["base"], "base_model_relation": "adapter", "library_name": "peft"}
-        fields |= {"tags": ["llama", recipe["data"]["name"]]}
-        base_card = Path(locate(recipe["base"])) / "README.md"
-        if base_card.is_file():
-            fields["license"] = front_matter(base_card)["license"]
+        relation = {"adapter": "adapter", "model": "finetune", "gguf": "quantized"}[kind]
+        library = {"adapter": "peft", "model": "transformers", "gguf": "gguf"}[kind]
+        fields |= {"base_model": recipe["base"], "base_model_relation": relation, "library_name": library}
+        data_set = recipe["data"]["name"]
+        fields |= {"tags": ["llama", TAG, *([] if "/" in data_set else [data_set])]}
+        if "/" in data_set and not Path(locate(data_set)).exists():
+            fields["datasets"] = [data_set]
+        if licence := written_license(receipt):
+            fields["license"] = licence
     else:
         fields |= {"library_name": receipt.get("library_name", "transformers"), "license": receipt["license"]}
         fields |= {"tags": receipt.get("tags") or ["llama", receipt["data_set"]]}
@@ -72,9 +63,28 @@ def metadata(name: str, receipt: dict) -> dict:
     return fields
 
 
+def render_card(
+    folder: Path, kind: str = "adapter", repositories: list[str] | None = None, unproven: dict[str, str] | None = None
+) -> str:
+    """The card's text. `repositories` are the published ones (the weights', the GGUF files'), `unproven` the files
+    whose parity was not shown, with the reason. Raises LabError where the receipt is unreadable."""
+    receipt = read_receipt(folder)
+    recipe = receipt.get("recipe") or {}
+    name = repositories[kind == "gguf"].split("/")[1] if repositories else folder.name
+    fields = yaml.safe_dump(metadata(name, receipt, kind), allow_unicode=True, sort_keys=False)
+    merged = sorted(path.name for path in folder.glob("*.gguf") if path.name != "adapter-f16.gguf")
+    try:
+        licence = written_license(receipt)
+    except LabError:
+        licence = None  # a card on this disk can be had without the network; publishing asks again
+    return CARDS.get_template("card.md.jinja").render(
+        name=name, title=recipe.get("title", name), metadata=fields, kind=kind, repositories=repositories or [],
+        unproven=unproven or {}, merged=merged, built_with_llama=licence == "llama3.2", **receipt,
+    )  # fmt: skip
+
+
 def write_card(folder: Path) -> None:
     """Write `README.md` from `run.json`."""
     receipt = read_receipt(folder)
-    fields = yaml.safe_dump(metadata(folder.name, receipt), allow_unicode=True, sort_keys=False)
-    text = CARD.render(name=folder.name, metadata=fields, **receipt)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    kind = "model" if (receipt.get("recipe") or {}).get("method") == "full" else "adapter"
+    (folder / "README.md").write_text(render_card(folder, kind), encoding="utf-8")

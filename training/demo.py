@@ -30,7 +30,7 @@ def main() -> None:
             started = time.perf_counter()
             folder = fine_tune(recipe, Path(temporary) / recipe.name)
             trained = time.perf_counter()
-            (gguf,) = export(folder)
+            (gguf,) = export(folder, ["adapter-f16"])
             exported = time.perf_counter()
             size = (folder / "adapter_model.safetensors").stat().st_size
             lines.append(f"| fine-tune {recipe.name} | {trained - started:.0f} | LoRA {size / 1e6:.1f} MB |")

@@ -1,27 +1,54 @@
-"""Supervised fine-tuning: a recipe in, a model folder with a LoRA adapter out. `python -m training sft RECIPE`
+"""Supervised fine-tuning: a recipe in, a model folder out. `python -m training sft RECIPE`
 
 TRL's SFTTrainer trains, PEFT adapts, bitsandbytes holds the base in 4 bits (QLoRA, Dettmers et al. 2023). The loss is
-on the assistant's tokens only. The folder gets the adapter, `run.json` (the receipt) and `loss.png`; GGUF files are
-`export.py`'s work, figures `evaluate.py`'s. Full fine-tuning and resuming are not done here yet.
+on the assistant's tokens only. The folder gets the adapter (or the whole model), `run.json` (the receipt) and
+`loss.png`; GGUF files are `export.py`'s work, figures `evaluate.py`'s.
+
+The same command goes on where an earlier one was stopped (`checkpoints.py`), and under `accelerate launch` on several
+processes, which share the recipe's batch.
 """
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
 from peft import LoraConfig, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Trainer, set_seed
+from torch.utils.tensorboard import SummaryWriter
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    set_seed,
+)
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
 from inference.errors import LabError
-from training import data
+from training import data, fit
+from training.checkpoints import Checkpoints, Identity
+from training.data.summary import training_template
 from training.plots import draw_loss
-from training.receipt import device_name, write_receipt
+from training.progress import Progress
+from training.receipt import device_name, read_receipt, write_receipt
 from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 
@@ -33,37 +60,44 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def load_base(recipe: Recipe) -> PreTrainedModel:
-    """The base model: 4-bit NF4 with double quantization for QLoRA, else in the machine's own type."""
+def attention() -> str:
+    """How attention is computed: FlashAttention where it is installed, torch's fused form on a GPU else. On a CPU the
+    plain form was faster than the fused one, most of all backward."""
+    if not torch.cuda.is_available():
+        return "eager"
+    return "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+
+
+def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
+    """The base model: 4-bit NF4 with double quantization for QLoRA, in the machine's own type for LoRA, in float32 for
+    full fine-tuning, whose updates are too small for 16 bits."""
     dtype = compute_dtype()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    try:
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    with fit.base_sentences(recipe.base):
         model = AutoModelForCausalLM.from_pretrained(
             recipe.base_location,
-            dtype=dtype,
+            dtype=torch.float32 if recipe.method == "full" else dtype,
             quantization_config=quantization if recipe.method == "qlora" else None,
-            device_map={"": 0} if torch.cuda.is_available() else "cpu",
-            # On a CPU the plain form was faster than torch's fused attention, most of all backward.
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            device_map={"": local} if torch.cuda.is_available() else "cpu",
+            attn_implementation=attention(),
         )
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise LabError(f"The base {recipe.base} can't be loaded ({reason}): check its name or the network.") from error
-    if recipe.method == "lora":
-        return model
-    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=torch.cuda.is_available())
+    if recipe.method == "qlora":
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    return model
 
 
-def trainer_settings(recipe: Recipe, out: Path) -> SFTConfig:
+def trainer_settings(recipe: Recipe, staging: Path, plan: fit.Plan) -> SFTConfig:
     """The recipe in TRL's words."""
     dtype = compute_dtype()
     return SFTConfig(
-        output_dir=str(out / "checkpoints"),
+        output_dir=str(staging),
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulation,
+        max_steps=recipe.max_steps or -1,
+        per_device_train_batch_size=plan.batch_size,
+        gradient_accumulation_steps=plan.accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=recipe.schedule,
         warmup_steps=recipe.warmup_steps,
@@ -71,27 +105,59 @@ def trainer_settings(recipe: Recipe, out: Path) -> SFTConfig:
         max_length=recipe.max_length,
         packing=recipe.packing,
         assistant_only_loss=True,
-        gradient_checkpointing=torch.cuda.is_available(),
+        activation_checkpointing=plan.checkpointing,
+        use_liger_kernel=plan.fused_kernels,
+        torch_compile=plan.compile,
         use_cpu=not torch.cuda.is_available(),
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
         dataloader_pin_memory=torch.cuda.is_available(),
-        train_sampling_strategy="group_by_length",
+        ddp_find_unused_parameters=False,
         include_num_input_tokens_seen="non_padding",
         logging_steps=10,
-        save_strategy="no",
-        report_to="none",
+        save_strategy="steps",
+        save_steps=recipe.checkpoints.steps,
+        report_to="trackio",
+        project="llama-finetuning-lab",
+        run_name=recipe.name,
+        disable_tqdm=True,  # `Progress` shows more
         seed=recipe.seed,
         data_seed=recipe.seed,
     )
 
 
-class LoraTrainer(SFTTrainer):
-    """TRL's trainer, with transformers' own loss on a CPU.
+class Order(torch.utils.data.Sampler[int]):
+    """Each epoch's order: conversations of like length together, so that little is padding. It depends on the seed, the
+    epoch and the global batch alone: the same after a resume, and for any number of processes."""
 
-    TRL's fused loss saves memory by Triton kernels; without those it loops over chunks and scores the prompts and the
-    padding as well, which took a quarter of a step. The loss is the same.
+    def __init__(self, lengths: list[int], batch: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self.seed + self.epoch())
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
+class LabTrainer(SFTTrainer):
+    """TRL's trainer with checkpoints that are whole or not there, an order that survives a resume, and figures.
+
+    On a CPU the loss is transformers' own: TRL's fused one saves memory by Triton kernels, and without those loops over
+    chunks and scores the prompts and the padding as well, which took a quarter of a step. The loss is the same.
     """
+
+    def __init__(self, recipe: Recipe, checkpoints: Checkpoints, progress: Progress, before: float, **of_trl) -> None:
+        self.recipe, self.checkpoints, self.progress, self.before = recipe, checkpoints, progress, before
+        self.started = time.perf_counter()
+        super().__init__(**of_trl)
+
+    @property
+    def seconds(self) -> float:
+        """What training took so far, on all the machines that it ran on."""
+        return self.before + time.perf_counter() - self.started
 
     def compute_loss(
         self, model: PreTrainedModel, inputs: dict, return_outputs: bool = False, num_items_in_batch: int | None = None
@@ -100,44 +166,150 @@ class LoraTrainer(SFTTrainer):
         compute = SFTTrainer.compute_loss if torch.cuda.is_available() else Trainer.compute_loss
         return compute(self, model, inputs, return_outputs, num_items_in_batch)
 
+    def _get_train_sampler(self, train_dataset: object = None) -> torch.utils.data.Sampler[int]:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        batch = self.recipe.batch_size * self.recipe.accumulation
+        # Looked up when an epoch begins: a resume replaces the state before that.
+        return Order(lengths, batch, self.args.data_seed, lambda: int(self.state.epoch or 0))
 
-def fine_tune(recipe: Recipe, out: Path) -> Path:
-    """Train the recipe's adapter into the folder `out` and return it."""
-    set_seed(recipe.seed)
-    split = data.conversations(recipe.data)
-    tokenizer = AutoTokenizer.from_pretrained(recipe.base_location)
-    trainer = LoraTrainer(
-        model=load_base(recipe),
-        processing_class=tokenizer,
-        args=trainer_settings(recipe, out),
-        train_dataset=datasets.Dataset.from_list([{"messages": messages} for messages in split]),
-        peft_config=LoraConfig(
-            r=recipe.lora.r,
-            lora_alpha=recipe.lora.alpha,
-            lora_dropout=recipe.lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        # PEFT loads an adapter as float32, where TRL trains a 4-bit base's in bfloat16: another run from there on.
+        types = {name: weight.dtype for name, weight in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, weight in self.model.named_parameters():
+            weight.data = weight.data.to(types[name])
+
+    def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            self.checkpoints.complete(self.state.global_step, self.seconds)
+        self.accelerator.wait_for_everyone()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See `transformers.Trainer.log`; with tokens/s, MFU and memory."""
+        if "loss" in logs:
+            logs |= self.progress.figures(self.state)
+            self.progress.show(logs)
+        super().log(logs, start_time)
+
+
+class SaveByTheClock(TrainerCallback):
+    """A checkpoint after so many minutes without one; the first process's clock counts."""
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.last = minutes, time.monotonic()
+
+    def on_step_end(
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        """See `transformers.TrainerCallback`."""
+        due = torch.tensor(time.monotonic() - self.last > 60 * self.minutes)
+        if args.world_size > 1:
+            due = due.to(args.device)
+            torch.distributed.broadcast(due, 0)
+        control.should_save = control.should_save or bool(due)
+        return control
+
+    def on_save(self, args: SFTConfig, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """The clock starts anew."""
+        self.last = time.monotonic()
+
+
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The base's tokenizer."""
+    with fit.base_sentences(recipe.base):
+        return AutoTokenizer.from_pretrained(recipe.base_location)
+
+
+def adapter_of(recipe: Recipe) -> LoraConfig | None:
+    """The recipe's LoRA in PEFT's words; None for full fine-tuning."""
+    if recipe.method == "full":
+        return None
+    return LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
-    started = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - started
 
-    # The base is written as the recipe names it: a path of this machine means nothing on another.
-    trainer.model.peft_config["default"].base_model_name_or_path = recipe.base
-    trainer.model.save_pretrained(out)
+
+def finished(recipe: Recipe, identity: Identity, out: Path) -> bool:
+    """Whether the folder holds this very run, done. Raises LabError where it holds another one."""
+    if not (out / "run.json").is_file():
+        return False
+    receipt = read_receipt(out)
+    said = {"recipe": receipt.get("recipe"), "data": receipt.get("data", {}).get("sha256")}
+    if difference := identity.difference(said):
+        raise LabError(f"{out} holds another recipe's model ({difference}): choose another --out, or delete it.")
+    return True
+
+
+def fine_tune(recipe: Recipe, out: Path, api: HfApi | None = None, repo: str | None = None) -> Path:
+    """Train the recipe into the folder `out` and return it. Goes on from the newest checkpoint in it or, where `repo`
+    names one, in that Hub repository; new ones go to both. Raises LabError before the base is fetched where it can't
+    fit."""
+    set_seed(recipe.seed)
+    plan = fit.plan(recipe)
+    split = data.load(recipe.data)
+    identity = Identity(recipe.model_dump(), data.fingerprint(split.train["messages"]))
+    if finished(recipe, identity, out):
+        return out
+    checkpoints = Checkpoints(out / "checkpoints", identity, recipe.checkpoints.keep, repo, api)
+    found = checkpoints.newest()
+    tokenizer = tokenizer_of(recipe)
+    tokenizer.chat_template = training_template(tokenizer)
+    progress = Progress(recipe.name, plan.length, plan.processes)
+    trainer = LabTrainer(
+        recipe,
+        checkpoints,
+        progress,
+        found[1]["seconds"] if found else 0.0,
+        model=load_base(recipe, plan.checkpointing),
+        processing_class=tokenizer,
+        args=trainer_settings(recipe, checkpoints.staging, plan),
+        train_dataset=split.train,
+        peft_config=adapter_of(recipe),
+        callbacks=[
+            progress,
+            SaveByTheClock(recipe.checkpoints.minutes),
+            TensorBoardCallback(SummaryWriter(str(out / "logs"))),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    # Under FSDP every process holds a part of the weights.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
+    if trainer.is_world_process_zero():
+        write_model(trainer, weights, split, identity, out)
+        checkpoints.finish()
+    return out
+
+
+def write_model(trainer: LabTrainer, weights: dict | None, split: data.Split, identity: Identity, out: Path) -> None:
+    """The adapter or model, the loss curve, and last the receipt: with it the run counts as done."""
+    recipe, model = trainer.recipe, trainer.accelerator.unwrap_model(trainer.model)
+    if recipe.method != "full":
+        # The base is written as the recipe names it: a path of this machine means nothing on another.
+        model.peft_config["default"].base_model_name_or_path = recipe.base
+    model.save_pretrained(out, state_dict=weights)
+    if recipe.method == "full":
+        # The base's own: the trainer's carries marks in its chat template that only training needs.
+        tokenizer_of(recipe).save_pretrained(out)
     losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    draw_loss({recipe.name: losses}, out / "loss.png")
     receipt = {
         "recipe": recipe.model_dump(),
-        "data": {"examples": len(split), "sha256": data.fingerprint(split)},
+        "data": {"examples": len(split.train), "sha256": identity.data},
         "steps": trainer.state.global_step,
         "tokens": int(trainer.state.num_input_tokens_seen),
-        "seconds": round(seconds, 1),
+        "seconds": round(trainer.seconds, 1),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         "device": device_name(),
+        "processes": trainer.args.world_size,
         "losses": losses,
         "versions": {package: version(package) for package in PACKAGES},
     }
     write_receipt(out, receipt)
-    draw_loss({recipe.name: losses}, out / "loss.png")
-    return out

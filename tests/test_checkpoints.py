@@ -1,0 +1,143 @@
+"""A run that is killed goes on elsewhere, and makes the very adapter that it would have made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import assert_refused, command
+
+from inference.errors import LabError
+from inference.settings import PROJECT
+from tests.hub import LocalHub
+from training.checkpoints import COMPLETE, STAGING, Checkpoints, Identity
+
+pytestmark = pytest.mark.xdist_group("checkpoints")
+
+# 24 steps in two epochs, with a checkpoint in the midst of each and at their borders.
+SMALL = ["data.examples=96", "data.evaluation=4", "epochs=2", "batch_size=8", "warmup_steps=2", "checkpoints.steps=3"]
+
+
+def start(out: Path, *more: str, **environment: str) -> subprocess.Popen:
+    """Begin a training as a user would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(out), *more],
+        cwd=PROJECT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+    """kill -9 as soon as something is so."""
+    until = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def adapter(out: Path) -> str:
+    """The adapter's SHA-256."""
+    return hashlib.sha256((out / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def steps(out: Path) -> list[int]:
+    """Of the whole checkpoints in a run's folder."""
+    return sorted(int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/checkpoint-*/{COMPLETE}"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> str:
+    """The adapter of a run that nobody kills."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert start(out).wait(300) == 0
+    return adapter(out)
+
+
+def test_killed_in_training_and_in_a_save_it_makes_the_same_adapter(undisturbed, tmp_path):
+    kill_when(start(tmp_path), lambda: max(steps(tmp_path), default=0) >= 6)
+    saving = tmp_path / "checkpoints" / STAGING
+    before = steps(tmp_path)
+    kill_when(start(tmp_path), lambda: any(saving.glob("checkpoint-*/optimizer.pt")))
+    assert steps(tmp_path) == before or steps(tmp_path)[-1] > before[-1]
+    assert start(tmp_path).wait(300) == 0
+    assert adapter(tmp_path) == undisturbed
+    done = command("training", "sft", "emoji-nano", *SMALL, "--out", str(tmp_path))
+    assert done.returncode == 0 and "step/s" not in done.stderr  # there is nothing left to do
+    assert_refused(
+        command("training", "sft", "emoji-nano", *SMALL, "lora.r=8", "--out", str(tmp_path)),
+        "another recipe's model (lora.r is 16 there and 8 here)", "choose another --out",
+    )  # fmt: skip
+
+
+def test_another_machine_goes_on_from_the_hub(undisturbed, tmp_path):
+    with LocalHub(tmp_path / "hub") as hub:
+        mine = hub.environment(hub.token("me")) | {"HF_HOME": str(tmp_path / "here")}
+        kill_when(
+            start(tmp_path / "one", "--namespace", "me", **mine),
+            lambda: any(asked.method == "POST" and "/commit/" in asked.path and asked.status == 200
+                        for asked in hub.requests),
+        )  # fmt: skip
+        shutil.rmtree(tmp_path / "one")
+        # Half a checkpoint that came there by other hands is newer; it must not be chosen.
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=hub.url, token=hub.token("me"))
+        repo = "me/Nano-Emoji-checkpoints"
+        api.upload_file(path_or_fileobj=b"{}", path_in_repo="checkpoint-99/trainer_state.json", repo_id=repo)
+        api.upload_file(path_or_fileobj=b'{"files": {"optimizer.pt": "0"}}', repo_id=repo,
+                        path_in_repo=f"checkpoint-98/{COMPLETE}")  # fmt: skip
+        assert api.model_info(repo).private
+        there = mine | {"HF_HOME": str(tmp_path / "there")}
+        process = start(tmp_path / "two", "--namespace", "me", **there)
+        assert process.wait(300) == 0
+        assert adapter(tmp_path / "two") == undisturbed
+        fetched = [asked.path for asked in hub.requests if asked.method == "GET" and "optimizer.pt" in asked.path]
+        assert fetched and "checkpoint-99" not in "".join(fetched)
+        done = command("training", "sft", "emoji-nano", *SMALL, "seed=1", "--namespace", "me", "--out",
+                       str(tmp_path / "three"), **there)  # fmt: skip
+        assert_refused(done, "me/Nano-Emoji-checkpoints holds another recipe's run", "seed is 0 there and 1 here")
+
+
+def test_a_changed_file_is_no_whole_checkpoint(tmp_path):
+    identity = Identity({"name": "a", "lora": {"r": 8}}, "data")
+    checkpoints = Checkpoints(tmp_path, identity)
+    for step in (1, 2, 3):
+        made = checkpoints.staging / f"checkpoint-{step}"
+        made.mkdir(parents=True)
+        (made / "optimizer.pt").write_text(f"state {step}")
+        checkpoints.complete(step, seconds=1.0)
+    assert [path.name for path in checkpoints.local()] == ["checkpoint-3", "checkpoint-2"]
+    assert checkpoints.newest()[0].name == "checkpoint-3"
+    (tmp_path / "checkpoint-3" / "optimizer.pt").write_text("state")
+    assert checkpoints.newest()[0].name == "checkpoint-2"
+    with pytest.raises(LabError, match=r"another recipe's run \(lora.r is 8 there and 16 here\)"):
+        Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 16}}, "data")).newest()
+    with pytest.raises(LabError, match="its training data differ"):
+        Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 8}}, "other")).newest()
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """DDP with gloo: the same losses at the same global batch."""
+    more = ["method=lora", "accumulation=2", "batch_size=4", "checkpoints.steps=100"]
+    assert start(tmp_path / "one", *more).wait(300) == 0
+    # "multi_gpu" starts several processes; without a GPU they talk through gloo.
+    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    done = command(
+        "accelerate.commands.launch", *launch, "--dynamo_backend", "no", "-m",
+        "training", "sft", "emoji-nano", *SMALL, *more, "--out", str(tmp_path / "two"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["steps"] == two["steps"] and one["tokens"] == two["tokens"]
+    assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], rel=1e-4)

@@ -1,0 +1,323 @@
+"""Data sets by name: one normal form out of many, what is left out and why, a fixed split, masks, the data card."""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import NANO
+from huggingface_hub import HfApi
+
+from inference.errors import LabError
+from inference.settings import PROJECT
+from tests.hub import LocalHub
+from training.data import Split, emoji, fingerprint, load
+from training.data.summary import summarize, training_template, write_data_card
+from training.recipe import Data
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """What is read here is cached here, and relative paths are seen from here."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+
+
+def lines(name: str, rows: list) -> str:
+    """Write a JSON Lines file; its name."""
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return name
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    """A conversation in normal form; the texts alternate between user and assistant."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def share_gpt(*texts: str) -> dict:
+    """The same as a row of ShareGPT."""
+    return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}
+
+
+def numbered(count: int) -> list[dict]:
+    """So many different rows."""
+    return [{"messages": turns(f"What is {i}?", f"It is {i}.")} for i in range(count)]
+
+
+def load_all(name: str, **fields) -> Split:
+    """Everything in training."""
+    return load(Data(name=name, **{"evaluation": 0, **fields}))
+
+
+def refusal(name: str, **fields) -> str:
+    """The one line that says why it can't be loaded."""
+    with pytest.raises(LabError) as error:
+        load_all(name, **fields)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    return str(error.value)
+
+
+BRIEF = {"role": "system", "content": "Be brief."}
+HUMAN, GPT = share_gpt("Hi", "Hello.")["conversations"]
+SYSTEM = {"from": "system", "value": "Be brief."}
+ROWS = {
+    "messages": {"messages": [BRIEF, *turns("Hi", "Hello.")], "id": 7},
+    "ShareGPT": {"conversations": [SYSTEM, HUMAN, GPT]},
+    "ShareGPT, the system prompt aside": {"conversations": [HUMAN, GPT], "system": "Be brief."},
+    "ShareGPT with roles": {"conversation": [BRIEF, HUMAN, {"role": "ChatGPT", "content": "Hello."}]},
+    "Alpaca": {"instruction": "Hi", "input": "", "output": "Hello.", "system": "Be brief."},
+    "prompt and response": {"prompt": "Hi", "response": "Hello.", "system": "Be brief."},
+    "question and answer": {"question": "Hi", "answer": "Hello.", "system": "Be brief."},
+}
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_each_form_becomes_the_same_messages(form):
+    split = load_all(lines("rows.jsonl", [ROWS[form]]))
+    assert list(split.train["messages"]) == [[BRIEF, *turns("Hi", "Hello.")]]
+    assert split.train.column_names == ["messages"]
+    assert form.startswith(split.report.form)
+
+
+def test_alpaca_input_follows_the_instruction_and_an_empty_system_prompt_is_none():
+    row = {"instruction": "Translate:", "input": "Bonjour", "output": "Hello", "system": ""}
+    (messages,) = load_all(lines("rows.jsonl", [row])).train["messages"]
+    assert messages == turns("Translate:\n\nBonjour", "Hello")
+
+
+def test_parquet_json_csv_and_folders_are_read():
+    rows = [{"question": "How many?", "answer": "042"}, {"question": "Who, then?", "answer": "NA"}]
+    table = datasets.Dataset.from_list(rows)
+    table.to_parquet("rows.parquet")
+    table.to_csv("rows.csv")
+    Path("rows.json").write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    Path("folder").mkdir()
+    table.to_parquet("folder/train-00000-of-00001.parquet")
+    expected = {"042", "NA"}
+    for name in ("rows.parquet", "rows.csv", "rows.json", "folder", str(Path("rows.csv").absolute())):
+        assert {messages[1]["content"] for messages in load_all(name).train["messages"]} == expected, name
+
+
+BROKEN = {
+    "an empty turn": [share_gpt("Hi", "  "), share_gpt("Hi", None), share_gpt("Hi", "Hello.", "")],
+    "two turns of one role in a row": [{"conversations": [HUMAN, HUMAN, GPT]}],
+    "no assistant turn": [share_gpt("Hi"), {"conversations": []}],
+    "a first turn of the assistant": [{"conversations": [GPT]}, {"conversations": [SYSTEM, GPT]}],
+    "a turn that is not text": [share_gpt("Hi", 42), {"conversations": ["Hi", "Hello."]}],
+    "no list of turns": [{"conversations": "Hi"}, {"conversations": None}],
+    "an unknown role": [{"conversations": [{"from": "tool", "value": "7"}]}],
+    "a system turn after the first": [{"conversations": [HUMAN, GPT, SYSTEM]}],
+}
+
+
+def test_broken_rows_are_left_out_and_counted_by_reason():
+    rows = [row for broken in BROKEN.values() for row in broken]
+    split = load_all(lines("rows.jsonl", [share_gpt("Hi", "Hello."), *rows]))
+    assert list(split.train["messages"]) == [turns("Hi", "Hello.")]
+    assert split.report.broken == {reason: len(broken) for reason, broken in BROKEN.items()}
+    assert (split.report.rows, split.report.kept) == (1 + len(rows), 1)
+    assert "most often because of an empty turn (3 of 14)" in refusal(lines("none.jsonl", rows))
+
+
+def test_a_broken_row_far_down_a_large_file_is_counted_like_any_other():
+    rows = [share_gpt(f"{i} " + "word " * 2000, "Hello.") for i in range(1200)]
+    assert load_all(lines("rows.jsonl", [*rows, {"conversations": 5}])).report.broken == {"no list of turns": 1}
+
+
+def test_a_last_question_without_an_answer_is_cut_off_and_counted():
+    split = load_all(lines("rows.jsonl", [share_gpt("Hi", "Hello.", "And?"), share_gpt("Ho", "Hello.")]))
+    assert sorted(map(len, split.train["messages"])) == [2, 2]
+    assert split.report.cut == 1
+
+
+def test_duplicates_are_found_white_space_aside():
+    rows = [share_gpt("Hi", "Hello there."), share_gpt("Hi ", "Hello\n there."), share_gpt("hi", "Hello there.")]
+    report = load_all(lines("rows.jsonl", rows)).report
+    assert (report.kept, report.duplicates) == (2, 1)
+
+
+def test_the_evaluation_split_stays_when_rows_move_or_training_shrinks():
+    rows = numbered(300)
+    split = load(Data(name=lines("rows.jsonl", rows), evaluation=20))
+    random.Random(0).shuffle(rows)
+    moved = load(Data(name=lines("moved.jsonl", rows), evaluation=20))
+    small = load(Data(name="rows.jsonl", evaluation=20, examples=50))
+    other = load(Data(name="rows.jsonl", evaluation=20, seed=1))
+    assert len(split.evaluation) == 20 and len(split.train) == 280 and len(small.train) == 50
+    assert list(split.evaluation) == list(moved.evaluation) == list(small.evaluation) != list(other.evaluation)
+    assert list(split.train) == list(moved.train) and list(small.train) == list(split.train)[:50]
+    texts = {json.dumps(row) for row in split.train}
+    assert not texts & {json.dumps(row) for row in split.evaluation}
+
+
+def test_the_emoji_set_is_what_it_was_and_its_evaluation_split_is_new_to_it():
+    split = load(Data(name="emoji", examples=500))
+    assert list(split.train["messages"]) == emoji.examples(500, 0)
+    asked = {json.dumps(messages) for messages in split.evaluation["messages"]}
+    assert len(asked) == 200 and not asked & {json.dumps(messages) for messages in split.train["messages"]}
+    assert fingerprint(split.train["messages"]) == fingerprint(emoji.examples(500, 0))
+
+
+def test_a_fingerprint_is_the_hash_of_the_list_as_json():
+    # The receipts of shipped adapters have it.
+    receipt = json.loads((PROJECT / "adapters" / "nano-emoji" / "run.json").read_text(encoding="utf-8"))
+    assert fingerprint(emoji.examples(5000, 0)) == receipt["data"]["sha256"]
+
+
+def test_what_cannot_be_loaded_is_refused_in_one_sentence():
+    lines("rows.jsonl", numbered(8))
+    assert "did you mean “emoji”?" in refusal("emojis")
+    assert "did you mean “rows.jsonl”?" in refusal("row.jsonl")
+    assert "8 usable conversations" in refusal("rows.jsonl", evaluation=200)
+    assert "columns text, label" in refusal(lines("other.jsonl", [{"text": "Hi", "label": 1}]))
+    assert "conversations (ShareGPT)" in refusal("other.jsonl")
+    for empty in ("", "\n\n", "[]"):
+        Path("empty.json").write_text(empty)
+        assert "empty.json is empty" in refusal("empty.json"), empty
+    Path("bad.jsonl").write_text('{"prompt": "Hi", "response": "Hello."}\n{"prompt": oops}\n')
+    assert "bad.jsonl is not JSON Lines (line 2: Expecting value)" in refusal("bad.jsonl")
+    Path("latin.jsonl").write_bytes('{"prompt": "é", "response": "è"}\n'.encode("latin-1"))
+    assert "latin.jsonl is not JSON Lines (line 1: not UTF-8" in refusal("latin.jsonl")
+    Path("bad.parquet").write_text("PAR0")
+    assert "bad.parquet is not Parquet" in refusal("bad.parquet")
+    Path("notes.txt").write_text("Hi")
+    assert "save it as JSON Lines" in refusal("notes.txt")
+    Path("folder").mkdir()
+    assert "folder has no data files" in refusal("folder")
+    lines("folder/a.jsonl", [{"prompt": "a", "response": "b"}])
+    lines("folder/b.jsonl", [{"question": "a", "answer": "b"}])
+    assert "don't have the same columns" in refusal("folder")
+
+
+def test_a_full_disk_is_told(monkeypatch):
+    def write(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    lines("rows.jsonl", numbered(3))
+    monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "write_table", write)
+    assert "There is no room for rows.jsonl" in refusal("rows.jsonl")
+
+
+LOAD = """
+import sys
+from inference.errors import LabError
+from training.data import load
+from training.recipe import Data
+for name in sys.argv[1:]:
+    try:
+        print(len(load(Data(name=name, evaluation=3)).train))
+    except LabError as error:
+        print(error)
+"""
+
+
+@pytest.mark.xdist_group("hub")
+def test_data_sets_on_the_hub(tmp_path):
+    with LocalHub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token("me"))
+        rows = "".join(json.dumps(row) + "\n" for row in numbered(10)).encode()
+        for name in ("me/open", "me/gated"):
+            api.create_repo(name, repo_type="dataset")
+            api.upload_file(path_or_fileobj=rows, path_in_repo="train.jsonl", repo_id=name, repo_type="dataset")
+        api.update_repo_settings("me/gated", repo_type="dataset", gated="manual")
+        hub.fault("cut", match="me/cut/auth-check", times=None)
+
+        def loaded(*names: str, **environment: str) -> list[str]:
+            done = subprocess.run(
+                [sys.executable, "-c", LOAD, *names],
+                cwd=PROJECT, capture_output=True, text=True, check=True, env={**hub.environment(), **environment},
+            )  # fmt: skip
+            return done.stdout.splitlines()
+
+        names = ("me/open", "me/gated", "me/missing", "mlabonne/FineTome-100", "me/cut")
+        count, gated, missing, near, unreachable = loaded(*names)
+        assert count == "7"
+        assert "me/gated is gated: accept its terms" in gated and "HF_TOKEN" in gated
+        assert "There is no data set me/missing" in missing
+        assert "did you mean “mlabonne/FineTome-100k”?" in near
+        assert "the Hub can't be reached" in unreachable
+        # What has been fetched is there without a network.
+        assert loaded("me/open", "me/gated", HF_HUB_OFFLINE="1")[0] == "7"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(NANO)
+
+
+CHAT = [BRIEF, *turns("What does 🐼 mean?", " It is a panda. ", "user: and 🇸🇪?", "The flag of\n\nSweden.")]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_is_on_the_assistants_tokens_only(tokenizer, tmp_path, packing):
+    """The labels as TRL makes them for training, in the batch that the model gets."""
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(NANO),
+        processing_class=tokenizer,
+        args=SFTConfig(
+            str(tmp_path), assistant_only_loss=True, packing=packing, max_length=512, use_cpu=True, bf16=False,
+            report_to="none", per_device_train_batch_size=1,
+        ),
+        train_dataset=load_all(lines("rows.jsonl", [{"messages": CHAT}])).train,
+    )  # fmt: skip
+    (batch,) = trainer.get_train_dataloader()
+    labels = batch["labels"][0]
+    learnt = tokenizer.decode(labels[labels != -100])
+    assert learnt == "It is a panda.<|eot_id|>The flag of\n\nSweden.<|eot_id|>"
+    assert tokenizer.decode(batch["input_ids"][0]) == tokenizer.apply_chat_template(CHAT, tokenize=False)
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3_1", "llama3_2"])
+def test_templates_of_llama_3_are_marked_without_a_change_of_the_text(name):
+    import trl
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    # Llama 3.2 states the day; what is learnt must not depend on it.
+    plain = tokenizer.apply_chat_template(CHAT, tokenize=False, date_string="26 Jul 2024")
+    template = training_template(tokenizer)
+    assert tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False) == plain
+    encoded = tokenizer.apply_chat_template(
+        CHAT, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    learnt = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert tokenizer.decode(learnt) == "It is a panda.<|eot_id|>The flag of\n\nSweden.<|eot_id|>"
+
+
+def test_a_template_that_cannot_be_marked_is_refused():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    for template, reason in (("{{ messages }}", "doesn't say which tokens"), (None, "has no chat template")):
+        tokenizer.chat_template = template
+        with pytest.raises(LabError, match=reason):
+            training_template(tokenizer)
+
+
+def test_the_data_card(tokenizer, tmp_path):
+    rows = [*numbered(60), share_gpt("Hi", ""), {"messages": None}, numbered(1)[0]]
+    rows += [{"messages": [BRIEF, *turns("Once more", "again and " * 100)]}, {"messages": turns("word " * 100, "Yes.")}]
+    split = load(Data(name=lines("rows.jsonl", rows), evaluation=5, seed=3))
+    summary = summarize(split, tokenizer, max_length=64)
+    lengths = [len(tokenizer.apply_chat_template(m, return_dict=False)) for m in split.train["messages"]]
+    tokens = summary["tokens"]
+    assert (tokens["total"], tokens["max"]) == (sum(lengths), max(lengths))
+    assert tokens["truncated_share"] == pytest.approx(2 / 57, abs=1e-4) and tokens["dropped"] == 1
+    assert tokens["lost_share"] == pytest.approx(sum(max(0, n - 64) for n in lengths) / sum(lengths), abs=1e-4)
+    card = write_data_card(split, tokenizer, 64, "my-recipe", tmp_path / "card").read_text(encoding="utf-8")
+    assert "# Data of my-recipe" in card and "| no list of turns | 2 |" in card and "| 3.5% |" in card
+    assert card.count("```text") == 3 and "user: What is " in card
+    assert json.loads((tmp_path / "card" / "data.json").read_text(encoding="utf-8"))["tokens"] == tokens
+    assert (tmp_path / "card" / "lengths.png").read_bytes().startswith(b"\x89PNG")

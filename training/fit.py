@@ -1,0 +1,158 @@
+"""Will it fit, and how is it made to run fast: decided from the base's configuration, before its weights are fetched.
+
+The estimate counts bytes a parameter (weights, gradients, AdamW's two moments) and what a batch of full length keeps
+for the backward pass, after Korthikanti et al. 2022 for a Llama's layer. It is meant to be right within a fifth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from inference.errors import LabError
+from inference.hub import hub_sentences
+from training.recipe import Choice, Recipe
+
+# Bytes a parameter. NF4 with double quantization: 4.127 bits (Dettmers et al. 2023).
+NF4, HALF, SINGLE = 4.127 / 8, 2, 4
+TRAINED = 4 + 4 + 8  # float32 weight, gradient, AdamW's moments
+RUNTIME = 0.8e9  # bytes that CUDA and its libraries take
+CHUNK = 1024  # positions whose logits are there at once in a fused loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is carried out. `length` is the longest conversation in tokens, `need` and `room` are bytes."""
+
+    batch_size: int
+    accumulation: int
+    processes: int
+    length: int
+    checkpointing: bool
+    fused_kernels: bool
+    compile: bool
+    need: float
+    room: float
+
+
+@contextmanager
+def base_sentences(base: str) -> Iterator[None]:
+    """Turn what loading a base raises into a sentence."""
+    try:
+        with hub_sentences(base, "config.json"):
+            yield
+    except (ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise LabError(f"The base {base} can't be loaded ({reason}): check its name.") from error
+
+
+def configuration(base: str, location: str) -> PretrainedConfig:
+    """The base's configuration; a few kilobytes. Raises LabError where it can't be had."""
+    with base_sentences(base):
+        try:
+            return AutoConfig.from_pretrained(location)
+        except OSError as error:
+            # transformers wraps the Hub's own words; those tell more.
+            cause = error.__cause__
+            while cause is not None and not isinstance(cause, LabError) and type(cause).__module__ == "builtins":
+                cause = cause.__cause__
+            if cause is not None:
+                raise cause from error
+            reason = str(error).splitlines()[0]
+            raise LabError(f"The base {base} can't be loaded ({reason}): check its name or the network.") from error
+
+
+def counts(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Parameters in the layers' linear maps, all others (embeddings, norms), and those of a LoRA of rank 1 on the maps:
+    in + out each. No memory is taken for them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    maps = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in name]
+    linear = sum(m.weight.numel() for m in maps)
+    return linear, model.num_parameters() - linear, sum(m.in_features + m.out_features for m in maps)
+
+
+def memory_needed(recipe: Recipe, config: PretrainedConfig, batch_size: int, checkpointing: bool) -> float:
+    """Bytes at the peak of a step, on a GPU."""
+    linear, other, per_rank = counts(config)
+    if recipe.method == "full":
+        fixed = TRAINED * (linear + other)
+    else:
+        # Preparing a 4-bit base casts what isn't quantized to float32.
+        fixed = NF4 * linear + SINGLE * other if recipe.method == "qlora" else HALF * (linear + other)
+        fixed += TRAINED * recipe.lora.r * per_rank
+    tokens = batch_size * recipe.max_length
+    width, wide = config.hidden_size, config.intermediate_size
+    layer = tokens * HALF * (14 * width + 5 * wide)
+    kept = config.num_hidden_layers * (tokens * HALF * width if checkpointing else layer)
+    logits = min(tokens, CHUNK) * config.vocab_size * (SINGLE + SINGLE)
+    return RUNTIME + fixed + kept + layer + logits
+
+
+def decide(choice: Choice, auto: bool) -> bool:
+    """A forced choice, or what seems best."""
+    return choice == "on" or (choice == "auto" and auto)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """How the recipe runs here. Raises LabError with the number and the mend where it can't fit."""
+    config = configuration(recipe.base, recipe.base_location)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    batch_size, accumulation = shared(recipe, processes)
+    cuda = torch.cuda.is_available()
+    room = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().available
+    without = memory_needed(recipe, config, batch_size, checkpointing=False)
+    # On a CPU recomputing costs most and memory is rarely what lacks.
+    checkpointing = decide(recipe.speed.gradient_checkpointing, without > 0.9 * room)
+    need = memory_needed(recipe, config, batch_size, checkpointing)
+    if need > room:
+        raise wont_fit(recipe, config, batch_size, need, room)
+    if recipe.speed.fused_kernels == "on" and not (cuda and find_spec("liger_kernel")):
+        raise LabError("speed.fused_kernels=on needs an NVIDIA GPU and `pip install liger-kernel`: do so, or say auto.")
+    return Plan(
+        batch_size=batch_size,
+        accumulation=accumulation,
+        processes=processes,
+        length=recipe.max_length,
+        checkpointing=checkpointing,
+        fused_kernels=decide(recipe.speed.fused_kernels, cuda and find_spec("liger_kernel") is not None),
+        # Every new shape compiles anew; only packed batches are all of one shape.
+        compile=decide(recipe.speed.compile, cuda and recipe.packing and recipe.method != "qlora"),
+        need=need,
+        room=room,
+    )
+
+
+def shared(recipe: Recipe, processes: int) -> tuple[int, int]:
+    """Batch size and accumulation of each process, so that together they take the recipe's batch a step."""
+    if recipe.accumulation % processes == 0:
+        return recipe.batch_size, recipe.accumulation // processes
+    if recipe.batch_size % processes == 0:
+        return recipe.batch_size // processes, recipe.accumulation
+    together = recipe.batch_size * recipe.accumulation
+    raise LabError(
+        f"A batch of {recipe.batch_size} × {recipe.accumulation} can't be shared by {processes} processes: "
+        f"start fewer, or set accumulation to a multiple of {processes} ({together} conversations a step now)."
+    )
+
+
+def wont_fit(recipe: Recipe, config: PretrainedConfig, batch_size: int, need: float, room: float) -> LabError:
+    """The refusal, with the first change that would do."""
+    smaller = [
+        ({"batch_size": 1, "accumulation": recipe.batch_size * recipe.accumulation}, 1, recipe, True),
+        ({"method": "qlora", "batch_size": 1}, 1, recipe.model_copy(update={"method": "qlora"}), True),
+        ({"method": "qlora", "batch_size": 1, "max_length": 512}, 1,
+         recipe.model_copy(update={"method": "qlora", "max_length": 512}), True),
+    ]  # fmt: skip
+    what = f"{recipe.name} needs about {need / 1e9:.1f} GB of memory and there are {room / 1e9:.1f}"
+    for change, size, changed, checkpointing in smaller:
+        if memory_needed(changed, config, size, checkpointing) <= room:
+            return LabError(f"{what}: add {' '.join(f'{k}={v}' for k, v in change.items())}.")
+    return LabError(f"{what}: choose a smaller base or a bigger machine.")
