@@ -251,8 +251,11 @@ def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
 
 
 @needs_espeak
-def test_programs_send_recordings(address, question_aloud):
+def test_programs_send_recordings(address, question_aloud, tmp_path):
     client = Client(address, verbose=False)
+    (tmp_path / "text.wav").write_text("This is a text, not a sound.")
+    with pytest.raises(Exception, match="This is no recording that can be read"):
+        client.predict(handle_file(tmp_path / "text.wav"), "", api_name="/transcribe")
     record = client.predict(handle_file(question_aloud), "", api_name="/transcribe")
     assert "find the emoji for a panda" in record["text"] and record["language"] == "en"
     heard, answer = client.predict(handle_file(question_aloud), "nano-emoji", "", api_name="/ask_voice")
