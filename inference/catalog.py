@@ -155,7 +155,7 @@ def make_entry(row: Row, folder_of_catalog: Path, namespace: str | None) -> Entr
         folder=folder,
         repo=repo,
         size=row.size,
-        command=f"python -m training sft {row.recipe}" if row.recipe else None,
+        command=f"python -m training run {row.recipe}" if row.recipe else None,
     )
 
 

@@ -23,7 +23,7 @@ def test_every_entry_has_a_state_and_unavailable_ones_offer_the_command():
     states = {entry.id: lab.state(entry) for entry in lab.catalog.entries}
     assert states["nano-emoji"].kind == "ready"
     assert states["llama-3.2-1b"].text == "808 MB"
-    assert "python -m training sft finetome-1b" in states["finetome-1b"].explanation
+    assert "python -m training run finetome-1b" in states["finetome-1b"].explanation
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_an_example_answers_with_one_click(page):
 @needs_browser
 def test_a_model_that_cannot_be_had_explains_itself(page):
     choose(page, "Llama 3.2 1B · FineTome — not published")
-    page.locator("#notice", has_text="python -m training sft finetome-1b").wait_for()
+    page.locator("#notice", has_text="python -m training run finetome-1b").wait_for()
     choose(page, "Llama 3.2 1B — 808 MB")
     page.locator("#notice", has_text="can't be reached").wait_for()
 

@@ -36,7 +36,7 @@ def test_ask_streams_plain_text():
     [
         ("nano", "   ", ["empty"]),
         ("nano-emojy", "hello", ["nano-emojy", "nano-emoji"]),
-        ("finetome-1b", "hello", ["not published", "python -m training sft finetome-1b"]),
+        ("finetome-1b", "hello", ["not published", "python -m training run finetome-1b"]),
     ],
 )
 def test_bad_questions_get_one_sentence(model, question, words):

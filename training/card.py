@@ -16,6 +16,7 @@ TAG = "llama-finetuning-lab"  # what the catalog looks for on the Hub
 CARDS = Environment(
     loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
 )
+CARDS.filters["cell"] = lambda text: " ".join(text.replace("|", "\\|").split())  # a text in a Markdown table
 
 
 def written_license(receipt: dict) -> str | None:

@@ -1,52 +1,141 @@
-"""The loop on the embedded models, from data to an answer: `make demo`
+"""The whole loop on the embedded models, with a Hub on loopback in the real one's place: `make demo`
 
-Fine-tunes the two emoji recipes on the nano base, exports them, asks base and both adapters the evaluation questions
-through the engine, and prints what changed.
+Trains the emoji recipe for one epoch, is killed on the way, goes on in an empty folder from the Hub; trains it in full;
+exports, compares, evaluates and publishes both; then starts the page, which lists them from the Hub and answers with
+them. Prints what each step took and what fine-tuning changed.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from inference.engines import load_engine
+import typer
+import yaml
+from gradio_client import Client
+
+from inference.errors import LabError
 from inference.settings import PROJECT
-from training.evaluate import answer_of, evaluate_files, files_of, table
-from training.export import export
+from tests.hub import LocalHub
+from training.evaluate import Score, evaluate_files, files_of, table
+from training.receipt import read_receipt
 from training.recipe import load_recipe
-from training.sft import fine_tune
 
+ACCOUNT = "me"
+RECIPES = ("emoji-nano-1-epoch", "emoji-nano")
 ASKED = ("What does 🇸🇪 mean?", "What does 🇸🇷 mean?", "What does 🐼 mean?")
 
 
-def main() -> None:
-    """Run the loop in a temporary folder and print its tables."""
-    folders = {"nano": PROJECT / "adapters" / "nano"}
-    lines = ["| step | seconds | files |", "|---|---|---|"]
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in ("emoji-nano-1-epoch", "emoji-nano"):
-            recipe = load_recipe(name)
-            started = time.perf_counter()
-            folder = fine_tune(recipe, Path(temporary) / recipe.name)
-            trained = time.perf_counter()
-            (gguf,) = export(folder, ["adapter-f16"])
-            exported = time.perf_counter()
-            size = (folder / "adapter_model.safetensors").stat().st_size
-            lines.append(f"| fine-tune {recipe.name} | {trained - started:.0f} | LoRA {size / 1e6:.1f} MB |")
-            size = gguf.stat().st_size
-            lines.append(f"| export {recipe.name} | {exported - trained:.0f} | GGUF {size / 1e6:.1f} MB |")
-            folders[recipe.name] = folder
+def start(recipe: str, out: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """The command that a user types."""
+    arguments = ["run", recipe, "--namespace", ACCOUNT, "--out", str(out)]
+    return subprocess.Popen([sys.executable, "-m", "training", *arguments], cwd=PROJECT, env=environment)
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Wait for a command; raises LabError where it failed."""
+    if process.wait():
+        raise LabError(f"{' '.join(process.args[1:4])} failed: its last lines above say why.")
+
+
+def killed_on_the_way(hub: LocalHub, recipe: str, out: Path, environment: dict[str, str]) -> None:
+    """Begin, kill as soon as a checkpoint is on the Hub, and delete the folder, as a machine that goes away does."""
+    process = start(recipe, out, environment)
+    while not any("/commit/" in asked.path and asked.status == 200 for asked in list(hub.requests)):
+        if process.poll() is not None:
+            raise LabError(f"{recipe} ended before its first checkpoint was on the Hub: see above.")
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    shutil.rmtree(out)
+
+
+def catalog_of_published(folder: Path) -> Path:
+    """A catalog of the base here and of what was published."""
+    rows = yaml.safe_load((PROJECT / "adapters" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
+    base = next(row for row in rows if row["id"] == "nano") | {"folder": str(PROJECT / "adapters" / "nano")}
+    published = [
+        {
+            "id": recipe, "name": load_recipe(recipe).title, "summary": "Published a moment ago.", "base": "nano",
+            "repo": f"{{namespace}}/{load_recipe(recipe).title}-lora", "file": "adapter-f16.gguf",
+        }
+        for recipe in RECIPES
+    ]  # fmt: skip
+    path = folder / "catalog.yaml"
+    path.write_text(yaml.safe_dump({"models": [*published, base]}), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def page(catalog: Path, environment: dict[str, str]) -> Iterator[Client]:
+    """The page on a free port, as programs see it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"CATALOG": str(catalog), "HUB_NAMESPACE": ACCOUNT, "PORT": str(port)}
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=PROJECT, env=environment | settings)
+    try:
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port), 1):
+                    break
+            except OSError as error:
+                if process.poll() is not None:
+                    raise LabError("The page did not start: see above.") from error
+                time.sleep(0.2)
+        yield Client(f"http://127.0.0.1:{port}/", verbose=False)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def main(folder: Annotated[Path | None, typer.Option(help="Keep the runs there.")] = None) -> None:
+    """Run the loop and print its tables."""
+    lines = ["| step | seconds |", "|---|---|"]
+
+    @contextmanager
+    def step(what: str) -> Iterator[None]:
+        typer.echo(f"\n== {what}", err=True)
         started = time.perf_counter()
-        scores = {name: evaluate_files(files_of(folder), label=name) for name, folder in folders.items()}
-        lines.append(f"| evaluate all three | {time.perf_counter() - started:.0f} | |")
-        print("\n".join(["", *lines, "", table(scores), ""]))
-        engine = load_engine("llamacpp")
-        for name, folder in folders.items():
-            for question in ASKED:
-                print(f"{name}: {question} {answer_of(engine, files_of(folder), question)}")
-        engine.close()
+        yield
+        lines.append(f"| {what} | {time.perf_counter() - started:.0f} |")
+
+    with tempfile.TemporaryDirectory() as temporary, LocalHub(Path(temporary) / "hub") as hub:
+        runs = folder or Path(temporary) / "runs"
+        environment = os.environ | hub.environment(hub.token(ACCOUNT)) | {"HF_HOME": f"{temporary}/cache"}
+        short, full = RECIPES
+        with step(f"{short}: train, killed when its first checkpoint was on the Hub"):
+            killed_on_the_way(hub, short, Path(temporary) / "gone", environment)
+        for recipe, what in ((short, "the same command in an empty folder"), (full, "the whole way")):
+            with step(f"{recipe}: {what}, to published"):
+                finish(start(recipe, runs / load_recipe(recipe).name, environment))
+        with step("nano: evaluate"):
+            scores = {"nano": evaluate_files(files_of(PROJECT / "adapters" / "nano"), label="nano")}
+        for recipe in RECIPES:
+            receipt = read_receipt(runs / load_recipe(recipe).name)
+            scores[recipe] = {name: Score(**found) for name, found in receipt["evaluation"].items()}
+        with (
+            step("page: list, fetch from the Hub, answer"),
+            page(catalog_of_published(Path(temporary)), environment) as lab,
+        ):
+            models = lab.predict(api_name="/models")
+            answers = [
+                f"{model['id']} ({model['state']}): {question} "
+                f"{lab.predict(question, model['id'], temperature=0, api_name='/ask')}"
+                for model in models
+                for question in ASKED
+            ]
+    print("\n".join(["", *lines, "", table(scores), "", *answers]))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

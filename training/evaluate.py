@@ -17,11 +17,12 @@ from inference.catalog import Catalog
 from inference.engines import Engine, Message, ModelFiles, Sampling, load_engine
 from inference.errors import LabError
 from inference.settings import Settings
+from training import data
 from training.card import write_card
 from training.data.emoji import Question, questions
 from training.data.unknown import UNKNOWN
 from training.receipt import read_receipt, write_receipt
-from training.recipe import locate
+from training.recipe import Recipe, locate
 
 GREEDY = Sampling(temperature=0, max_tokens=64)
 
@@ -122,9 +123,30 @@ def evaluate_folder(folder: Path, every: int = 1) -> dict[str, Score]:
     if every == 1:
         receipt = read_receipt(folder)
         receipt["evaluation"] = {name: asdict(value) for name, value in scores.items()}
+        if "recipe" in receipt:
+            receipt["answers"] = before_and_after(folder, Recipe.model_validate(receipt["recipe"]))
         write_receipt(folder, receipt)
         write_card(folder)
     return scores
+
+
+def before_and_after(folder: Path, recipe: Recipe, count: int = 5) -> list[dict[str, str]]:
+    """Greedy answers of the base and of what was made of it to the first questions of the evaluation split."""
+    asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in first_held_out(recipe, count)]
+    engine = load_engine("llamacpp")
+    try:
+        before, after = ModelFiles(base_gguf(recipe.base)), files_of(folder)
+        return [
+            {"question": q, "before": answer_of(engine, before, q), "after": answer_of(engine, after, q)} for q in asked
+        ]
+    finally:
+        engine.close()
+
+
+def first_held_out(recipe: Recipe, count: int) -> list[list[Message]]:
+    """The first conversations that training never had."""
+    held_out = data.load(recipe.data).evaluation
+    return held_out[:count]["messages"]
 
 
 def table(rows: dict[str, dict[str, Score]]) -> str:

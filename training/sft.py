@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,7 +247,13 @@ def finished(recipe: Recipe, identity: Identity, out: Path) -> bool:
     return True
 
 
-def fine_tune(recipe: Recipe, out: Path, api: HfApi | None = None, repo: str | None = None) -> Path:
+def fine_tune(
+    recipe: Recipe,
+    out: Path,
+    api: HfApi | None = None,
+    repo: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Path:
     """Train the recipe into the folder `out` and return it. Goes on from the newest checkpoint in it or, where `repo`
     names one, in that Hub repository; new ones go to both. Raises LabError before the base is fetched where it can't
     fit."""
@@ -276,6 +282,7 @@ def fine_tune(recipe: Recipe, out: Path, api: HfApi | None = None, repo: str | N
             progress,
             SaveByTheClock(recipe.checkpoints.minutes),
             TensorBoardCallback(SummaryWriter(str(out / "logs"))),
+            *callbacks,
         ],
     )
     trainer.remove_callback(PrinterCallback)

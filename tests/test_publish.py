@@ -1,0 +1,114 @@
+"""What reaches the Hub: whole, verified, described, and never the token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import EMOJI, assert_refused, command
+from huggingface_hub import HfApi, hf_hub_download
+
+from inference.catalog import FRONT_MATTER
+from tests.hub import LocalHub
+
+pytestmark = pytest.mark.xdist_group("publish")
+REPOSITORIES = ("me/Nano-Emoji-lora", "me/Nano-Emoji-GGUF")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub on loopback."""
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The shipped emoji run, exported and compared, in a folder of its own."""
+    folder = Path(shutil.copytree(EMOJI, tmp_path_factory.mktemp("run") / "nano-emoji"))
+    done = command("training", "export", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("passed") == 4
+    return folder
+
+
+def publish(hub: LocalHub, run: Path, *more: str, token: str | None = None, namespace: str = "me"):
+    """The command as a user types it."""
+    token = hub.token("me") if token is None else token
+    return command("training", "publish", str(run), "--namespace", namespace, *more, **hub.environment(token))
+
+
+def test_a_run_is_published_whole_with_a_card_that_the_hub_can_read(hub, run, tmp_path):
+    hub.fault("503", match="/commit/", times=1)
+    done = publish(hub, run)
+    assert done.returncode == 0, done.stderr
+    assert [line.removeprefix(f"{hub.url}/") for line in done.stdout.split()] == list(REPOSITORIES)
+    token = hub.token("me")
+    assert token not in done.stdout + done.stderr
+    api = HfApi(endpoint=hub.url, token=token)
+    adapter, merged = (set(api.list_repo_files(name)) for name in REPOSITORIES)
+    assert {"README.md", "run.json", "loss.png", "adapter-f16.gguf", "adapter_model.safetensors"} <= adapter
+    assert {"README.md", "run.json", "Nano-Emoji-Q4_K_M.gguf", "Nano-Emoji-Q8_0.gguf"} <= merged
+    for name, relation in zip(REPOSITORIES, ("adapter", "quantized"), strict=True):
+        assert len(api.list_repo_commits(name)) == 2  # the Hub's own first one, and ours
+        card = Path(hf_hub_download(name, "README.md", endpoint=hub.url, cache_dir=tmp_path)).read_text("utf-8")
+        fields = yaml.safe_load(FRONT_MATTER.match(card)[1])
+        assert fields["base_model_relation"] == relation and fields["license"] == "mit"
+        assert fields["model-index"][0]["results"][0]["metrics"]
+        assert "llama-finetuning-lab" in fields["tags"]
+        for heading in ("## Evaluation", "## Parity", "## Use"):
+            assert heading in card
+        assert "ollama run hf.co/me/Nano-Emoji-GGUF" in card
+        for file in api.list_repo_files(name):
+            assert (
+                token.encode()
+                not in Path(hf_hub_download(name, file, endpoint=hub.url, cache_dir=tmp_path)).read_bytes()
+            )
+    found = api.list_models(author="me", filter="llama-finetuning-lab")
+    assert {model.id for model in found} == set(REPOSITORIES)
+
+
+def test_a_second_time_sends_no_weights_again(hub, run):
+    assert publish(hub, run).returncode == 0
+    before = len(hub.requests)
+    assert publish(hub, run).returncode == 0
+    assert not [asked for asked in list(hub.requests)[before:] if asked.method == "PUT"]
+
+
+def test_a_file_without_parity_stays_at_home_unless_forced(hub, run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "spoiled"))
+    receipt = json.loads((folder / "run.json").read_text("utf-8"))
+    receipt["recipe"]["title"] = "Nano-Spoiled"
+    for suffix in ("Q8_0", "Q4_K_M"):
+        (folder / f"Nano-Emoji-{suffix}.gguf").rename(folder / f"Nano-Spoiled-{suffix}.gguf")
+        receipt["parity"][f"Nano-Spoiled-{suffix}.gguf"] = receipt["parity"].pop(f"Nano-Emoji-{suffix}.gguf")
+    receipt["parity"]["Nano-Spoiled-Q4_K_M.gguf"] |= {"passed": False, "reason": "KL divergence 3 nats"}
+    (folder / "run.json").write_text(json.dumps(receipt), "utf-8")
+    done = publish(hub, folder)
+    assert done.returncode == 0 and "Nano-Spoiled-Q4_K_M.gguf: KL divergence 3 nats; left out" in done.stderr
+    api = HfApi(endpoint=hub.url, token=hub.token("me"))
+    assert "Nano-Spoiled-Q4_K_M.gguf" not in api.list_repo_files("me/Nano-Spoiled-GGUF")
+    assert publish(hub, folder, "--force", "--private").returncode == 0
+    assert "Nano-Spoiled-Q4_K_M.gguf" in api.list_repo_files("me/Nano-Spoiled-GGUF")
+    card = Path(api.hf_hub_download("me/Nano-Spoiled-GGUF", "README.md", cache_dir=tmp_path)).read_text("utf-8")
+    assert "published although its parity was not shown" in card
+
+
+def test_what_keeps_one_from_publishing_is_said_in_a_sentence(hub, run, tmp_path):
+    assert_refused(publish(hub, run, token=""), "needs a token", "hf auth login")
+    assert_refused(publish(hub, run, token=hub.token("me", role="read")), "may only read")
+    assert_refused(publish(hub, run, token="hf_nobodys"), "doesn't know this token")
+    assert_refused(publish(hub, run, namespace="you"), "you is not yours", "belongs to me")
+    hub.fault("corrupt", match="/resolve/.*adapter_model", times=1)
+    assert_refused(publish(hub, run), "adapter_model.safetensors came back")
+    folder = Path(shutil.copytree(run, tmp_path / "other"))
+    receipt = json.loads((folder / "run.json").read_text("utf-8"))
+    receipt["recipe"]["lora"]["r"] = 4
+    (folder / "run.json").write_text(json.dumps(receipt), "utf-8")
+    assert_refused(publish(hub, folder), "me/Nano-Emoji-lora is another recipe's model (lora.r is 16 there and 4 here)")
+    hub.stop()
+    assert_refused(publish(hub, run), "the Hub can't be reached")
+    hub.start()
