@@ -26,6 +26,7 @@ def build(lab: Lab) -> gr.Blocks:
         add_endpoints(lab)  # first: the names /models and /ask are theirs
         gr.Markdown("# Llama Finetuning Lab")
         tab = ChatTab(lab)
+        gr.Markdown("Built with Llama", elem_classes="figures")  # as Llama 3.2's licence asks of those who show it
         page.unload(tab.leave)
         page.load(tab.redraw, tab.model, [tab.model, tab.card], api_visibility="private", show_progress="hidden")
     return page
