@@ -21,6 +21,7 @@ bench: .venv/dev.done
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.speech_time
 	$(BIN)/python -m benchmarks.word_errors
+	$(BIN)/python -m benchmarks.train
 
 .venv/app.done: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -73,14 +73,14 @@ def render_card(
     recipe = receipt.get("recipe") or {}
     name = repositories[kind == "gguf"].split("/")[1] if repositories else folder.name
     fields = yaml.safe_dump(metadata(name, receipt, kind), allow_unicode=True, sort_keys=False)
-    merged = sorted(path.name for path in folder.glob("*.gguf") if path.name != "adapter-f16.gguf")
     try:
         licence = written_license(receipt)
     except LabError:
         licence = None  # a card on this disk can be had without the network; publishing asks again
     return CARDS.get_template("card.md.jinja").render(
         name=name, title=recipe.get("title", name), metadata=fields, kind=kind, repositories=repositories or [],
-        unproven=unproven or {}, merged=merged, built_with_llama=licence == "llama3.2", **receipt,
+        unproven=unproven or {}, data_card=(folder / "data.md").is_file(),
+        built_with_llama=licence == "llama3.2", **receipt,
     )  # fmt: skip
 
 

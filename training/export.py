@@ -69,7 +69,7 @@ class Record(Log):
 
     def fallbacks(self) -> tuple[int, int]:
         """How many tensors of how many were quantized to another type than the one asked for."""
-        found = [match for line in self._lines if (match := FALLBACK.search(line))]
+        found = [match for line in self.lines if (match := FALLBACK.search(line))]
         return (int(found[-1][1]), int(found[-1][2])) if found else (0, 0)
 
 

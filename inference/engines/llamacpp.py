@@ -33,21 +33,21 @@ class Log:
     """What llama.cpp says while it loads; it writes to its log what it does not return."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=20)
+        self.lines: deque[str] = deque(maxlen=20)
         self._callback = cpp.llama_log_callback(self._take)  # kept: ctypes does not
         cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _take(self, level: int, text: bytes, _: object) -> None:
         if level in WARNING_AND_ERROR:
-            self._lines.append(text.decode("utf-8", "replace").strip())
+            self.lines.append(text.decode("utf-8", "replace").strip())
 
     def clear(self) -> None:
         """Forget what was said."""
-        self._lines.clear()
+        self.lines.clear()
 
     def reason(self) -> str:
         """The first complaint since `clear`, without the function names before it."""
-        complaints = [line for line in self._lines if line.strip(".")]
+        complaints = [line for line in self.lines if line.strip(".")]
         return complaints[0].rpartition(": ")[2].rstrip(".") if complaints else "no reason given"
 
 
