@@ -120,9 +120,12 @@ def run_all(
     folder = train(checked, out, namespace)
     data(recipe, overrides, folder)
     export_and_compare(folder)
-    from training.evaluate import evaluate_folder, table
+    from training.evaluate import compare_with_base, evaluate_folder, table
 
-    print(table({folder.name: evaluate_folder(folder)}))
+    if checked.data.name == "emoji":
+        print(table({folder.name: evaluate_folder(folder)}))
+    else:
+        compare_with_base(folder)
     if namespace:
         from training.publish import publish as publish_folder
 

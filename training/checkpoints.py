@@ -41,6 +41,12 @@ class Identity:
     recipe: dict
     data: str
 
+    @property
+    def short(self) -> str:
+        """Eight digits that tell this run from others of its name."""
+        learnt = {key: value for key, value in flat(self.recipe).items() if key.split(".")[0] not in OF_NO_CONSEQUENCE}
+        return hashlib.sha256(json.dumps([learnt, self.data]).encode()).hexdigest()[:8]
+
     def difference(self, other: dict) -> str:
         """In what a recorded identity differs, as "lora.r is 8 there and 16 here"; empty where it is the same run."""
         if other.get("data") != self.data:

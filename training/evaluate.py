@@ -123,11 +123,20 @@ def evaluate_folder(folder: Path, every: int = 1) -> dict[str, Score]:
     if every == 1:
         receipt = read_receipt(folder)
         receipt["evaluation"] = {name: asdict(value) for name, value in scores.items()}
-        if "recipe" in receipt:
-            receipt["answers"] = before_and_after(folder, Recipe.model_validate(receipt["recipe"]))
         write_receipt(folder, receipt)
-        write_card(folder)
+        if "recipe" in receipt:
+            compare_with_base(folder)
+        else:
+            write_card(folder)
     return scores
+
+
+def compare_with_base(folder: Path) -> None:
+    """Put a few answers of the base and of the run into its receipt and its card."""
+    receipt = read_receipt(folder)
+    receipt["answers"] = before_and_after(folder, Recipe.model_validate(receipt["recipe"]))
+    write_receipt(folder, receipt)
+    write_card(folder)
 
 
 def before_and_after(folder: Path, recipe: Recipe, count: int = 5) -> list[dict[str, str]]:

@@ -14,11 +14,12 @@ from importlib.util import find_spec
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from inference.errors import LabError
 from inference.hub import hub_sentences
-from training.recipe import Choice, Recipe
+from training.recipe import Choice, Recipe, apply_override
 
 # Bytes a parameter. NF4 with double quantization: 4.127 bits (Dettmers et al. 2023).
 NF4, HALF, SINGLE = 4.127 / 8, 2, 4
@@ -46,27 +47,29 @@ class Plan:
 def base_sentences(base: str) -> Iterator[None]:
     """Turn what loading a base raises into a sentence."""
     try:
-        with hub_sentences(base, "config.json"):
-            yield
-    except (ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise LabError(f"The base {base} can't be loaded ({reason}): check its name.") from error
+        with hub_sentences(base, "weights"):
+            try:
+                yield
+            except OSError as error:
+                raise reason_of(error) from error
+    except (ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LabError(f"The base {base} can't be loaded ({reason}): check its name, or try again.") from error
+
+
+def reason_of(error: OSError) -> BaseException:
+    """Why transformers could not read a base: the Hub's or the system's own error where it wraps one, which tells more,
+    else a ValueError with its words."""
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__module__ == "builtins" and getattr(cause, "errno", None) is None:
+        cause = cause.__cause__
+    return cause or ValueError(str(error))
 
 
 def configuration(base: str, location: str) -> PretrainedConfig:
     """The base's configuration; a few kilobytes. Raises LabError where it can't be had."""
     with base_sentences(base):
-        try:
-            return AutoConfig.from_pretrained(location)
-        except OSError as error:
-            # transformers wraps the Hub's own words; those tell more.
-            cause = error.__cause__
-            while cause is not None and not isinstance(cause, LabError) and type(cause).__module__ == "builtins":
-                cause = cause.__cause__
-            if cause is not None:
-                raise cause from error
-            reason = str(error).splitlines()[0]
-            raise LabError(f"The base {base} can't be loaded ({reason}): check its name or the network.") from error
+        return AutoConfig.from_pretrained(location)
 
 
 def counts(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -144,15 +147,25 @@ def shared(recipe: Recipe, processes: int) -> tuple[int, int]:
 
 
 def wont_fit(recipe: Recipe, config: PretrainedConfig, batch_size: int, need: float, room: float) -> LabError:
-    """The refusal, with the first change that would do."""
-    smaller = [
-        ({"batch_size": 1, "accumulation": recipe.batch_size * recipe.accumulation}, 1, recipe, True),
-        ({"method": "qlora", "batch_size": 1}, 1, recipe.model_copy(update={"method": "qlora"}), True),
-        ({"method": "qlora", "batch_size": 1, "max_length": 512}, 1,
-         recipe.model_copy(update={"method": "qlora", "max_length": 512}), True),
-    ]  # fmt: skip
+    """The refusal, with the first changes that would do; each comes on top of those before it."""
+    mends = []
+    if recipe.speed.gradient_checkpointing == "off":
+        mends.append(["speed.gradient_checkpointing=auto"])
+    if batch_size > 1:
+        mends.append(["batch_size=1", f"accumulation={recipe.batch_size * recipe.accumulation}"])
+    if recipe.method != "qlora":
+        mends.append(["method=qlora"])
+    if recipe.max_length > 512:
+        mends.append(["max_length=512"])
     what = f"{recipe.name} needs about {need / 1e9:.1f} GB of memory and there are {room / 1e9:.1f}"
-    for change, size, changed, checkpointing in smaller:
+    values, overrides = recipe.model_dump(), []
+    for mend in mends:
+        for override in mend:
+            apply_override(values, override)
+        overrides += mend
+        changed = Recipe.model_validate(values)
+        size = min(batch_size, changed.batch_size)
+        checkpointing = decide(changed.speed.gradient_checkpointing, True)
         if memory_needed(changed, config, size, checkpointing) <= room:
-            return LabError(f"{what}: add {' '.join(f'{k}={v}' for k, v in change.items())}.")
+            return LabError(f"{what}: add {' '.join(overrides)}.")
     return LabError(f"{what}: choose a smaller base or a bigger machine.")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from inference.errors import LabError
 from inference.settings import PROJECT
@@ -22,7 +22,7 @@ RECIPES = Path(__file__).with_name("recipes")
 class Part(BaseModel):
     """A part of a recipe: no key that isn't known, no value that isn't of its type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(Part):
@@ -53,7 +53,12 @@ class Checkpoints(Part):
     keep: Annotated[int, Field(gt=0)] = 2
 
 
-Choice = Literal["auto", "on", "off"]
+def as_written(value: object) -> object:
+    """YAML reads a plain on or off as true or false."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
+Choice = Annotated[Literal["auto", "on", "off"], BeforeValidator(as_written)]
 
 
 class Speed(Part):
@@ -86,7 +91,7 @@ class Recipe(Part):
     packing: bool = False
     checkpoints: Checkpoints = Checkpoints()
     speed: Speed = Speed()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @property
     def base_location(self) -> str:
@@ -151,4 +156,7 @@ def apply_override(values: dict, override: str) -> None:
         number = float(value)
         values[last] = int(value) if value.lstrip("+-").isdigit() else number
     except ValueError:
-        values[last] = yaml.safe_load(value)
+        try:
+            values[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise LabError(f"The value of “{key}” can't be read ({where_not_yaml(error)}): mend it.") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     AutoModelForCausalLM,
@@ -54,18 +56,19 @@ PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 
 
 def compute_dtype() -> torch.dtype:
-    """What this machine computes in: bfloat16 where it is fast, else float16 on a GPU and float32 on a CPU."""
+    """What this machine computes in: bfloat16 where it is fast, else float16 on a GPU and float32 on a CPU. A T4 has
+    bfloat16 only in emulation."""
     if not torch.cuda.is_available():
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def attention() -> str:
-    """How attention is computed: FlashAttention where it is installed, torch's fused form on a GPU else. On a CPU the
-    plain form was faster than the fused one, most of all backward."""
+    """How attention is computed: FlashAttention where it is installed and the GPU is new enough (Ampere), torch's fused
+    form on a GPU else. On a CPU the plain form was faster than the fused one, most of all backward."""
     if not torch.cuda.is_available():
         return "eager"
-    return "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    return "flash_attention_2" if find_spec("flash_attn") and compute_dtype() is torch.bfloat16 else "sdpa"
 
 
 def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
@@ -89,7 +92,7 @@ def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
     return model
 
 
-def trainer_settings(recipe: Recipe, staging: Path, plan: fit.Plan) -> SFTConfig:
+def trainer_settings(recipe: Recipe, staging: Path, plan: fit.Plan, run: str) -> SFTConfig:
     """The recipe in TRL's words."""
     dtype = compute_dtype()
     return SFTConfig(
@@ -119,7 +122,7 @@ def trainer_settings(recipe: Recipe, staging: Path, plan: fit.Plan) -> SFTConfig
         save_steps=recipe.checkpoints.steps,
         report_to="trackio",
         project="llama-finetuning-lab",
-        run_name=recipe.name,
+        run_name=run,
         disable_tqdm=True,  # `Progress` shows more
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -153,6 +156,13 @@ class LabTrainer(SFTTrainer):
         self.recipe, self.checkpoints, self.progress, self.before = recipe, checkpoints, progress, before
         self.started = time.perf_counter()
         super().__init__(**of_trl)
+        # Here conversations are cut to max_length. The loss is not on -100.
+        if not any(label != -100 for labels in self.train_dataset["labels"] for label in labels):
+            raise LabError(f"max_length={recipe.max_length} leaves nothing to learn of a conversation: set it higher.")
+        if self.args.fp16:
+            # float16's gradients are scaled, for which torch knows float32 weights only; TRL makes a QLoRA's bfloat16.
+            for weight in self.model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
 
     @property
     def seconds(self) -> float:
@@ -181,7 +191,8 @@ class LabTrainer(SFTTrainer):
             weight.data = weight.data.to(types[name])
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: object) -> None:
-        super()._save_checkpoint(model, trial)
+        with saving(self.checkpoints.folder.parent):
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             self.checkpoints.complete(self.state.global_step, self.seconds)
@@ -236,6 +247,18 @@ def adapter_of(recipe: Recipe) -> LoraConfig | None:
     )
 
 
+@contextmanager
+def saving(out: Path) -> Iterator[None]:
+    """Turn what keeps a run's folder from being written into a sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # where torch writes its files
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise LabError(f"{out} can't be written ({reason}): make room on the disk, or choose another --out.") from error
+
+
 def finished(recipe: Recipe, identity: Identity, out: Path) -> bool:
     """Whether the folder holds this very run, done. Raises LabError where it holds another one."""
     if not (out / "run.json").is_file():
@@ -258,6 +281,8 @@ def fine_tune(
     names one, in that Hub repository; new ones go to both. Raises LabError before the base is fetched where it can't
     fit."""
     set_seed(recipe.seed)
+    with saving(out):
+        out.mkdir(parents=True, exist_ok=True)
     plan = fit.plan(recipe)
     split = data.load(recipe.data)
     identity = Identity(recipe.model_dump(), data.fingerprint(split.train["messages"]))
@@ -275,7 +300,7 @@ def fine_tune(
         found[1]["seconds"] if found else 0.0,
         model=load_base(recipe, plan.checkpointing),
         processing_class=tokenizer,
-        args=trainer_settings(recipe, checkpoints.staging, plan),
+        args=trainer_settings(recipe, checkpoints.staging, plan, f"{recipe.name}-{identity.short}"),
         train_dataset=split.train,
         peft_config=adapter_of(recipe),
         callbacks=[
@@ -290,7 +315,8 @@ def fine_tune(
     # Under FSDP every process holds a part of the weights.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
-        write_model(trainer, weights, split, identity, out)
+        with saving(out):
+            write_model(trainer, weights, split, identity, out)
         checkpoints.finish()
     return out
 
