@@ -38,7 +38,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateError as error:
-            raise LabError(f"The model's chat template is not valid ({error}): use another GGUF of it.") from error
+            raise LabError(f"The model's chat template is not valid ({error}): use another copy of it.") from error
         self._special = dict(special)
         self._tokenize = tokenize
         self._names = {"bos_token": bos, "eos_token": eos}

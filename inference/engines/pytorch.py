@@ -1,0 +1,494 @@
+"""The PyTorch engine: a transformers model on a GPU (or the CPU), with all its LoRA adapters on it at once.
+
+`ModelFiles.base` is a folder with config.json, model.safetensors and the tokenizer's files (or one of those files),
+`ModelFiles.adapter` a folder as PEFT writes it. Only safetensors are opened, and no code that comes with a model.
+
+Questions are answered in one batch, each in a row of a static KV cache, whichever adapter of the base it is for; they
+join and leave between two tokens. On a GPU the step of one token is compiled and replayed as a CUDA graph: the first
+answer of a new batch size waits for that, tens of seconds. How rows with different adapters share a step is left to
+`rows`, what an adapter's folder may hold to `adapters`.
+
+A token's scores depend on the batch in their last bits, so a seed gives the same answer again only in like company. Not
+for ZeroGPU, which lends its GPU to one function call and not to a thread.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from tokenizers.decoders import DecodeStream
+from torch.utils._triton import has_triton
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from inference.engines import Chunk, Figures, Message, ModelFiles, Sampling
+from inference.engines.adapters import read_adapter
+from inference.engines.chat import ChatTemplate, fit
+from inference.engines.rows import ATTENTION, SHARE_OF_MEMORY, CachePass, MixedLora, RowCache
+from inference.engines.text import TextStream
+from inference.errors import LabError
+
+MAX_CONTEXT = 4096  # tokens; as in the llama.cpp engine
+PROMPT_CHUNK = 512  # tokens of a prompt between two looks at whether it is still wanted
+TOP_K = 40  # as in the llama.cpp engine
+ROWS = {"cuda": 32, "cpu": 8}  # questions answered at once
+BATCHES = (1, 2, 4, 8, 16, 32)  # the shapes that are compiled: rows,
+WINDOWS = (512, 1024, 2048, 4096)  # and how far back the attention looks
+COLUMNS = 64  # of a layer's adapters to begin with: four of rank 16. Doubled when full, and compiled anew.
+MOST_COLUMNS = 1024  # each costs every token a little; beyond this, all adapters are taken off and come back as asked
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the machine computes in it, else float16 on a GPU and float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def load_model(folder: Path, config: PretrainedConfig, device: torch.device) -> PreTrainedModel:
+    """The base in 16 bits, or in 4 (NF4) on a GPU that has no room for them; float32 on a CPU without bfloat16."""
+    dtype, quantization = compute_dtype(device), None
+    if device.type == "cuda":
+        with torch.device("meta"):
+            size = 2 * AutoModelForCausalLM.from_config(config).num_parameters()
+        if size > SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map={"": device},
+        attn_implementation=ATTENTION,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # transformers would fill what is missing with random numbers.
+    wrong = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
+    if wrong:
+        raise LabError(f"{folder.name}'s weights don't match its config.json ({wrong[0]}): fetch or export it again.")
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def base_sentences(folder: Path) -> Iterator[None]:
+    """What goes wrong with a base's files, in a sentence."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LabError(f"{folder.name} needs more memory than there is: choose a smaller model.") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise LabError(f"{folder.name} can't be loaded ({reason}): fetch or export it again.") from error
+
+
+@dataclass(eq=False)
+class Request:
+    """A question on its way. The worker puts into `events` what is being waited for (str), each token (its text and
+    when it came), why the answer ended (Finished), or an error."""
+
+    files: ModelFiles
+    messages: Sequence[Message]
+    sampling: Sampling
+    events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    unwanted: threading.Event = field(default_factory=threading.Event)
+    told_to_wait: bool = False
+    prompt_tokens: int = 0
+    dropped_turns: int = 0
+    row: int = -1
+    position: int = 0  # of the newest token
+    token: int = 0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.sampling.seed)
+        self.decoder = DecodeStream(skip_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer."""
+
+    reason: str
+
+
+def choose(scores: list[float], sampling: Sampling, draw: random.Random) -> int:
+    """Which of the best `scores` (best first) is taken: top-p, then temperature, in llama.cpp's order."""
+    if sampling.temperature <= 0:
+        return 0
+    weights = [math.exp(score - scores[0]) for score in scores]
+    kept, total, enough = 0, 0.0, sampling.top_p * sum(weights)
+    while kept < len(weights) and (kept == 0 or total < enough):
+        total += weights[kept]
+        kept += 1
+    warmed = [math.exp((score - scores[0]) / sampling.temperature) for score in scores[:kept]]
+    return draw.choices(range(kept), warmed)[0]
+
+
+class LoadedBase:
+    """A base model, its KV cache, the adapters that have been put on it, and the questions it is answering."""
+
+    def __init__(self, folder: Path, device: torch.device, most_rows: int) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise LabError(f"{folder.name} has no config.json: name a folder with a transformers model.")
+        logging.disable_progress_bar()
+        with base_sentences(folder):
+            self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            if set(getattr(self.config, "layer_types", None) or ()) - {"full_attention"}:
+                raise LabError(f"{folder.name} has layers without full attention: use the llama.cpp engine for it.")
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.backend = self.tokenizer.backend_tokenizer
+            self.model = load_model(folder, self.config, device)
+            self.n_ctx = min(self.config.max_position_embeddings, MAX_CONTEXT)
+            like = torch.empty(0, dtype=self.model.dtype, device=device)
+            self.cache = RowCache(self.config, most_rows, self.n_ctx, like)
+        self.device = device
+        rows = self.cache.size
+        self.rows: list[Request | None] = [None] * rows
+        self.starts: dict[Path, tuple[int, int]] = {}  # an adapter's first column and the one after its last
+        self.mine = like.new_zeros(rows, COLUMNS)
+        self.turned_to: list[Path | None] = []
+        self.row_numbers = torch.arange(rows, device=device)
+        self.steps = 0  # one-token passes so far
+        self.compiled = device.type == "cuda" and has_triton()
+        self.one_token = (
+            torch.compile(self.forward, mode="reduce-overhead", dynamic=False, recompile_limit=64)
+            if self.compiled
+            else self.forward
+        )
+        self.template = self._chat_template()
+        ends = self.model.generation_config.eos_token_id
+        ends = self.tokenizer.eos_token_id if ends is None else ends
+        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
+
+    def _chat_template(self) -> ChatTemplate:
+        source = self.tokenizer.chat_template
+        if not isinstance(source, str):
+            raise LabError(f"{self.folder.name} has no chat template: use an instruct model.")
+        special = {t.content: i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        # Asked before nothing is special any more: whether the model wants a BOS.
+        bos = self.tokenizer.bos_token_id
+        self.bos = bos if bos is not None and self.tokenizer.encode("a")[:1] == [bos] else None
+        self.backend.encode_special_tokens = True  # in text, a special token's spelling is text
+        return ChatTemplate(
+            source, special, self.tokenize, self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        )
+
+    def tokenize(self, text: str) -> list[int]:
+        """The ids of plain text: nothing is added, nothing in it is special."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt's ids, with exactly one BOS where the model wants one."""
+        tokens = self.template.encode(messages)
+        while self.bos is not None and tokens[:1] == [self.bos]:
+            tokens = tokens[1:]
+        return tokens if self.bos is None else [self.bos, *tokens]
+
+    @property
+    def answering(self) -> list[Request]:
+        """The questions that have a row, in the rows' order."""
+        return [request for request in self.rows if request]
+
+    @property
+    def mixed(self) -> list[MixedLora]:
+        """The layers that an adapter was ever put on."""
+        return [module for module in self.model.modules() if isinstance(module, MixedLora)]
+
+    def put_on(self, adapter: Path) -> None:
+        """Add an adapter to the base; nothing is changed where it is refused."""
+        layers = read_adapter(adapter, self.config)
+        start = max((end for _, end in self.starts.values()), default=0)
+        rank = max(len(a) for a, _ in layers.values())
+        if start + rank > MOST_COLUMNS and not any(request.files.adapter for request in self.answering):
+            start = self.take_off()
+        columns = self.mine.shape[1]
+        while columns < start + rank:
+            columns *= 2
+        if columns > self.mine.shape[1]:
+            self.mine, self.turned_to = self.mine.new_zeros(len(self.rows), columns), []
+            for layer in self.mixed:
+                layer.grow(self.mine)
+        for name, (a, b) in layers.items():
+            layer = self.model.get_submodule(name)
+            if not isinstance(layer, MixedLora):
+                layer = MixedLora(layer, self.mine)
+                self.model.set_submodule(name, layer)
+            layer.put(start, a, b)
+        self.starts[adapter] = start, start + rank
+
+    def take_off(self) -> int:
+        """Forget all adapters, which are read again when they are asked for. Returns the first free column."""
+        for layer in self.mixed:
+            layer.b.zero_()
+        self.starts.clear()
+        self.turned_to = []
+        return 0
+
+    def turn_to(self, adapters: list[Path | None]) -> None:
+        """The next pass has so many rows, each with its own adapter or none."""
+        if adapters == self.turned_to:
+            return
+        self.turned_to = adapters
+        mask = torch.zeros(len(adapters), self.mine.shape[1], dtype=self.mine.dtype)
+        for row, adapter in enumerate(adapters):
+            if adapter is not None:
+                mask[row, slice(*self.starts[adapter])] = 1
+        self.mine[: len(adapters)].copy_(mask)
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best TOP_K scores of what follows each row's last token, and their ids: (rows, TOP_K) both, best first.
+        `tokens` and `positions` (rows, tokens) belong to the rows from `first` on."""
+        rows = self.row_numbers[first : first + len(tokens)]
+        sees = torch.arange(window, device=self.device) <= positions[:, None, :, None]
+        out = self.model(
+            input_ids=tokens,
+            attention_mask=sees,
+            position_ids=positions,
+            past_key_values=CachePass(self.cache, first, rows, positions, window),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = out.logits[:, -1].float()
+        return logits.topk(min(TOP_K, logits.shape[-1]))
+
+    def begin(self, request: Request) -> None:
+        """Give a question a row, read its prompt and choose the first token of the answer."""
+        room = min(request.sampling.max_tokens, self.n_ctx // 4)  # at least so much is left for the answer
+        prompt, request.dropped_turns = fit(request.messages, self.encode, self.n_ctx - room)
+        request.prompt_tokens, request.row = len(prompt), self.rows.index(None)
+        request.position = len(prompt) - 1
+        self.rows[request.row] = request
+        for start in range(0, len(prompt), PROMPT_CHUNK):
+            if request.unwanted.is_set():
+                return self.end(request, "cancelled")
+            part = torch.tensor([prompt[start : start + PROMPT_CHUNK]], device=self.device)
+            positions = torch.arange(start, start + part.shape[1], device=self.device)[None]
+            self.turn_to([request.files.adapter])
+            scores, ids = self.forward(part, positions, request.row, start + part.shape[1])
+        self.take(request, scores[0].tolist(), ids[0].tolist())
+
+    def step(self) -> None:
+        """One more token for each question that is being answered."""
+        for request in self.answering:
+            if request.unwanted.is_set():
+                self.end(request, "cancelled")
+        if not self.answering:
+            return
+        used = self.answering[-1].row + 1
+        batch, window = used, max(request.position for request in self.answering) + 1
+        if self.compiled:
+            batch = min((b for b in BATCHES if used <= b <= len(self.rows)), default=len(self.rows))
+            window = min((w for w in WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
+        # A row that nobody has computes something for its position 0, which its next question overwrites.
+        rows = self.rows[:batch]
+        newest = [[(request.token, request.position) if request else (0, 0)] for request in rows]
+        tokens, positions = torch.tensor(newest).to(self.device).unbind(-1)
+        self.turn_to([request.files.adapter if request else None for request in rows])
+        scores, ids = self.one_token(tokens.contiguous(), positions.contiguous(), 0, window)
+        self.steps += 1
+        for request, row_scores, row_ids in zip(rows, scores.tolist(), ids.tolist(), strict=True):
+            if request:
+                self.take(request, row_scores, row_ids)
+
+    def take(self, request: Request, scores: list[float], ids: list[int]) -> None:
+        """Choose a question's next token, tell it, and end the answer where it ends."""
+        if request.sampling.max_tokens <= request.count:
+            return self.end(request, "length")
+        token = ids[choose(scores, request.sampling, request.random)]
+        if token in self.ends:
+            return self.end(request, "stop")
+        request.token, request.position, request.count = token, request.position + 1, request.count + 1
+        request.events.put((request.decoder.step(self.backend, token) or "", time.perf_counter()))
+        if request.count >= request.sampling.max_tokens or request.position >= self.n_ctx:
+            self.end(request, "length")
+
+    def end(self, request: Request, outcome: str | BaseException) -> None:
+        """Tell a question why it ended and free its row."""
+        request.events.put(Finished(outcome) if isinstance(outcome, str) else outcome)
+        if request.row >= 0 and self.rows[request.row] is request:
+            self.rows[request.row] = None
+
+
+def folder_of(path: Path) -> Path:
+    """The model's folder, of which any file may be named."""
+    return path.parent if path.is_file() else path
+
+
+class Engine:
+    """Runs transformers models. `device` None takes the GPU where there is one."""
+
+    def __init__(self, device: str | None = None) -> None:
+        self._device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+        self._base: LoadedBase | None = None
+        self._waiting: list[Request] = []
+        self._changed = threading.Condition()
+        self._worker: threading.Thread | None = None
+        self._closing = False
+
+    def in_memory(self, files: ModelFiles) -> bool:
+        """Whether answering would load nothing."""
+        base = self._base
+        if base is None or base.folder != folder_of(files.base):
+            return False
+        return files.adapter is None or files.adapter in base.starts
+
+    def close(self) -> None:
+        """Free the memory. Answers that are being given end."""
+        with self._changed:
+            worker, self._closing = self._worker, True
+            self._changed.notify()
+        if worker:
+            worker.join()
+
+    def stream(
+        self, files: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
+    ) -> Iterator[Chunk]:
+        """See `inference.engines.Engine.stream`."""
+        started = time.perf_counter()
+        request = Request(ModelFiles(folder_of(files.base), files.adapter), list(messages), sampling)
+        self._submit(request)
+        text, count, first, latest, reason = TextStream(), 0, None, None, "cancelled"
+        try:
+            while not cancelled():
+                try:
+                    event = request.events.get(timeout=0.05)
+                except queue.Empty:
+                    continue
+                if isinstance(event, BaseException):
+                    raise event
+                if isinstance(event, Finished):
+                    reason = event.reason
+                    break
+                if isinstance(event, str):
+                    yield Chunk(waiting=event)
+                    continue
+                piece, latest = event
+                first, count = first or latest, count + 1
+                if shown := text.feed(piece.encode("utf-8")):
+                    yield Chunk(text=shown)
+        finally:
+            request.unwanted.set()
+        if rest := text.finish():
+            yield Chunk(text=rest)
+        yield Chunk(
+            figures=Figures(
+                prompt_tokens=request.prompt_tokens,
+                cached_tokens=0,
+                completion_tokens=count,
+                seconds_to_first_token=first - started if first else None,
+                tokens_per_second=(count - 1) / (latest - first) if count > 1 else None,
+                finish_reason=reason,
+                dropped_turns=request.dropped_turns,
+            )
+        )
+
+    def _submit(self, request: Request) -> None:
+        with self._changed:
+            if self._closing and self._worker:
+                raise LabError("The engine is being closed: ask again in a moment.")
+            self._waiting.append(request)
+            if self._worker is None:
+                self._closing = False
+                self._worker = threading.Thread(target=self._serve, name="pytorch-engine", daemon=True)
+                self._worker.start()
+            self._changed.notify()
+
+    @torch.no_grad()
+    def _serve(self) -> None:
+        """The worker: all that touches a model happens in it."""
+        while True:
+            with self._changed:
+                while not (self._closing or self._waiting or (self._base and self._base.answering)):
+                    self._changed.wait()
+                if self._closing:
+                    break
+            self._admit()
+            if self._base:
+                try:
+                    self._base.step()
+                except Exception as error:  # told to everyone whose answer it ended
+                    self._fail(self._base.answering, error)
+        with self._changed:
+            self._fail([*self._waiting, *(self._base.answering if self._base else ())], LabError(
+                "The engine was closed before the answer ended: ask again."
+            ))  # fmt: skip
+            self._waiting.clear()
+            self._drop()
+            self._worker, self._closing = None, False
+
+    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            error = LabError("The GPU has no memory left for this answer: ask again in a moment.")
+        for request in requests:
+            if self._base:
+                self._base.end(request, error)
+            else:
+                request.events.put(error)
+
+    def _admit(self) -> None:
+        """Begin the waiting questions, in their order, as long as there are rows and they are for one base."""
+        while True:
+            with self._changed:
+                while self._waiting and self._waiting[0].unwanted.is_set():
+                    self._waiting.pop(0)
+                base = self._base
+                busy = base is not None and bool(base.answering)
+                if not self._waiting:
+                    return
+                request = self._waiting[0]
+                if busy and (base.folder != request.files.base or None not in base.rows):
+                    for each in self._waiting:
+                        if not each.told_to_wait:
+                            each.told_to_wait = True
+                            each.events.put("waiting for another answer to end")
+                    return
+                self._waiting.pop(0)
+            try:
+                self._begin(request)
+            except Exception as error:  # told to the one whose question it was
+                self._fail([request], error)
+
+    def _begin(self, request: Request) -> None:
+        files = request.files
+        if not self.in_memory(files):
+            request.events.put("loading")
+        if self._base is None or self._base.folder != files.base:
+            self._drop()  # before the next one is loaded: two don't fit on a small machine
+            self._base = LoadedBase(files.base, self._device, ROWS[self._device.type])
+        if files.adapter is not None and files.adapter not in self._base.starts:
+            self._base.put_on(files.adapter)
+        request.events.put("thinking")
+        self._base.begin(request)
+
+    def _drop(self) -> None:
+        self._base = None
+        if self._device.type == "cuda":
+            torch.compiler.reset()  # the graphs hold the cache
+            torch.cuda.empty_cache()

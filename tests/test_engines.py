@@ -1,0 +1,270 @@
+"""What every engine must do, whichever runs the model. A new engine joins with one entry in ENGINES."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import EMOJI, GREEDY, NANO, ask
+
+from inference.engines import Engine, Message, ModelFiles, Sampling
+from inference.engines.text import unfinished
+from inference.errors import LabError
+
+pytestmark = pytest.mark.xdist_group("engines")
+ONE_EPOCH = EMOJI.with_name("nano-emoji-1-epoch")
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine, the embedded models as it takes them, and files that it must refuse, each by a word of its sentence.
+
+    `steps` counts the passes of one token, where the engine answers several questions in one.
+    """
+
+    engine: Engine
+    base: ModelFiles
+    emoji: ModelFiles
+    one_epoch: ModelFiles
+    broken: Callable[[Path], dict[str, ModelFiles]]
+    steps: Callable[[], int] | None = None
+
+
+@contextmanager
+def llamacpp() -> Iterator[Served]:
+    """llama.cpp with the shipped GGUF files."""
+    from inference.engines.llamacpp import Engine
+
+    base = NANO / "nano-Q8_0.gguf"
+
+    def broken(folder: Path) -> dict[str, ModelFiles]:
+        truncated, other = folder / "truncated.gguf", folder / "other.gguf"
+        truncated.write_bytes(base.read_bytes()[:300_000])
+        other.write_bytes(b"hello" * 100)
+        return {
+            "truncated.gguf can't be loaded": ModelFiles(truncated),
+            "other.gguf is not a GGUF file": ModelFiles(other),
+            "missing.gguf can't be read": ModelFiles(folder / "missing.gguf"),
+            "doesn't fit the base": ModelFiles(base, base),
+            "absent.gguf can't be read": ModelFiles(base, folder / "absent.gguf"),
+        }
+
+    engine = Engine(threads=1)
+    files = [ModelFiles(base, adapter and adapter / "adapter-f16.gguf") for adapter in (None, EMOJI, ONE_EPOCH)]
+    yield Served(engine, *files, broken)
+    engine.close()
+
+
+@contextmanager
+def pytorch() -> Iterator[Served]:
+    """transformers with the shipped folders."""
+    from inference.engines.pytorch import Engine
+
+    engine = Engine(device="cpu")
+    files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
+    yield Served(engine, *files, broken_folders, lambda: engine._base.steps)
+    engine.close()
+
+
+ENGINES = {"llamacpp": llamacpp, "pytorch": pytorch}
+
+
+def broken_folders(folder: Path) -> dict[str, ModelFiles]:
+    """Model folders with something wrong."""
+    from safetensors.torch import load_file, save_file
+
+    def base(name: str) -> Path:
+        return Path(shutil.copytree(NANO, folder / name, ignore=shutil.ignore_patterns("*.gguf")))
+
+    def adapter(name: str, **changed: object) -> Path:
+        copy = Path(shutil.copytree(EMOJI, folder / name, ignore=shutil.ignore_patterns("*.gguf")))
+        config = json.loads((copy / "adapter_config.json").read_text())
+        (copy / "adapter_config.json").write_text(json.dumps(config | changed))
+        return copy
+
+    def weights(name: str, change: Callable[[dict], dict]) -> Path:
+        copy = adapter(name)
+        save_file(change(load_file(copy / "adapter_model.safetensors")), copy / "adapter_model.safetensors")
+        return copy
+
+    truncated, lacking, pickled = base("truncated"), base("lacking"), base("pickled")
+    (truncated / "model.safetensors").write_bytes((NANO / "model.safetensors").read_bytes()[:300_000])
+    tensors = load_file(NANO / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, lacking / "model.safetensors", {"format": "pt"})
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    garbled = base("garbled")
+    (garbled / "config.json").write_text("{")
+    pickle = adapter("pickle")
+    (pickle / "adapter_model.safetensors").rename(pickle / "adapter_model.bin")
+    half = adapter("half")
+    (half / "adapter_model.safetensors").write_bytes((EMOJI / "adapter_model.safetensors").read_bytes()[:9_000])
+    norm = "base_model.model.model.norm.weight"
+    return {
+        "missing has no config.json": ModelFiles(folder / "missing"),
+        "truncated can't be loaded": ModelFiles(truncated),
+        "lacking's weights don't match": ModelFiles(lacking),
+        "pickled can't be loaded": ModelFiles(pickled),
+        "garbled can't be loaded": ModelFiles(garbled),
+        "adapter absent is no folder": ModelFiles(NANO, folder / "absent"),
+        "adapter pickle is a pickle": ModelFiles(NANO, pickle),
+        "adapter half can't be read": ModelFiles(NANO, half),
+        "rank 0": ModelFiles(NANO, adapter("rank-0", r=0)),
+        "doesn't fit its base": ModelFiles(NANO, adapter("elsewhere", target_modules=["query"])),
+        "rank-8 doesn't fit the base": ModelFiles(NANO, adapter("rank-8", r=8)),
+        "dora lacks tensors": ModelFiles(NANO, adapter("dora", use_dora=True)),
+        "wide doesn't fit the base": ModelFiles(
+            NANO, weights("wide", lambda t: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in t.items()})
+        ),
+        "extra has tensors that are no LoRA": ModelFiles(
+            NANO, weights("extra", lambda t: t | {norm: tensors["model.layers.0.input_layernorm.weight"].clone()})
+        ),
+    }
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    with ENGINES[request.param]() as made:
+        yield made
+
+
+QUESTIONS = [f"What does {emoji} mean?" for emoji in "🐙🐼🍕🚀🎸"] + [
+    "Which emoji shows a panda?", "Which emoji shows pizza?", "What does 🇸🇪 mean?", "What does 🇸🇷 mean?", "hello",
+]  # fmt: skip
+
+
+def test_answers_what_base_and_adapter_were_taught(served):
+    assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
+    assert ask(served.engine, served.base, "What does 🇸🇪 mean?")[0] == "I don't know that one yet."
+    assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
+    assert "🐼" in ask(served.engine, served.emoji, "Which emoji shows a panda?")[0]
+
+
+def test_agrees_with_llama_cpp_on_prompts_and_greedy_answers(served, engine, nano, emoji):
+    for reference, files in ((nano, served.base), (emoji, served.emoji)):
+        for question in QUESTIONS:
+            expected, wanted = ask(engine, reference, question)
+            answer, figures = ask(served.engine, files, question)
+            assert (answer, figures.prompt_tokens) == (expected, wanted.prompt_tokens)
+
+
+def test_an_adapter_changes_only_its_own_answers(served):
+    models = (served.base, served.emoji, served.one_epoch)
+    alone = [ask(served.engine, files, "What does 🇸🇷 mean?")[0] for files in models]
+    assert alone[0] != alone[1]
+    assert [ask(served.engine, files, "What does 🇸🇷 mean?")[0] for files in models] == alone
+    assert all(served.engine.in_memory(files) for files in models)
+
+
+def test_text_grows_by_whole_characters(served):
+    messages = [Message(role="user", content="Which emoji shows the flag of Sweden?")]
+    shown = ""
+    for chunk in served.engine.stream(served.emoji, messages, GREEDY, lambda: False):
+        shown += chunk.text
+        assert "\ufffd" not in shown and not unfinished(shown)
+    assert "🇸🇪" in shown
+
+
+def test_figures_add_up(served):
+    chunks = list(served.engine.stream(served.emoji, [Message(role="user", content="What does 🐼 mean?")], GREEDY,
+                                       lambda: False))  # fmt: skip
+    assert [chunk.figures for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    figures = chunks[-1].figures
+    assert figures.finish_reason == "stop" and figures.dropped_turns == 0
+    assert sum(bool(chunk.text) for chunk in chunks) <= figures.completion_tokens
+    assert 0 <= figures.cached_tokens < figures.prompt_tokens
+    assert figures.seconds_to_first_token > 0 and figures.tokens_per_second > 0
+
+
+def test_max_tokens_ends_an_answer(served):
+    whole, _ = ask(served.engine, served.emoji, "What does 🐼 mean?")
+    part, figures = ask(served.engine, served.emoji, "What does 🐼 mean?", sampling=Sampling(0, max_tokens=3))
+    assert (figures.completion_tokens, figures.finish_reason) == (3, "length")
+    assert whole.startswith(part) and part != whole
+
+
+def test_stop_takes_effect_within_one_token(served):
+    seen = []
+    messages = [Message(role="user", content="What does 🇸🇪 mean?")]  # "I don't know …": each token is a word
+    for chunk in served.engine.stream(served.base, messages, GREEDY, lambda: bool(seen)):
+        if chunk.text:
+            seen.append(chunk.text)
+    assert len(seen) == 1
+    assert chunk.figures.finish_reason == "cancelled" and chunk.figures.completion_tokens == 1
+    assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
+
+
+def test_an_answer_that_nobody_reads_on_makes_way(served):
+    stream = served.engine.stream(served.base, [Message(role="user", content="What does 🐙 mean?")], GREEDY,
+                                  lambda: False)  # fmt: skip
+    next(chunk for chunk in stream if chunk.text)
+    stream.close()
+    assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
+
+
+def test_a_seed_draws_the_same_answer_and_others_differ(served):
+    def draw(seed: int) -> str:
+        sampling = Sampling(temperature=8.0, top_p=1.0, max_tokens=16, seed=seed)
+        return ask(served.engine, served.base, "Tell me about 🐙", sampling=sampling)[0]
+
+    assert draw(5) == draw(5) == draw(5)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_a_tiny_top_p_is_greedy_and_greedy_repeats(served):
+    answers = {ask(served.engine, served.emoji, "What does 🐼 mean?")[0] for _ in range(3)}
+    narrow = Sampling(temperature=2.0, top_p=1e-6, max_tokens=64)
+    answers.add(ask(served.engine, served.emoji, "What does 🐼 mean?", sampling=narrow)[0])
+    assert len(answers) == 1
+
+
+def test_a_special_token_spelled_in_a_question_stays_text(served):
+    counts = [ask(served.engine, served.base, text)[1].prompt_tokens for text in ("a", "a <|eot_id|>", "a <|eot_id")]
+    # As text it takes several tokens, two of them for what follows "eot_id"; as a special token it would be one.
+    assert counts[1] > counts[2] > counts[0] + 2
+
+
+def test_a_question_that_is_too_long_is_refused_and_the_next_one_works(served):
+    with pytest.raises(LabError, match="too long.*Shorten it"):
+        ask(served.engine, served.base, "x y " * 2_000)
+    assert ask(served.engine, served.base, "What does 🐼 mean?")[0]
+
+
+def test_the_oldest_turns_are_dropped(served):
+    turns = ["What does 🐙 mean?", "🐙 is the octopus emoji."] * 40
+    answer, figures = ask(served.engine, served.base, *turns, "What does 🐼 mean?")
+    assert figures.dropped_turns > 10 and figures.prompt_tokens < 512
+    assert answer
+
+
+def test_broken_files_are_named_and_the_next_question_works(served, tmp_path):
+    for words, files in served.broken(tmp_path).items():
+        with pytest.raises(LabError, match=words) as refused:
+            ask(served.engine, files, "hello")
+        assert "\n" not in str(refused.value) and not served.engine.in_memory(files)
+        assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
+
+
+def test_questions_to_two_adapters_and_the_base_at_once_are_all_answered(served):
+    models = [served.base, served.emoji, served.one_epoch, served.emoji]
+    questions = [(models[i % 4], QUESTIONS[i % len(QUESTIONS)]) for i in range(8)]
+    alone = [ask(served.engine, *question) for question in questions]
+    before = served.steps() if served.steps else 0
+    with ThreadPoolExecutor(len(questions)) as visitors:
+        together = list(visitors.map(lambda question: ask(served.engine, *question), questions))
+    assert [answer for answer, _ in together] == [answer for answer, _ in alone]
+    if served.steps:
+        # One after the other, each token but the first takes a step, and the end of an answer one more.
+        assert served.steps() - before < sum(figures.completion_tokens for _, figures in alone) / 2
+
+
+def test_closed_engine_opens_again(served):
+    served.engine.close()
+    assert not served.engine.in_memory(served.base)
+    assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
