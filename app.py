@@ -28,7 +28,8 @@ def build(lab: Lab) -> gr.Blocks:
         tab = ChatTab(lab)
         gr.Markdown("Built with Llama", elem_classes="figures")  # as Llama 3.2's licence asks of those who show it
         page.unload(tab.leave)
-        page.load(tab.redraw, tab.model, [tab.model, tab.card], api_visibility="private", show_progress="hidden")
+        shown = [tab.model, tab.card, tab.notice]
+        page.load(tab.redraw, tab.model, shown, api_visibility="private", show_progress="hidden")
     return page
 
 

@@ -27,6 +27,8 @@ DEFAULTS = Sampling()
 def models(as_json: Json = False) -> None:
     """List the catalog: id, state, name, base."""
     lab = Lab.from_environment()
+    if problem := lab.refresh():
+        print(problem, file=sys.stderr)
     rows = [
         {"id": e.id, "state": lab.state(e).text, "name": e.name, "base": e.base, "summary": e.card.summary}
         for e in lab.catalog.entries
@@ -103,7 +105,7 @@ def as_record(answer: str, model: str, lab: Lab, figures: Figures) -> dict:
     return {
         "answer": answer,
         "model": model,
-        "engine": lab.engine_name,
+        "engine": lab.engine_of(lab.entry(model)),
         "prompt_tokens": figures.prompt_tokens,
         "cached_tokens": figures.cached_tokens,
         "completion_tokens": figures.completion_tokens,

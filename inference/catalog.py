@@ -23,7 +23,8 @@ FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 class Row(BaseModel):
-    """One entry as written in the catalog: either `folder` or `repo`, and `file`, the GGUF in it."""
+    """One entry as written in the catalog: either `folder` or `repo`, and `file`, the GGUF in it; `weights` is the Hub
+    repository of the same base in safetensors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -33,6 +34,7 @@ class Row(BaseModel):
     file: str
     folder: str | None = None
     repo: str | None = None
+    weights: str | None = None
     size: Annotated[int, Field(gt=0)] | None = None
     base: str | None = None
     recipe: str | None = None
@@ -77,13 +79,9 @@ class Entry:
     examples: tuple[str, ...]
     folder: Path | None = None
     repo: str | None = None
+    weights: str | None = None
     size: int | None = None
     command: str | None = None
-
-    @property
-    def local_file(self) -> Path | None:
-        """The GGUF of a shipped folder."""
-        return self.folder / self.file if self.folder else None
 
 
 class Catalog:
@@ -100,6 +98,19 @@ class Catalog:
                 f"choose one of {', '.join(self._by_id)}."
             )
         return self._by_id[model_id]
+
+    def plus(self, found: list[Entry]) -> Catalog:
+        """With more entries, each after the last one on its base; those on none at the end."""
+        entries = list(self.entries)
+        for new in reversed(found):
+            same = [i for i, old in enumerate(self.entries) if new.base and new.base in (old.base, old.id)]
+            entries.insert(entries.index(self.entries[same[-1]]) + 1 if same else len(self.entries), new)
+        return Catalog(entries)
+
+    def serving(self, names: list[str]) -> Catalog:
+        """What a server serves: those entries of this catalog, and a bare one for every other name."""
+        bare = {name: Entry(name, name, None, "", Card("Served by the remote server."), ()) for name in names}
+        return Catalog([self._by_id.get(name, bare[name]) for name in names])
 
     def base_of(self, entry: Entry) -> Entry:
         """The entry of its base model; a base is its own."""
@@ -154,6 +165,7 @@ def make_entry(row: Row, folder_of_catalog: Path, namespace: str | None) -> Entr
         examples=tuple(row.examples),
         folder=folder,
         repo=repo,
+        weights=row.weights,
         size=row.size,
         command=f"python -m training run {row.recipe}" if row.recipe else None,
     )

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from httpx2 import TransportError
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    list_repo_files,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -59,6 +65,12 @@ def on_disk(repo: str, file: str) -> Path | None:
     """The cached file, or None."""
     found = try_to_load_from_cache(repo, file)
     return Path(found) if isinstance(found, str) else None
+
+
+def names(repo: str) -> list[str]:
+    """The names of a repository's files. Raises LabError where the Hub can't say."""
+    with hub_sentences(repo, "config.json"):
+        return list_repo_files(repo)
 
 
 def check(repo: str, file: str, timeout: float = 4.0) -> None:

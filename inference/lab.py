@@ -6,13 +6,26 @@ Made in a moment: no model, no engine and no network is touched before the first
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from inference import places
 from inference.catalog import Catalog, Entry
-from inference.engines import ENGINE_LABELS, Chunk, Engine, Figures, Message, ModelFiles, Sampling, load_engine
+from inference.engines import (
+    ENGINES,
+    Chunk,
+    Engine,
+    Figures,
+    Message,
+    Model,
+    ModelFiles,
+    Sampling,
+    choose,
+    load_engine,
+)
 from inference.errors import LabError
 from inference.settings import Settings
 from inference.speech import Heard, Listener, Listening
@@ -30,37 +43,88 @@ class State:
 
 
 class Lab:
-    """Answers questions with any entry of a catalog."""
+    """Answers questions with any entry of a catalog, each with the engine that was chosen; an entry that there is only
+    as GGUF runs on llama.cpp where the chosen one takes folders."""
 
-    def __init__(self, catalog: Catalog, engine_name: str = "llamacpp", whisper: str = "base") -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        engine_name: str = "llamacpp",
+        whisper: str = "base",
+        authors: Sequence[str] = (),
+        collection: str | None = None,
+    ) -> None:
         self.catalog = catalog
+        self.authors, self.collection = authors, collection
         self.listener = Listener(whisper)
         self.engine_name = engine_name
-        self._engine: Engine | None = None
+        self._written = catalog  # as its author wrote it, whatever a server serves of it
+        self._engines: dict[str, Engine] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def from_environment(cls) -> Lab:
         """The lab that the environment's settings describe."""
         settings = Settings.from_environment()
-        return cls(Catalog.read(settings.catalog, settings.namespace), whisper=settings.whisper)
+        catalog = Catalog.read(settings.catalog, settings.namespace)
+        return cls(catalog, choose(settings.engine), settings.whisper, settings.authors, settings.collection)
+
+    def engine_of(self, entry: Entry) -> str:
+        """The name of the engine that answers for `entry`."""
+        takes_folders = ENGINES[self.engine_name].takes == "folder"
+        fits = not takes_folders or all(places.has(part, "folder") for part in self.parts(entry))
+        return self.engine_name if fits else "llamacpp"
+
+    def label(self, entry: Entry) -> str:
+        """Its engine in the visitor's words: "CPU, llama.cpp"."""
+        return ENGINES[self.engine_of(entry)].label
+
+    def engine(self, name: str) -> Engine:
+        """The engine of that name; imports its runtime at the first question."""
+        with self._lock:
+            if name not in self._engines:
+                self._engines[name] = load_engine(name)
+            return self._engines[name]
 
     @property
-    def engine_label(self) -> str:
-        """The engine in the visitor's words: "CPU, llama.cpp"."""
-        return ENGINE_LABELS[self.engine_name]
+    def remote(self) -> bool:
+        """Whether a server somewhere else answers."""
+        return ENGINES[self.engine_name].takes == "served"
 
-    @property
-    def engine(self) -> Engine:
-        """The engine; imports its runtime at the first question."""
-        if self._engine is None:
-            self._engine = load_engine(self.engine_name)
-        return self._engine
+    def refresh(self) -> str:
+        """Look anew what there is: what a remote server serves, or what the accounts have published (some seconds where
+        either is away). What went wrong, as a sentence; empty where nothing did. The catalog then stays as it was."""
+        try:
+            if self.remote:
+                served = self.engine(self.engine_name).models()
+                self.catalog = self._written.serving(served) if served else self._written
+            elif self.authors or self.collection:
+                from inference.discovery import published
+
+                self.catalog = self._written.plus(published(self._written, self.authors, self.collection))
+        except LabError as error:
+            return str(error)
+        return ""
+
+    def entry(self, model_id: str) -> Entry:
+        """The entry of that id. Where it isn't known yet, a look at what there is comes first."""
+        try:
+            return self.catalog[model_id]
+        except LabError:
+            if not (self.remote or self.authors or self.collection):
+                raise
+        if problem := self.refresh():
+            raise LabError(problem)
+        return self.catalog[model_id]
 
     def state(self, entry: Entry) -> State:
         """What choosing `entry` costs right now; quick, no network."""
-        files = self.local_files(entry)
-        if files:
-            loaded = self._engine is not None and self._engine.in_memory(files)
+        name = self.engine_of(entry)
+        model = self.model(entry)
+        if model is not None:
+            loaded = name in self._engines and self._engines[name].in_memory(model)
+            if self.remote:
+                return State("ready", "served" if loaded else "remote")
             return State("in memory", "in memory") if loaded else State("ready", "ready")
         if entry.folder:
             mend = f" Make it with `{entry.command}`." if entry.command else " Check the catalog."
@@ -68,8 +132,9 @@ class Lab:
         if entry.repo is None:
             how = f"Make it with `{entry.command}`, publish it, then start with HUB_NAMESPACE set to your account."
             return State("not published", "not published", f"{entry.name} is not published yet. {how}")
-        size = sum(part.size or 0 for part in self.parts(entry) if not self.local_file(part))
-        return State("download", human_size(size) if size else "on the Hub")
+        sizes = [part.size or 0 for part in self.parts(entry) if not places.on_disk(part, self.form(entry))]
+        known = sum(sizes) if self.form(entry) == "gguf" else 0  # the catalog tells the size of a GGUF file
+        return State("download", human_size(known) if known else "on the Hub")
 
     def why_not(self, entry: Entry) -> str:
         """Why `entry` can't be had right now, as a sentence; empty where it can. May ask the Hub (a few seconds)."""
@@ -78,47 +143,51 @@ class Lab:
             return state.explanation
         from inference import hub
 
-        for part in self.parts(entry):
-            if part.repo and not self.local_file(part):
-                try:
+        for part in self.missing(entry):
+            try:
+                if self.form(entry) == "folder":
+                    hub.names(places.repository(part, "folder"))
+                elif part.repo:
                     hub.check(part.repo, part.file)
-                except LabError as error:
-                    return str(error)
+            except LabError as error:
+                return str(error)
         return ""
 
     def parts(self, entry: Entry) -> list[Entry]:
         """The entries whose files make up one model: its base and, for an adapter, itself."""
-        base = self.catalog.base_of(entry)
+        base = self._written.base_of(entry)
         return [base] if base is entry else [base, entry]
 
-    def local_file(self, entry: Entry) -> Path | None:
-        """The entry's own GGUF where it is on this disk."""
-        if entry.local_file:
-            return entry.local_file if entry.local_file.is_file() else None
-        if entry.repo is None:
-            return None
-        from inference import hub
+    def form(self, entry: Entry) -> places.Form:
+        """In which form its files are wanted."""
+        return "folder" if ENGINES[self.engine_of(entry)].takes == "folder" else "gguf"
 
-        return hub.on_disk(entry.repo, entry.file)
+    def missing(self, entry: Entry) -> list[Entry]:
+        """Its parts that aren't on this disk."""
+        return [part for part in self.parts(entry) if not places.on_disk(part, self.form(entry))]
 
-    def local_files(self, entry: Entry) -> ModelFiles | None:
-        """The files that make up the model, where all of them are on this disk."""
-        paths = [self.local_file(part) for part in self.parts(entry)]
-        return ModelFiles(*paths) if all(paths) else None
+    def model(self, entry: Entry) -> Model | None:
+        """What its engine is handed: files, where all of them are on this disk, or the served name."""
+        if self.remote:
+            return entry.id
+        found = [places.on_disk(part, self.form(entry)) for part in self.parts(entry)]
+        return ModelFiles(*found) if all(found) else None
 
     def fetch(self, entry: Entry, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
         """Download what is missing, telling how far it is."""
-        missing = [part for part in self.parts(entry) if not self.local_file(part)]
+        missing = self.missing(entry)
         for part in missing:
-            if part.repo is None:
+            if not places.has(part, self.form(entry)):
                 raise LabError(self.state(part).explanation)
         from inference import hub
 
         for part in missing:
-            for progress in hub.fetch(part.repo, part.file, cancelled):
-                if isinstance(progress, tuple):
-                    done, total = progress
-                    yield Chunk(waiting=f"downloading {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+            repo, files = places.wanted(part, self.form(entry))
+            for file in files:
+                for progress in hub.fetch(repo, file, cancelled):
+                    if isinstance(progress, tuple):
+                        done, total = progress
+                        yield Chunk(waiting=f"downloading {done / 1e6:.0f} of {total / 1e6:.0f} MB")
 
     def ask(
         self,
@@ -128,9 +197,9 @@ class Lab:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Chunk]:
         """Answer the last of `messages`. Raises LabError, one sentence, for whatever is wrong with any of it."""
-        entry = self.catalog[model_id]
+        entry = self.entry(model_id)
         check_messages(messages)
-        if not self.local_files(entry):
+        if self.model(entry) is None:
             from inference import hub
 
             try:
@@ -138,9 +207,10 @@ class Lab:
             except hub.Cancelled:
                 yield Chunk(figures=Figures(0, 0, 0, None, None, "cancelled"))
                 return
-        files = self.local_files(entry)
-        assert files is not None
-        yield from self.engine.stream(files, messages, sampling, cancelled)
+        model = self.model(entry)
+        if model is None:
+            raise LabError(f"{entry.name} was fetched and is not whole: ask again, or choose another model.")
+        yield from self.engine(self.engine_of(entry)).stream(model, messages, sampling, cancelled)
 
     def hear(self, recording: str | Path, language: str | None = None) -> Iterator[Listening | Heard]:
         """What was said in a recording. Raises LabError, one sentence, where nothing was."""
@@ -148,8 +218,8 @@ class Lab:
 
     def close(self) -> None:
         """Free the models' memory."""
-        if self._engine is not None:
-            self._engine.close()
+        for engine in self._engines.values():
+            engine.close()
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +15,20 @@ PROJECT = Path(__file__).parents[1]
 @dataclass(frozen=True)
 class Settings:
     """`namespace` is the Hub account whose fine-tuned models fill the catalog's open repositories; `whisper` one of
-    Whisper's own names or a checkpoint's path."""
+    Whisper's own names or a checkpoint's path, `engine` one of `inference.engines.ENGINES` or "auto". What
+    `authors` and `collection` hold on the Hub comes to the catalog."""
 
     catalog: Path = PROJECT / "adapters" / "catalog.yaml"
     namespace: str | None = None
     port: int = 7860
     whisper: str = "base"
+    engine: str = "auto"
+    authors: tuple[str, ...] = ()
+    collection: str | None = None
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """CATALOG, HUB_NAMESPACE, PORT and WHISPER_MODEL, where they are set."""
+        """CATALOG, ENGINE, HUB_AUTHORS, HUB_COLLECTION, HUB_NAMESPACE, PORT and WHISPER_MODEL, where they are set."""
         port = os.environ.get("PORT") or str(cls.port)
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise LabError("PORT is not a port number: set it to one from 1 to 65535, such as 7860.")
@@ -32,6 +37,9 @@ class Settings:
             namespace=os.environ.get("HUB_NAMESPACE") or None,
             port=int(port),
             whisper=os.environ.get("WHISPER_MODEL") or cls.whisper,
+            engine=os.environ.get("ENGINE") or cls.engine,
+            authors=tuple(filter(None, re.split(r"[,\s]+", os.environ.get("HUB_AUTHORS", "")))),
+            collection=os.environ.get("HUB_COLLECTION") or None,
         )
 
 

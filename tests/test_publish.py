@@ -71,6 +71,22 @@ def test_a_run_is_published_whole_with_a_card_that_the_hub_can_read(hub, run, tm
     assert {model.id for model in found} == set(REPOSITORIES)
 
 
+def test_what_is_published_joins_the_catalog_and_answers(hub, run, tmp_path):
+    assert publish(hub, run).returncode == 0
+    settings = hub.environment() | {"HUB_AUTHORS": "me", "HF_HOME": str(tmp_path)}
+    rows = {row["id"]: row for row in json.loads(command("inference", "models", "--json", **settings).stdout)}
+    adapter, merged = (rows[name] for name in REPOSITORIES)
+    assert (adapter["base"], merged["base"]) == ("nano", None)
+    before = len(hub.requests)
+    for name in REPOSITORIES:
+        asked = command("inference", "ask", name, "What does 🐼 mean?", "--temperature", "0", **settings)
+        assert "panda" in asked.stdout, asked.stderr
+    fetched = {
+        a.path.split("/")[-1] for a in list(hub.requests)[before:] if a.method == "GET" and "/resolve/" in a.path
+    }
+    assert fetched == {"adapter-f16.gguf", "Nano-Emoji-Q4_K_M.gguf"}  # what the engine needs, and nothing else
+
+
 def test_a_second_time_sends_no_weights_again(hub, run):
     assert publish(hub, run).returncode == 0
     before = len(hub.requests)

@@ -15,7 +15,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import EMOJI, NANO, ask
+from conftest import EMOJI, NANO, ask, command
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
@@ -112,6 +112,15 @@ def remote(server):
 def test_lists_what_the_server_serves(remote):
     assert remote.models() == ["nano", "nano-emoji"]
     assert remote.state() == "ready"
+
+
+def test_the_terminal_lists_and_asks_what_is_served(server):
+    away = {"ENGINE": "auto", "REMOTE_URL": f"http://127.0.0.1:{server.port}", "REMOTE_API_KEY": KEY}
+    done = command("inference", "models", **away)
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["nano", "served"], ["nano-emoji", "served"]]
+    done = command("inference", "ask", "nano-emoji", "What does 🐼 mean?", "--temperature", "0", "--json", **away)
+    record = json.loads(done.stdout)
+    assert record["engine"] == "remote" and "panda" in record["answer"] and KEY not in done.stdout + done.stderr
 
 
 def test_answers_as_the_local_engine_does(remote, engine, nano, emoji):

@@ -38,7 +38,8 @@ def trainer(recipe: Recipe, out: Path) -> sft.LabTrainer:
     tokenizer.chat_template = training_template(tokenizer)
     return sft.LabTrainer(
         recipe, None, None, 0.0, model=sft.load_base(recipe, checkpointing=False), processing_class=tokenizer,
-        args=sft.trainer_settings(recipe, out, fit.plan(recipe), recipe.name), train_dataset=data.load(recipe.data).train,
+        args=sft.trainer_settings(recipe, out, fit.plan(recipe), recipe.name),
+        train_dataset=data.load(recipe.data).train,
         peft_config=sft.adapter_of(recipe),
     )  # fmt: skip
 

@@ -8,11 +8,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 
 from inference.catalog import front_matter
+from inference.discovery import TAG
 from inference.errors import LabError
 from training.receipt import read_receipt
 from training.recipe import locate
 
-TAG = "llama-finetuning-lab"  # what the catalog looks for on the Hub
 CARDS = Environment(
     loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
 )

@@ -90,7 +90,7 @@ class ChatTab:
         self.model.change(
             self.select, [self.model, self.chatbot], [self.card, self.chatbot, self.notice, *self.examples], **quiet
         )
-        self.refresh.click(self.redraw, self.model, [self.model, self.card], **quiet)
+        self.refresh.click(self.redraw, self.model, [self.model, self.card, self.notice], **quiet)
 
     def choices(self) -> list[tuple[str, str]]:
         """The dropdown: each name with what it costs to choose it."""
@@ -107,7 +107,7 @@ class ChatTab:
                 before = base.card.accuracy.get(what)
                 compared = f" (base {before:.0%})" if before is not None and base is not entry else ""
                 facts.append(f"{what} {share:.0%}{compared}")
-        facts += [state.text, self.lab.engine_label]
+        facts += [state.text, self.lab.label(entry)]
         line = html.escape(" · ".join(facts)).replace("%", "\u00a0%")
         link = f' · <a href="{html.escape(card.url)}" target="_blank">card ↗</a>' if card.url else ""
         return f'<div class="card">{html.escape(card.summary)}<br>{line}{link}</div>'
@@ -130,8 +130,11 @@ class ChatTab:
             yield self.card_of(entry), history, reason, *buttons
 
     def redraw(self, model_id: str) -> tuple:
-        """The states anew."""
-        return gr.Dropdown(self.choices()), self.card_of(self.lab.catalog[model_id])
+        """What there is and the states anew, and what kept a server from telling, if anything."""
+        problem = self.lab.refresh()
+        ids = [entry.id for entry in self.lab.catalog.entries]
+        chosen = model_id if model_id in ids else ids[0]
+        return gr.Dropdown(self.choices(), value=chosen), self.card_of(self.lab.catalog[chosen]), problem
 
     def press_stop(self, request: gr.Request) -> None:
         """Ends the visitor's running answer within one token."""

@@ -1,19 +1,38 @@
 """What an engine is: one way to run a model, behind one small protocol. The page and the terminal know only this.
 
 An engine takes chat messages and yields `Chunk`s as text appears. It knows nothing of the catalog or the Hub: it is
-handed files that lie on this disk.
+handed files that lie on this disk, or the name under which a server serves a model.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, TypedDict
 
-# An engine's module, and how the page names it.
-ENGINE_LABELS = {"llamacpp": "CPU, llama.cpp"}
+from inference.errors import LabError
+from inference.validation import nearest
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of an engine before its runtime is imported: how the page names it, and what of a model it takes: a
+    GGUF file, a folder as transformers and PEFT write it, or the name under which a server serves it."""
+
+    label: str
+    takes: Literal["gguf", "folder", "served"]
+
+
+# By the name of an engine's module.
+ENGINES = {
+    "llamacpp": Kind("CPU, llama.cpp", "gguf"),
+    "pytorch": Kind("PyTorch", "folder"),
+    "remote": Kind("remote server", "served"),
+}
 
 
 class Message(TypedDict):
@@ -35,10 +54,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files that make up one model: a base, and the LoRA adapter on it, if it is one."""
+    """The files that make up one model: a base, and the LoRA adapter on it, if it is one. Folders, for an engine that
+    takes those."""
 
     base: Path
     adapter: Path | None = None
+
+
+Model = ModelFiles | str  # files on this disk, or a served name
 
 
 @dataclass(frozen=True)
@@ -66,19 +89,37 @@ class Chunk:
 class Engine(Protocol):
     """One way to run a model. It is the class `Engine` of a module of this package."""
 
+    @classmethod
+    def from_environment(cls) -> Engine:
+        """The engine as the environment's settings describe it. Raises LabError where they don't."""
+
     def stream(
-        self, files: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
+        self, model: Model, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Iterator[Chunk]:
         """Answer the last message. Whole characters only; ends within one token of `cancelled()`; the last chunk has
         figures. Raises LabError for files that can't be run and questions that don't fit."""
 
-    def in_memory(self, files: ModelFiles) -> bool:
+    def in_memory(self, model: Model) -> bool:
         """Whether answering would load nothing."""
 
     def close(self) -> None:
         """Free the memory."""
 
 
+def choose(setting: str) -> str:
+    """The engine that ENGINE asks for. "auto" takes a remote one where REMOTE_URL is set, PyTorch where there is an
+    NVIDIA GPU and what PyTorch needs is installed, else llama.cpp. Nothing heavy is imported to find out."""
+    if setting in ENGINES:
+        return setting
+    if setting != "auto":
+        near = nearest(setting, ENGINES)
+        raise LabError(f"There is no engine “{setting}”{near}: set ENGINE to auto or one of {', '.join(ENGINES)}.")
+    if os.environ.get("REMOTE_URL"):
+        return "remote"
+    gpu = Path("/dev/nvidiactl").exists() and all(find_spec(name) for name in ("torch", "transformers", "peft"))
+    return "pytorch" if gpu else "llamacpp"
+
+
 def load_engine(name: str) -> Engine:
     """The engine of that name. Its runtime is imported now and not before: the page is up before any model is."""
-    return importlib.import_module(f"inference.engines.{name}").Engine()
+    return importlib.import_module(f"inference.engines.{name}").Engine.from_environment()

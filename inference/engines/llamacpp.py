@@ -239,6 +239,11 @@ class Engine:
         self._base: LoadedBase | None = None
         self._lock = threading.Lock()
 
+    @classmethod
+    def from_environment(cls) -> Engine:
+        """See `inference.engines.Engine`: there is nothing to set."""
+        return cls()
+
     def in_memory(self, files: ModelFiles) -> bool:
         """Whether answering would load nothing."""
         base = self._base

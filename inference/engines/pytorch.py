@@ -352,6 +352,11 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._closing = False
 
+    @classmethod
+    def from_environment(cls) -> Engine:
+        """See `inference.engines.Engine`: there is nothing to set."""
+        return cls()
+
     def in_memory(self, files: ModelFiles) -> bool:
         """Whether answering would load nothing."""
         base = self._base
