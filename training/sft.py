@@ -63,11 +63,12 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def attention() -> str:
+def attention(packing: bool) -> str:
     """How attention is computed: FlashAttention where it is installed and the GPU is new enough (Ampere), torch's fused
-    form on a GPU else. On a CPU the plain form was faster than the fused one, most of all backward."""
+    form on a GPU else. On a CPU the plain form was faster for single conversations, most of all backward, and the fused
+    one for long packed rows."""
     if not torch.cuda.is_available():
-        return "eager"
+        return "sdpa" if packing else "eager"
     return "flash_attention_2" if find_spec("flash_attn") and compute_dtype() is torch.bfloat16 else "sdpa"
 
 
@@ -85,7 +86,7 @@ def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
             dtype=torch.float32 if recipe.method == "full" else dtype,
             quantization_config=quantization if recipe.method == "qlora" else None,
             device_map={"": local} if torch.cuda.is_available() else "cpu",
-            attn_implementation=attention(),
+            attn_implementation=attention(recipe.packing),
         )
     if recipe.method == "qlora":
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
