@@ -229,10 +229,13 @@ def speak(page) -> None:
 @needs_espeak
 def test_a_spoken_question_is_heard_and_answered(speaking_page):
     page = speaking_page
-    speak(page)
-    assert "🐼" in wait_for_answer(page, 1)
+    for count in (1, 2, 3):  # a busy machine's recording may have gaps: one speaks again
+        speak(page)
+        if "🐼" in wait_for_answer(page, count):
+            break
     assert "find the emoji for a panda" in page.locator("#chat .user.message").last.inner_text()
-    assert page.locator("#chat audio").count() == 1
+    assert "🐼" in page.locator("#chat .bot.message").last.inner_text()
+    assert page.locator("#chat audio").count() == count
     assert "Offline speech model" in page.locator("#heard").inner_text()
 
 
@@ -242,10 +245,16 @@ def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
     page = speaking_page
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Send when I stop speaking").uncheck()
-    speak(page)
-    page.locator("#heard", has_text="heard in").wait_for(timeout=60_000)
-    assert "find the emoji for a panda" in page.locator("#question textarea").input_value()
-    page.locator("#question textarea").fill("Which emoji shows an octopus?")
+    box = page.locator("#question textarea")
+    for count in (1, 2, 3):
+        box.fill("")
+        speak(page)
+        page.locator("#chat audio").nth(count - 1).wait_for(state="attached", timeout=60_000)
+        if "find the emoji for a panda" in box.input_value():
+            break
+    assert "find the emoji for a panda" in box.input_value()
+    assert page.locator("#chat .bot.message").count() == 0
+    box.fill("Which emoji shows an octopus?")
     page.locator("#send").click()
     assert "🐙" in wait_for_answer(page, 1)
 

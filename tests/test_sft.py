@@ -52,7 +52,7 @@ def cpu(monkeypatch):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft, "attention", lambda: attention)
+    monkeypatch.setattr(sft, "attention", lambda _: attention)
     monkeypatch.setattr(sft, "compute_dtype", lambda: torch.float32)
     recipe = load_recipe("finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128"])
     made = trainer(recipe, tmp_path)

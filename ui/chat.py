@@ -173,7 +173,8 @@ class ChatTab:
             return
         history = [*history, {"role": "user", "content": {"path": recording}}]
         if not at_once:
-            yield history, question, "", gr.skip(), None
+            # The text stays as it is in the box: its owner may be mending it already.
+            yield history, gr.skip(), "", gr.skip(), None
             return
         for step in self.ask(request, question, history, *settings):
             yield *step, None
