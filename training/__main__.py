@@ -69,11 +69,7 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
 @app.command()
 def export(name: Run) -> None:
     """Write a run's GGUF files and measure how near each is to the PyTorch model."""
-    export_and_compare(run_folder(name))
-
-
-def export_and_compare(folder: Path) -> None:
-    """Files and their parity, printed as tables."""
+    folder = run_folder(name)
     from training.export import export as export_folder
     from training.parity import check, table
 
@@ -117,20 +113,17 @@ def run_all(
     """All of it: data, fine-tuning, export, parity, evaluation and, with --namespace, publishing. The same command goes
     on where an earlier one was stopped."""
     checked = load_recipe(recipe, overrides)
-    folder = train(checked, out, namespace)
+    folder = train(checked, out, namespace).resolve()
     data(recipe, overrides, folder)
-    export_and_compare(folder)
-    from training.evaluate import compare_with_base, evaluate_folder, table
-
+    export(str(folder))
     if checked.data.name == "emoji":
-        print(table({folder.name: evaluate_folder(folder)}))
+        evaluate(str(folder))
     else:
+        from training.evaluate import compare_with_base
+
         compare_with_base(folder)
     if namespace:
-        from training.publish import publish as publish_folder
-
-        for address in publish_folder(folder, namespace, private, force):
-            print(address)
+        publish(str(folder), namespace, private, force)
 
 
 if __name__ == "__main__":

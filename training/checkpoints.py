@@ -58,6 +58,11 @@ class Identity:
         return ""
 
 
+def recorded(receipt: dict) -> dict:
+    """Of a finished run's receipt, what `Identity.difference` compares."""
+    return {"recipe": receipt.get("recipe"), "data": receipt.get("data", {}).get("sha256")}
+
+
 def flat(fields: dict, before: str = "") -> dict:
     """Nested fields under dotted names."""
     result: dict = {}
@@ -165,6 +170,7 @@ class HubCopy:
     def __init__(self, repo: str, api: HfApi, keep: int) -> None:
         self.repo, self.api, self.keep = repo, api, keep
         self.failure: Exception | None = None
+        self._last: Path | None = None  # the newest, which stays on this disk
         self._waiting: Path | None = None
         self._pushing: Path | None = None
         self._changed = threading.Condition()
@@ -173,7 +179,7 @@ class HubCopy:
     def push(self, checkpoint: Path) -> None:
         """Have this one pushed next, instead of any that waits."""
         with self._changed:
-            self._waiting = checkpoint
+            self._waiting = self._last = checkpoint
             self._changed.notify_all()
         if self._worker is None:
             self._worker = threading.Thread(target=self._work, daemon=True)
@@ -185,11 +191,17 @@ class HubCopy:
             return {path for path in (self._waiting, self._pushing) if path}
 
     def finish(self) -> None:
-        """Wait for what is being pushed; raises what kept the last one from arriving."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and self._pushing is None)
+        """Wait for what is being pushed, and try the last one once more; raises what keeps it from arriving."""
+        self._wait()
+        if self.failure and self._last:
+            self.push(self._last)
+            self._wait()
         if self.failure:
             raise self.failure
+
+    def _wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None and self._pushing is None)
 
     def _work(self) -> None:
         while True:

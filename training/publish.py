@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from inference.errors import LabError
 from inference.hub import hub_sentences
 from training.card import render_card, written_license
-from training.checkpoints import Identity, digest
+from training.checkpoints import Identity, digest, recorded
 from training.receipt import read_receipt
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ def publish(folder: Path, namespace: str, private: bool = False, force: bool = F
     each repository is one commit."""
     api = account(namespace)
     repositories = plan(folder, namespace, force)
-    identity = identity_of(folder)
+    identity = Identity(**recorded(read_receipt(folder)))
     for repository in repositories:
         check_owner(api, repository.name, identity)
     addresses = []
@@ -131,12 +131,6 @@ def publish(folder: Path, namespace: str, private: bool = False, force: bool = F
     return addresses
 
 
-def identity_of(folder: Path) -> Identity:
-    """Whose run the folder is."""
-    receipt = read_receipt(folder)
-    return Identity(receipt["recipe"], receipt["data"]["sha256"])
-
-
 def check_owner(api: HfApi, repo: str, identity: Identity) -> None:
     """Raise LabError where the name is taken by another recipe's model."""
     with tempfile.TemporaryDirectory() as cache, hub_sentences(repo, "run.json"):
@@ -147,8 +141,7 @@ def check_owner(api: HfApi, repo: str, identity: Identity) -> None:
         if "run.json" not in names:
             return
         receipt = read_receipt(Path(api.hf_hub_download(repo, "run.json", cache_dir=cache)).parent)
-    said = {"recipe": receipt.get("recipe"), "data": receipt.get("data", {}).get("sha256")}
-    if difference := identity.difference(said):
+    if difference := identity.difference(recorded(receipt)):
         raise LabError(f"{repo} is another recipe's model ({difference}): set another title, or delete it there.")
 
 

@@ -42,7 +42,7 @@ from trl import SFTConfig, SFTTrainer
 
 from inference.errors import LabError
 from training import data, fit
-from training.checkpoints import Checkpoints, Identity
+from training.checkpoints import Checkpoints, Identity, recorded
 from training.data.summary import training_template
 from training.plots import draw_loss
 from training.progress import Progress
@@ -264,9 +264,7 @@ def finished(recipe: Recipe, identity: Identity, out: Path) -> bool:
     """Whether the folder holds this very run, done. Raises LabError where it holds another one."""
     if not (out / "run.json").is_file():
         return False
-    receipt = read_receipt(out)
-    said = {"recipe": receipt.get("recipe"), "data": receipt.get("data", {}).get("sha256")}
-    if difference := identity.difference(said):
+    if difference := identity.difference(recorded(read_receipt(out))):
         raise LabError(f"{out} holds another recipe's model ({difference}): choose another --out, or delete it.")
     return True
 
