@@ -126,6 +126,23 @@ def test_a_changed_file_is_no_whole_checkpoint(tmp_path):
         Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 8}}, "other")).newest()
 
 
+def test_a_checkpoint_that_did_not_reach_the_hub_is_sent_once_more_at_the_end(tmp_path, monkeypatch, capfd):
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token("me"))
+        hub.fault("403", match="/commit/", times=1)
+        checkpoints = Checkpoints(tmp_path / "run", Identity({"name": "a"}, "data"), repo="me/a-checkpoints", api=api)
+        made = checkpoints.staging / "checkpoint-1"
+        made.mkdir(parents=True)
+        (made / "optimizer.pt").write_text("state")
+        checkpoints.complete(1, seconds=1.0)
+        checkpoints.finish()
+        assert "checkpoint-1 is not on the Hub yet" in capfd.readouterr().err
+        assert f"checkpoint-1/{COMPLETE}" in api.list_repo_files("me/a-checkpoints")
+
+
 def test_two_processes_learn_what_one_does(tmp_path):
     """DDP with gloo: the same losses at the same global batch."""
     more = ["method=lora", "accumulation=2", "batch_size=4", "checkpoints.steps=100"]
