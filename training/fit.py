@@ -30,17 +30,15 @@ CHUNK = 1024  # positions whose logits are there at once in a fused loss
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is carried out. `length` is the longest conversation in tokens, `need` and `room` are bytes."""
+    """How a run is carried out; `need` is the bytes that it is expected to take."""
 
     batch_size: int
     accumulation: int
     processes: int
-    length: int
     checkpointing: bool
     fused_kernels: bool
     compile: bool
     need: float
-    room: float
 
 
 @contextmanager
@@ -123,13 +121,11 @@ def plan(recipe: Recipe) -> Plan:
         batch_size=batch_size,
         accumulation=accumulation,
         processes=processes,
-        length=recipe.max_length,
         checkpointing=checkpointing,
         fused_kernels=decide(recipe.speed.fused_kernels, cuda and find_spec("liger_kernel") is not None),
         # Every new shape compiles anew; only packed batches are all of one shape.
         compile=decide(recipe.speed.compile, cuda and recipe.packing and recipe.method != "qlora"),
         need=need,
-        room=room,
     )
 
 

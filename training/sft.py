@@ -291,7 +291,7 @@ def fine_tune(
     found = checkpoints.newest()
     tokenizer = tokenizer_of(recipe)
     tokenizer.chat_template = training_template(tokenizer)
-    progress = Progress(recipe.name, plan.length, plan.processes)
+    progress = Progress(recipe.name, recipe.max_length, plan.processes)
     trainer = LabTrainer(
         recipe,
         checkpoints,
