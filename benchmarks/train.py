@@ -31,8 +31,8 @@ LLAMA_1B = {
     "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "max_position_embeddings": 131072,
     "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }  # fmt: skip
-# 16 bits, long rows without padding, all that fits at a time.
-BEST = ["name=best", "title=Best", "method=lora", "packing=true", "batch_size=16", "accumulation=1"]
+# 16 bits, long rows without padding, as many as fit without computing activations twice.
+BEST = ["name=best", "title=Best", "method=lora", "packing=true", "batch_size=8", "accumulation=1"]
 
 
 def write_base(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import re
 import resource
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,14 @@ import pytest
 import torch
 from conftest import NANO, assert_refused, command
 from huggingface_hub import HfApi
+from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.errors import LabError
 from tests.hub import LocalHub
 from training import data, fit, sft
+from training.attention import PACKED
 from training.data.summary import training_template
 from training.recipe import Recipe, load_recipe
 
@@ -50,8 +54,21 @@ def cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def one_by_one(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """What `torch.nn.attention.varlen.varlen_attn` computes on a GPU."""
+    assert window_size == (-1, 0) and max_q == max_k == cu_seq_q.diff().max()
+    parts = [
+        scaled_dot_product_attention(
+            *(row[begin:end].transpose(0, 1)[None] for row in (query, key, value)), is_causal=True, scale=scale
+        )
+        for begin, end in pairwise(cu_seq_q.tolist())
+    ]
+    return torch.cat([part[0].transpose(0, 1) for part in parts])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
 def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(varlen, "varlen_attn", one_by_one)  # there is none for a CPU
     monkeypatch.setattr(sft, "attention", lambda _: attention)
     monkeypatch.setattr(sft, "compute_dtype", lambda: torch.float32)
     recipe = load_recipe("finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128"])
@@ -59,10 +76,11 @@ def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, mo
     batch = next(iter(made.get_train_dataloader()))
     ids, positions = batch["input_ids"][0], batch["position_ids"][0]
     starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-    conversations = [slice(begin, end) for begin, end in zip(starts, starts[1:], strict=False)]
+    conversations = [slice(begin, end) for begin, end in pairwise(starts)]
     assert len(conversations) > recipe.batch_size and made.model.config._attn_implementation == attention
     with torch.no_grad():
         packed = made.compute_loss(made.model, batch, return_outputs=True)[1].logits[0]
+        made.model.get_base_model().set_attn_implementation("eager")
         without_positions = made.model(input_ids=ids[None]).logits[0]
         for number, of_one in enumerate(conversations):
             alone = made.model(input_ids=ids[None, of_one]).logits[0]

@@ -123,8 +123,8 @@ def plan(recipe: Recipe) -> Plan:
         processes=processes,
         checkpointing=checkpointing,
         fused_kernels=decide(recipe.speed.fused_kernels, cuda and find_spec("liger_kernel") is not None),
-        # Every new shape compiles anew; only packed batches are all of one shape.
-        compile=decide(recipe.speed.compile, cuda and recipe.packing and recipe.method != "qlora"),
+        # Batches differ in length, packed ones too, and each length compiles anew: minutes that no run got back.
+        compile=recipe.speed.compile == "on",
         need=need,
     )
 

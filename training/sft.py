@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, prepare_model_for_kbit_training
 from safetensors import SafetensorError
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     AutoModelForCausalLM,
@@ -42,6 +42,7 @@ from trl import SFTConfig, SFTTrainer
 
 from inference.errors import LabError
 from training import data, fit
+from training.attention import PACKED
 from training.checkpoints import Checkpoints, Identity, recorded
 from training.data.summary import training_template
 from training.plots import draw_loss
@@ -52,6 +53,8 @@ from training.recipe import Recipe
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+# Not cuDNN's, which plans anew for each new length: a third of a step where lengths differ (measured on an H100).
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 
 
@@ -64,12 +67,12 @@ def compute_dtype() -> torch.dtype:
 
 
 def attention(packing: bool) -> str:
-    """How attention is computed: FlashAttention where it is installed and the GPU is new enough (Ampere), torch's fused
-    form on a GPU else. On a CPU the plain form was faster for single conversations, most of all backward, and the fused
-    one for long packed rows."""
+    """How attention is computed. On a GPU by torch's fused kernels, for packed rows conversation by conversation where
+    the GPU is new enough. On a CPU the plain form was faster for single conversations, most of all backward, and the
+    fused one for long packed rows."""
     if not torch.cuda.is_available():
         return "sdpa" if packing else "eager"
-    return "flash_attention_2" if find_spec("flash_attn") and compute_dtype() is torch.bfloat16 else "sdpa"
+    return PACKED if packing and compute_dtype() is torch.bfloat16 else "sdpa"
 
 
 def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
@@ -310,7 +313,8 @@ def fine_tune(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    with sdpa_kernel(FUSED):
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     # Under FSDP every process holds a part of the weights.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():

@@ -1,0 +1,42 @@
+"""Attention over packed rows on a GPU: each conversation by itself, however many lie in a row.
+
+TRL puts the packed rows of a batch into one long row and tells where conversations begin. torch's
+fused attention would be given a mask as long and as wide as that row, and computes all of it; its form for sequences of
+many lengths (FlashAttention 2; Dao 2023) computes what counts. It needs an Ampere GPU or newer and 16 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import varlen
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+PACKED = "packed_varlen"
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """`query` (1, heads, tokens, d), `key` and `value` (1, key heads, tokens, d); returns (1, tokens, heads, d). TRL's
+    collator tells where conversations begin and end, (conversations + 1,) int32, and the longest one's length."""
+    groups = query.shape[1] // key.shape[1]
+    rows = (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+    out = varlen.varlen_attn(
+        *(row[0].transpose(0, 1).contiguous() for row in rows),
+        cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0),
+    )  # fmt: skip
+    return out[None], None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, flash_attention_mask)
