@@ -30,7 +30,9 @@ def packed_attention(
     """`query` (1, heads, tokens, d), `key` and `value` (1, key heads, tokens, d); returns (1, tokens, heads, d). TRL's
     collator tells where conversations begin and end, (conversations + 1,) int32, and the longest one's length."""
     groups = query.shape[1] // key.shape[1]
-    rows = (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+    rows = [query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)]
+    if torch.is_autocast_enabled(query.device.type):  # a 4-bit base is prepared to compute in float32
+        rows = [row.to(torch.get_autocast_dtype(query.device.type)) for row in rows]
     out = varlen.varlen_attn(
         *(row[0].transpose(0, 1).contiguous() for row in rows),
         cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0),
