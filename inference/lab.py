@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from inference import places
+from inference.cache import Cache
 from inference.catalog import Catalog, Entry
 from inference.engines import (
     ENGINES,
@@ -27,6 +28,8 @@ from inference.engines import (
     load_engine,
 )
 from inference.errors import LabError
+from inference.fetch import check_memory, fetch, plan
+from inference.hub import Cancelled
 from inference.settings import Settings
 from inference.speech import Heard, Listener, Listening
 
@@ -53,6 +56,7 @@ class Lab:
         whisper: str = "base",
         authors: Sequence[str] = (),
         collection: str | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self.catalog = catalog
         self.authors, self.collection = authors, collection
@@ -61,13 +65,19 @@ class Lab:
         self._written = catalog  # as its author wrote it, whatever a server serves of it
         self._engines: dict[str, Engine] = {}
         self._lock = threading.Lock()
+        self.cache = Cache(cache_bytes, self.repositories_in_memory)
+        self._repositories: dict[tuple[str, Model], list[str]] = {}  # of what engines were handed
+        self._compared: set[str] | None = None  # repositories whose copy is the Hub's since the last refresh
 
     @classmethod
     def from_environment(cls) -> Lab:
         """The lab that the environment's settings describe."""
         settings = Settings.from_environment()
         catalog = Catalog.read(settings.catalog, settings.namespace)
-        return cls(catalog, choose(settings.engine), settings.whisper, settings.authors, settings.collection)
+        engine = choose(settings.engine)
+        return cls(
+            catalog, engine, settings.whisper, settings.authors, settings.collection, cache_bytes=settings.cache_bytes
+        )
 
     def engine_of(self, entry: Entry) -> str:
         """The name of the engine that answers for `entry`."""
@@ -93,7 +103,9 @@ class Lab:
 
     def refresh(self) -> str:
         """Look anew what there is: what a remote server serves, or what the accounts have published (some seconds where
-        either is away). What went wrong, as a sentence; empty where nothing did. The catalog then stays as it was."""
+        either is away). What went wrong, as a sentence; empty where nothing did. The catalog then stays as it was. What
+        is on this disk is compared with the Hub when it is next asked, and stays what it is until then."""
+        self._compared = set()
         try:
             if self.remote:
                 served = self.engine(self.engine_name).models()
@@ -141,16 +153,11 @@ class Lab:
         state = self.state(entry)
         if state.kind != "download":
             return state.explanation
-        from inference import hub
-
-        for part in self.missing(entry):
-            try:
-                if self.form(entry) == "folder":
-                    hub.names(places.repository(part, "folder"))
-                elif part.repo:
-                    hub.check(part.repo, part.file)
-            except LabError as error:
-                return str(error)
+        wanted = [places.wanted(part, self.form(entry)) for part in self.missing(entry)]
+        try:
+            check_memory(wanted, [plan(part) for part in wanted])
+        except LabError as error:
+            return str(error)
         return ""
 
     def parts(self, entry: Entry) -> list[Entry]:
@@ -174,20 +181,44 @@ class Lab:
         return ModelFiles(*found) if all(found) else None
 
     def fetch(self, entry: Entry, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
-        """Download what is missing, telling how far it is."""
+        """Download what is missing, or newer on the Hub where a refresh asked for that, telling how far it is."""
         missing = self.missing(entry)
         for part in missing:
             if not places.has(part, self.form(entry)):
                 raise LabError(self.state(part).explanation)
-        from inference import hub
+        parts = [part for part in self.parts(entry) if part in missing or part in self.to_compare(entry)]
+        wanted = [places.wanted(part, self.form(entry)) for part in parts]
+        for progress in fetch(wanted, self.cache, cancelled):
+            yield Chunk(waiting=progress.text)
+        if self._compared is not None:
+            self._compared |= {part.repo for part in wanted}
 
-        for part in missing:
-            repo, files = places.wanted(part, self.form(entry))
-            for file in files:
-                for progress in hub.fetch(repo, file, cancelled):
-                    if isinstance(progress, tuple):
-                        done, total = progress
-                        yield Chunk(waiting=f"downloading {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+    def to_compare(self, entry: Entry) -> list[Entry]:
+        """Its parts whose copy on this disk is to be compared with the Hub: once after a refresh."""
+        if self._compared is None or self.remote:
+            return []
+        copied = [part for part in self.parts(entry) if places.copy_of(part, self.form(entry))]
+        return [part for part in copied if places.repository(part, self.form(entry)) not in self._compared]
+
+    def age(self, entry: Entry) -> str:
+        """How old its copy on this disk is, as "3 days ago"; empty where it ships with the lab or isn't here."""
+        if self.remote:
+            return ""
+        copies = [copy for part in self.parts(entry) if (copy := places.copy_of(part, self.form(entry)))]
+        return min(copies, key=lambda copy: copy.fetched_at).age if copies else ""
+
+    def repositories(self, entry: Entry) -> list[str]:
+        """The repositories on the Hub that its parts come from."""
+        if self.remote:
+            return []
+        found = [places.repository(part, self.form(entry)) for part in self.parts(entry) if not part.folder]
+        return [repo for repo in found if repo]
+
+    def repositories_in_memory(self) -> list[str]:
+        """The repositories of what engines hold right now."""
+        loaded = [repos for (name, model), repos in list(self._repositories.items())
+                  if name in self._engines and self._engines[name].in_memory(model)]  # fmt: skip
+        return [repo for repos in loaded for repo in repos]
 
     def ask(
         self,
@@ -199,18 +230,25 @@ class Lab:
         """Answer the last of `messages`. Raises LabError, one sentence, for whatever is wrong with any of it."""
         entry = self.entry(model_id)
         check_messages(messages)
-        if self.model(entry) is None:
-            from inference import hub
-
-            try:
-                yield from self.fetch(entry, cancelled)
-            except hub.Cancelled:
-                yield Chunk(figures=Figures(0, 0, 0, None, None, "cancelled"))
-                return
-        model = self.model(entry)
-        if model is None:
-            raise LabError(f"{entry.name} was fetched and is not whole: ask again, or choose another model.")
-        yield from self.engine(self.engine_of(entry)).stream(model, messages, sampling, cancelled)
+        with self.cache.using(self.repositories(entry)):
+            if self.model(entry) is None or self.to_compare(entry):
+                try:
+                    yield from self.fetch(entry, cancelled)
+                except Cancelled:
+                    yield Chunk(figures=Figures(0, 0, 0, None, None, "cancelled"))
+                    return
+                except LabError:
+                    if self.model(entry) is None:
+                        raise
+                    yield Chunk(waiting=f"the Hub can't be asked: loading the copy of {self.age(entry)}")
+            model = self.model(entry)
+            if model is None:
+                raise LabError(
+                    f"{entry.name} was fetched and is not whole: its files don't belong together. Choose another."
+                )
+            name = self.engine_of(entry)
+            self._repositories[name, model] = self.repositories(entry)
+            yield from self.engine(name).stream(model, messages, sampling, cancelled)
 
     def hear(self, recording: str | Path, language: str | None = None) -> Iterator[Listening | Heard]:
         """What was said in a recording. Raises LabError, one sentence, where nothing was."""

@@ -16,7 +16,8 @@ PROJECT = Path(__file__).parents[1]
 class Settings:
     """`namespace` is the Hub account whose fine-tuned models fill the catalog's open repositories; `whisper` one of
     Whisper's own names or a checkpoint's path, `engine` one of `inference.engines.ENGINES` or "auto". What
-    `authors` and `collection` hold on the Hub comes to the catalog."""
+    `authors` and `collection` hold on the Hub comes to the catalog. What is fetched takes `cache_bytes` of the disk at
+    most; None is no limit."""
 
     catalog: Path = PROJECT / "adapters" / "catalog.yaml"
     namespace: str | None = None
@@ -25,13 +26,18 @@ class Settings:
     engine: str = "auto"
     authors: tuple[str, ...] = ()
     collection: str | None = None
+    cache_bytes: int | None = None
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """CATALOG, ENGINE, HUB_AUTHORS, HUB_COLLECTION, HUB_NAMESPACE, PORT and WHISPER_MODEL, where they are set."""
+        """CACHE_GB, CATALOG, ENGINE, HUB_AUTHORS, HUB_COLLECTION, HUB_NAMESPACE, PORT and WHISPER_MODEL, where they
+        are set."""
         port = os.environ.get("PORT") or str(cls.port)
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise LabError("PORT is not a port number: set it to one from 1 to 65535, such as 7860.")
+        room = os.environ.get("CACHE_GB") or None
+        if room and not re.fullmatch(r"\d+(\.\d+)?", room, re.ASCII):
+            raise LabError("CACHE_GB is no number of gigabytes: set it to one such as 20, or unset it for no limit.")
         return cls(
             catalog=Path(os.environ.get("CATALOG") or cls.catalog),
             namespace=os.environ.get("HUB_NAMESPACE") or None,
@@ -40,6 +46,7 @@ class Settings:
             engine=os.environ.get("ENGINE") or cls.engine,
             authors=tuple(filter(None, re.split(r"[,\s]+", os.environ.get("HUB_AUTHORS", "")))),
             collection=os.environ.get("HUB_COLLECTION") or None,
+            cache_bytes=int(float(room) * 1e9) if room else None,
         )
 
 

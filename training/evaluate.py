@@ -13,9 +13,12 @@ from pathlib import Path
 import typer
 from scipy.stats import binomtest
 
+from inference import places
+from inference.cache import Cache
 from inference.catalog import Catalog
 from inference.engines import Engine, Message, ModelFiles, Sampling, load_engine
 from inference.errors import LabError
+from inference.fetch import fetch
 from inference.settings import Settings
 from training import data
 from training.card import write_card
@@ -110,10 +113,10 @@ def base_gguf(base: str) -> Path:
     settings = Settings.from_environment()
     for entry in Catalog.read(settings.catalog).entries:
         if entry.repo and entry.base is None and entry.repo.split("/")[1].startswith(base.split("/")[-1]):
-            from inference import hub
-
-            *_, path = hub.fetch(entry.repo, entry.file, lambda: False)
-            return path
+            if not (place := places.on_disk(entry, "gguf")):
+                list(fetch([places.wanted(entry, "gguf")], Cache(), lambda: False))
+                place = places.on_disk(entry, "gguf")
+            return place
     raise LabError(f"The catalog has no GGUF of the base {base}: add an entry for it.")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from tests.hub.access import Identity, repository_not_found, require_write
+from tests.hub.access import HubError, Identity, repository_not_found, require_write
 from tests.hub.storage import Commit, Kind, Repository, Store
 
 URL_PREFIXES = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
@@ -26,9 +26,13 @@ Stored = Annotated[Store, Depends(store_of)]
 Who = Annotated[Identity | None, Depends(identity_of)]
 
 
-async def readable(kind: Kind, namespace: str, name: str, store: Stored, who: Who) -> Repository:
-    """The repository of the path, if there is one for this account."""
+async def readable(request: Request, kind: Kind, namespace: str, name: str, store: Stored, who: Who) -> Repository:
+    """The repository of the path, if there is one for this account. 307 where it was renamed."""
     found = store.find(kind, f"{namespace}/{name}")
+    if found is None and (new := store.moved.get(f"{namespace}/{name}")):
+        raise HubError(
+            307, f"Moved to {new}", headers={"Location": str(request.url).replace(f"{namespace}/{name}", new, 1)}
+        )
     if found is None or not visible(found, who):
         raise repository_not_found(who)
     return found

@@ -19,6 +19,7 @@ REFUSALS = {
     "401": "Invalid credentials in Authorization header",
     "403": "You have read access but not the required permissions for this operation",
     "429": "We had to rate limit you",
+    "500": "Internal Server Error",
     "503": "Service Unavailable",
 }
 
@@ -26,14 +27,15 @@ REFUSALS = {
 class Fault(BaseModel):
     """One thing that goes wrong, the next `times` that a request's path matches (None: until the faults are cleared).
 
-    `503`, `429`, `401`, `403` are answers, the first two with `Retry-After` where `retry_after` seconds are given.
-    `slow` moves bodies at `rate` bytes a second. `stall` takes a request and answers after `seconds`. `cut` closes the
-    connection after `after` bytes of the body: of what is uploaded in a PUT, else of the answer; with 0, before an
-    answer to a request that has been done. `corrupt` flips the bits of the byte at `at`: of an answer's body, or of an
-    upload, which is then kept under the SHA-256 that it should have had. The last two and `slow` let HEAD pass.
+    `503`, `500`, `429`, `401`, `403` are answers, with `Retry-After` where `retry_after` seconds are given. `slow`
+    moves bodies at `rate` bytes a second. `stall` takes a request and answers after `seconds`; with `after` it falls silent
+    for that long when so many bytes of the answer's body have gone. `cut` closes the connection after `after` bytes of
+    the body: of what is uploaded in a PUT, else of the answer; with 0, before an answer to a request that has been done.
+    `corrupt` flips the bits of the byte at `at`: of an answer's body, or of an upload, which is then kept under the
+    SHA-256 that it should have had. The last two, `slow` and a silence within a body let HEAD pass.
     """
 
-    kind: Literal["503", "429", "401", "403", "slow", "stall", "cut", "corrupt"]
+    kind: Literal["503", "500", "429", "401", "403", "slow", "stall", "cut", "corrupt"]
     match: re.Pattern[str] = re.compile("")
     method: str | None = None
     times: int | None = Field(default=1, gt=0)
@@ -45,7 +47,8 @@ class Fault(BaseModel):
 
     def concerns(self, method: str, path: str) -> bool:
         """Whether it strikes this request."""
-        has_body = method != "HEAD" or self.kind not in ("slow", "cut", "corrupt")
+        of_bodies = self.kind in ("slow", "cut", "corrupt") or (self.kind == "stall" and self.after > 0)
+        has_body = method != "HEAD" or not of_bodies
         return has_body and self.method in (None, method) and self.match.search(path) is not None
 
     async def strike(self, app: App, scope: dict, receive: Receive, send: Send) -> None:
@@ -53,8 +56,9 @@ class Fault(BaseModel):
         if self.kind in REFUSALS:
             await self.refuse(send)
         elif self.kind == "stall":
-            await asyncio.sleep(self.seconds)
-            await app(scope, receive, send)
+            if not self.after:
+                await asyncio.sleep(self.seconds)
+            await app(scope, receive, self.silent_send(send) if self.after else send)
         elif self.kind == "slow":
             await app(scope, self.slow_receive(receive), self.slow_send(send))
         elif self.kind == "corrupt" and scope["method"] == "PUT":
@@ -107,6 +111,22 @@ class Fault(BaseModel):
             await send(message)
 
         return slowly
+
+    def silent_send(self, send: Send) -> Send:
+        """The answer, with a silence after so many bytes of its body."""
+        left = self.after
+
+        async def with_silence(message: Message) -> None:
+            nonlocal left
+            body = message.get("body", b"")
+            if 0 <= left < len(body):
+                await send({"type": "http.response.body", "body": body[:left], "more_body": True})
+                await asyncio.sleep(self.seconds)
+                message = {**message, "body": body[left:]}
+            left -= len(body)
+            await send(message)
+
+        return with_silence
 
     def flipped(self) -> Callable[[bytes], bytes]:
         """A function that is given a stream's pieces in turn and returns them with the byte at `at` inverted."""

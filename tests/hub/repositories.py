@@ -111,6 +111,26 @@ async def delete(named: Named, store: Stored, who: Who) -> dict:
     return {}
 
 
+@router.post("/repos/move")
+async def move(
+    store: Stored,
+    who: Who,
+    old: Annotated[str, Body(alias="fromRepo")],
+    new: Annotated[str, Body(alias="toRepo")],
+    type: Annotated[Literal["model", "dataset", "space"], Body()] = "model",
+) -> dict:
+    """Rename a repository. 409 where the new name is taken."""
+    found = store.find(f"{type}s", old)
+    if found is None or not visible(found, who):
+        raise repository_not_found(who)
+    for name in (old, new):
+        require_write(who, name.split("/")[0])
+    if store.find(found.kind, new):
+        raise HubError(409, f"There is a repository of that name: {new}")
+    store.move(found, new)
+    return {}
+
+
 @router.put("/{kind}/{namespace}/{name}/settings")
 async def settings(
     repository: Writable,

@@ -226,6 +226,14 @@ class LocalHub:
         """Switch a `Fault` on; `match` is searched for in the path."""
         self.faults.waiting.append(Fault(kind=kind, match=match, times=times, **options))
 
+    def falsify(self, repo: str, path: str, name: str | None = None, size: int | None = None) -> None:
+        """List a file of a model repository under another name or with another size than it has."""
+        repository = self.app.state.store.find("models", repo)
+        files = repository.at().files
+        file = files.pop(path)
+        files[name or path] = file.model_copy(update={"size": file.size if size is None else size})
+        self.app.state.store.save(repository)
+
     def clear_faults(self) -> None:
         """Switch all faults off."""
         self.faults.waiting.clear()

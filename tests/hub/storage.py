@@ -7,6 +7,7 @@ or write what is `access.py`'s affair.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import AsyncIterable, Iterator
@@ -210,6 +211,15 @@ class Store:
         for path in sorted(self.folder.glob("*/*/*.json")):
             repository = Repository.model_validate_json(path.read_text(encoding="utf-8"))
             self.repositories[repository.kind, repository.id] = repository
+        moved = self.folder / "moved.json"
+        self.moved: dict[str, str] = json.loads(moved.read_text(encoding="utf-8")) if moved.is_file() else {}
+
+    def move(self, repository: Repository, id: str) -> None:
+        """Give a repository another name; the old one leads to it from now on."""
+        self.remove(repository)
+        self.moved = {**self.moved, repository.id: id}
+        write(self.folder / "moved.json", json.dumps(self.moved))
+        self.save(repository.model_copy(update={"id": id}))
 
     def find(self, kind: str, id: str) -> Repository | None:
         """A repository, if there is one of that kind and id."""
