@@ -84,8 +84,8 @@ def check_memory(wanted: Sequence[Wanted], plans: Sequence[Plan]) -> None:
     need, there = sum(needs.values()), total_memory()
     if need > there:
         raise LabError(
-            f"{max(needs, key=needs.get)} needs {need / 1e9:,.1f} GB of memory and this machine has {there / 1e9:,.1f}: "
-            "choose a smaller model."
+            f"{max(needs, key=needs.get)} needs {need / 1e9:,.1f} GB of memory and this machine has "
+            f"{there / 1e9:,.1f}: choose a smaller model."
         )
 
 

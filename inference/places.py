@@ -79,7 +79,7 @@ def needed(folder: Path, adapter: bool) -> list[str]:
 
 def whole(folder: Path, adapter: bool) -> bool:
     """Whether a folder holds an adapter, or a model with its tokenizer and every shard of its weights."""
-    return all((folder / name).is_file() for name in needed(folder, adapter))
+    return all(cache.is_plain(name) and (folder / name).is_file() for name in needed(folder, adapter))
 
 
 def wanted(part: Entry, form: Form) -> Wanted:

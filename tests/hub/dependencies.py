@@ -30,9 +30,8 @@ async def readable(request: Request, kind: Kind, namespace: str, name: str, stor
     """The repository of the path, if there is one for this account. 307 where it was renamed."""
     found = store.find(kind, f"{namespace}/{name}")
     if found is None and (new := store.moved.get(f"{namespace}/{name}")):
-        raise HubError(
-            307, f"Moved to {new}", headers={"Location": str(request.url).replace(f"{namespace}/{name}", new, 1)}
-        )
+        asked = request.scope["raw_path"].decode()
+        raise HubError(307, f"Moved to {new}", headers={"Location": asked.replace(f"{namespace}/{name}", new, 1)})
     if found is None or not visible(found, who):
         raise repository_not_found(who)
     return found

@@ -28,11 +28,11 @@ class Fault(BaseModel):
     """One thing that goes wrong, the next `times` that a request's path matches (None: until the faults are cleared).
 
     `503`, `500`, `429`, `401`, `403` are answers, with `Retry-After` where `retry_after` seconds are given. `slow`
-    moves bodies at `rate` bytes a second. `stall` takes a request and answers after `seconds`; with `after` it falls silent
-    for that long when so many bytes of the answer's body have gone. `cut` closes the connection after `after` bytes of
-    the body: of what is uploaded in a PUT, else of the answer; with 0, before an answer to a request that has been done.
-    `corrupt` flips the bits of the byte at `at`: of an answer's body, or of an upload, which is then kept under the
-    SHA-256 that it should have had. The last two, `slow` and a silence within a body let HEAD pass.
+    moves bodies at `rate` bytes a second. `stall` takes a request and answers after `seconds`; with `after` it falls
+    silent for that long when so many bytes of the answer's body have gone. `cut` closes the connection after `after`
+    bytes of the body: of what is uploaded in a PUT, else of the answer; with 0, before an answer to a request that has
+    been done. `corrupt` flips the bits of the byte at `at`: of an answer's body, or of an upload, which is then kept
+    under the SHA-256 that it should have had. The last two, `slow` and a silence within a body let HEAD pass.
     """
 
     kind: Literal["503", "500", "429", "401", "403", "slow", "stall", "cut", "corrupt"]
