@@ -67,16 +67,24 @@ def copy_of(repo: str, needed: Callable[[Path], Iterable[str]]) -> Copy | None:
     """The newest copy with all that is `needed` (names, given the copy's folder), each of the size it had when it was
     checked. No network."""
     place = folder_of(repo)
-    main = place / "refs" / "main"
-    current = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
-    found = sorted(place.glob("snapshots/*"), key=lambda path: (path.name == current, path.stat().st_mtime))
-    sizes = checked_sizes(place)
-    for folder in reversed(found):
-        paths = [folder / name if is_plain(name) else None for name in needed(folder)]
-        if all(path and path.is_file() and size_of(path) == sizes.get(path.resolve().name, size_of(path))
-               for path in paths):  # fmt: skip
-            return Copy(folder, folder.name, max(path.lstat().st_mtime for path in paths))
+    try:
+        main = place / "refs" / "main"
+        current = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
+        found = sorted(place.glob("snapshots/*"), key=lambda path: (path.name == current, path.stat().st_mtime))
+        sizes = checked_sizes(place)
+        for folder in reversed(found):
+            names = list(needed(folder))
+            paths = [folder / name for name in names if is_plain(name)]
+            if len(paths) == len(names) and all(is_whole(path, sizes) for path in paths):
+                return Copy(folder, folder.name, max(path.lstat().st_mtime for path in paths))
+    except FileNotFoundError:
+        return None  # it is leaving the disk in this moment
     return None
+
+
+def is_whole(path: Path, sizes: dict[str, int]) -> bool:
+    """Whether a file is there, of the size it had when it was checked, where it was."""
+    return path.is_file() and size_of(path) == sizes.get(path.resolve().name, size_of(path))
 
 
 def checked_sizes(place: Path) -> dict[str, int]:

@@ -71,7 +71,9 @@ def plan(wanted: Wanted, waiting: Waiting | None = None) -> Plan:
             raise LabError(f"{wanted.repo} names a file {name!r}, which leads out of its folder: don't use it.")
         if name not in listed.files:
             raise LabError(f"{wanted.repo} has no file {name}: correct it in the catalog.")
-        files.append(listed.files[name])
+        if (file := listed.files[name]) is None:
+            raise LabError(f"The Hub tells no size and hash of {name} in {wanted.repo}: check HF_ENDPOINT.")
+        files.append(file)
     with hub_sentences(wanted.repo, files[0].name):
         check_access(listed, files[0])
     return Plan(listed, tuple(files))
@@ -98,9 +100,9 @@ def total_memory() -> int:
 class Fetch(threading.Thread):
     """One visitor's fetch, in a thread of its own: a silent Hub holds it up, not the visitor's stop."""
 
-    def __init__(self, wanted: Sequence[Wanted], cache: Cache) -> None:
+    def __init__(self, wanted: Sequence[Wanted], cache: Cache, patient: bool) -> None:
         super().__init__(daemon=True, name="fetch")
-        self.wanted, self.cache = wanted, cache
+        self.wanted, self.cache, self.patient = wanted, cache, patient
         self.waiting = Waiting()
         self.plans: list[Plan] = []
         self.error: BaseException | None = None
@@ -108,7 +110,7 @@ class Fetch(threading.Thread):
     def run(self) -> None:
         """Plan, check, fetch. What goes wrong is kept for the caller's thread."""
         try:
-            plans = [plan(part, self.waiting) for part in self.wanted]
+            plans = [plan(part, self.waiting if self.patient else None) for part in self.wanted]
             check_memory(self.wanted, plans)
             with self.cache.room_for(plans):
                 self.plans = plans
@@ -137,10 +139,13 @@ class Fetch(threading.Thread):
         self.waiting.stop.set()
 
 
-def fetch(wanted: Sequence[Wanted], cache: Cache, cancelled: Callable[[], bool]) -> Iterator[Progress]:
+def fetch(
+    wanted: Sequence[Wanted], cache: Cache, cancelled: Callable[[], bool], patient: bool = True
+) -> Iterator[Progress]:
     """Have the files on this disk, telling how far it is a few times a second. Raises LabError, one sentence, for
-    whatever is wrong, and Cancelled soon after `cancelled()`; what has arrived is continued next time."""
-    with closing(Fetch(wanted, cache)) as running, cache.using(part.repo for part in wanted):
+    whatever is wrong, and Cancelled soon after `cancelled()`; what has arrived is continued next time. A Hub that is
+    away is asked several times where `patient`, else once."""
+    with closing(Fetch(wanted, cache, patient)) as running, cache.using(part.repo for part in wanted):
         for progress in running.progress():
             if cancelled():
                 raise Cancelled

@@ -89,12 +89,13 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit. `gated`: its files may be closed to us."""
+    """What a repository holds at one commit; None for a file whose size or hash the Hub doesn't tell. `gated`: its
+    files may be closed to us."""
 
     repo: str
     commit: str
     gated: bool
-    files: dict[str, HubFile]
+    files: dict[str, HubFile | None]
 
 
 @contextmanager
@@ -131,7 +132,10 @@ def hub_sentences(repo: str, file: str) -> Iterator[None]:
     except RequestError as error:
         raise LabError(f"{unfetched} the Hub can't be reached. Check the network, try again.") from error
     except OSError as error:
-        raise LabError(f"{file} can't be saved ({error.strerror or 'disk error'}): make room on the disk.") from error
+        raise LabError(
+            f"{file} can't be saved ({error.strerror or 'disk error'}): make room on the disk, or set HF_HOME to a "
+            "folder that can be written."
+        ) from error
 
 
 def refusal(error: HfHubHTTPError) -> str:
@@ -166,8 +170,6 @@ def patiently(ask: Callable[[], T], waiting: Waiting) -> T:
             asked_for = seconds_to_wait(error)
             if (asked_for or 0) > LONGEST_WAIT:
                 raise
-        except OfflineModeIsEnabled:
-            raise
         except RequestError:
             asked_for = None
         told = f"the Hub asks to wait {asked_for} s" if asked_for else "the Hub is away, trying again"
@@ -180,7 +182,7 @@ def listing(repo: str, timeout: float | None = None) -> Listing:
     client's own unless given. Raises LabError where they can't be trusted, and what the Hub's client raises."""
     try:
         info = HfApi().model_info(repo, files_metadata=True, timeout=timeout or constants.HF_HUB_ETAG_TIMEOUT)
-    except (HFValidationError, RequestError, OSError):
+    except (HFValidationError, OSError):
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise LabError(
@@ -188,7 +190,7 @@ def listing(repo: str, timeout: float | None = None) -> Listing:
         ) from error
     if not HASH.fullmatch(info.sha or ""):
         raise LabError(f"{repo} has no commit on the Hub: publish it again.")
-    files = {sibling.rfilename: file for sibling in info.siblings or [] if (file := hub_file(sibling))}
+    files = {sibling.rfilename: hub_file(sibling) for sibling in info.siblings or []}
     return Listing(repo, info.sha, bool(info.gated), files)
 
 

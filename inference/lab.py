@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import is_offline_mode
+
 from inference import places
 from inference.cache import Cache
 from inference.catalog import Catalog, Entry
@@ -68,6 +70,7 @@ class Lab:
         self.cache = Cache(cache_bytes, self.repositories_in_memory)
         self._repositories: dict[tuple[str, Model], list[str]] = {}  # of what engines were handed
         self._compared: set[str] | None = None  # repositories whose copy is the Hub's since the last refresh
+        self._away = False  # whether the Hub, asked for what is newer, could not tell
 
     @classmethod
     def from_environment(cls) -> Lab:
@@ -137,7 +140,8 @@ class Lab:
             loaded = name in self._engines and self._engines[name].in_memory(model)
             if self.remote:
                 return State("ready", "served" if loaded else "remote")
-            return State("in memory", "in memory") if loaded else State("ready", "ready")
+            text = "in memory" if loaded else "ready"
+            return State(text, text, self.old_copy(entry))
         if entry.folder:
             mend = f" Make it with `{entry.command}`." if entry.command else " Check the catalog."
             return State("missing", "missing", f"{entry.name} has no file {entry.file} in {entry.folder.name}.{mend}")
@@ -188,8 +192,15 @@ class Lab:
                 raise LabError(self.state(part).explanation)
         parts = [part for part in self.parts(entry) if part in missing or part in self.to_compare(entry)]
         wanted = [places.wanted(part, self.form(entry)) for part in parts]
-        for progress in fetch(wanted, self.cache, cancelled):
-            yield Chunk(waiting=progress.text)
+        try:
+            for progress in fetch(wanted, self.cache, cancelled, patient=bool(missing)):
+                yield Chunk(waiting=progress.text)
+            self._away = False
+        except LabError:
+            if missing:
+                raise
+            self._away = True
+            yield Chunk(waiting=f"the Hub can't be asked: loading the copy of {self.age(entry)}")
         if self._compared is not None:
             self._compared |= {part.repo for part in wanted}
 
@@ -206,6 +217,12 @@ class Lab:
             return ""
         copies = [copy for part in self.parts(entry) if (copy := places.copy_of(part, self.form(entry)))]
         return min(copies, key=lambda copy: copy.fetched_at).age if copies else ""
+
+    def old_copy(self, entry: Entry) -> str:
+        """How old its copy is, in a sentence, where the Hub can't tell whether there is a newer one; else empty."""
+        if not (self._away or is_offline_mode()) or not (age := self.age(entry)):
+            return ""
+        return f"The Hub can't be asked: the copy of {age} answers."
 
     def repositories(self, entry: Entry) -> list[str]:
         """The repositories on the Hub that its parts come from."""
@@ -237,10 +254,6 @@ class Lab:
                 except Cancelled:
                     yield Chunk(figures=Figures(0, 0, 0, None, None, "cancelled"))
                     return
-                except LabError:
-                    if self.model(entry) is None:
-                        raise
-                    yield Chunk(waiting=f"the Hub can't be asked: loading the copy of {self.age(entry)}")
             model = self.model(entry)
             if model is None:
                 raise LabError(

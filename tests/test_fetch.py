@@ -396,7 +396,7 @@ def test_a_model_stays_what_it_is_until_a_refresh(the_hub, api, adapter, lab):
     assert first.read_bytes() == (EMOJI / GGUF).read_bytes()
 
 
-def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, api, adapter, lab):
+def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, api, adapter, lab, monkeypatch):
     the_lab = lab(adapter)
     ask(the_lab, adapter)
     past = time.time() - 3 * 86400 - 60
@@ -405,6 +405,17 @@ def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, a
     the_hub.fault("503", match="api/models", times=None)
     answer, waits = ask(the_lab, adapter)
     assert "panda" in answer and "the Hub can't be asked: loading the copy of 3 days ago" in waits
+    told = "The Hub can't be asked: the copy of 3 days ago answers."
+    assert the_lab.state(adapter).explanation == told
+    asked = len(the_hub.requests)
+    assert "panda" in ask(the_lab, adapter)[0]
+    assert len(the_hub.requests) == asked  # not tried again before the next refresh
+    the_hub.clear_faults()
+    the_lab.refresh()
+    ask(the_lab, adapter)
+    assert the_lab.state(adapter).explanation == "" and the_lab.age(adapter) == "a moment ago"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert lab(adapter).state(adapter).explanation == told.replace("3 days ago", "a moment ago")
 
 
 def test_what_was_used_least_recently_leaves_the_disk_and_nothing_else(the_hub, api, visit, lab):

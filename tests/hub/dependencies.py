@@ -30,7 +30,7 @@ async def readable(request: Request, kind: Kind, namespace: str, name: str, stor
     """The repository of the path, if there is one for this account. 307 where it was renamed."""
     found = store.find(kind, f"{namespace}/{name}")
     if found is None and (new := store.moved.get(f"{namespace}/{name}")):
-        asked = request.scope["raw_path"].decode()
+        asked = f"{request.scope['raw_path'].decode()}?{request.url.query}"
         raise HubError(307, f"Moved to {new}", headers={"Location": asked.replace(f"{namespace}/{name}", new, 1)})
     if found is None or not visible(found, who):
         raise repository_not_found(who)
