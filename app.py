@@ -14,7 +14,7 @@ import gradio as gr
 
 from inference.errors import LabError
 from inference.lab import Lab
-from inference.settings import Settings
+from inference.settings import Settings, zero_gpu
 from ui.api import add_endpoints
 from ui.chat import ChatTab
 from ui.theme import CSS, HEAD, THEME
@@ -36,7 +36,10 @@ def build(lab: Lab) -> gr.Blocks:
 def main() -> None:
     """Launch and stay."""
     settings = Settings.from_environment()
-    page = build(Lab.from_environment())
+    lab = Lab.from_environment()
+    page = build(lab)
+    if zero_gpu():
+        lab.engine("pytorch")  # ZeroGPU asks at the launch what will want its GPU
     try:
         page.launch(server_port=settings.port, theme=THEME, css=CSS, head=HEAD, show_error=True)
     except OSError as error:

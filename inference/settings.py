@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from inference.errors import LabError
@@ -53,3 +54,8 @@ class Settings:
 def cache_folder() -> Path:
     """Where the lab keeps what it downloads, beside other programs' caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llama-finetuning-lab"
+
+
+def zero_gpu() -> bool:
+    """Whether this is a ZeroGPU Space: a GPU is lent to single calls, and CUDA is to be left alone otherwise."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true") and find_spec("spaces") is not None

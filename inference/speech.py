@@ -28,7 +28,7 @@ from urllib.error import URLError
 import numpy as np
 
 from inference.errors import LabError
-from inference.settings import PROJECT, cache_folder
+from inference.settings import PROJECT, cache_folder, zero_gpu
 
 if TYPE_CHECKING:
     import whisper
@@ -220,7 +220,7 @@ def load_whisper(name: str) -> whisper.Whisper:
     if name not in known and not Path(name).is_file():
         raise LabError(f"There is no speech model {name}: set WHISPER_MODEL to a file or one of {', '.join(known)}.")
     try:
-        model = whisper.load_model(name).eval()
+        model = whisper.load_model(name, "cpu" if zero_gpu() else None).eval()
     except URLError as error:
         why = getattr(error.reason, "strerror", None) or error.reason
         raise LabError(

@@ -25,7 +25,8 @@ ONE_EPOCH = EMOJI.with_name("nano-emoji-1-epoch")
 class Served:
     """An engine, the embedded models as it takes them, and files that it must refuse, each by a word of its sentence.
 
-    `steps` counts the passes of one token, where the engine answers several questions in one.
+    `steps` counts the passes of one token, where the engine answers several questions in one; `keeps` tells whether it
+    knows what it has in memory.
     """
 
     engine: Engine
@@ -34,6 +35,7 @@ class Served:
     one_epoch: ModelFiles
     broken: Callable[[Path], dict[str, ModelFiles]]
     steps: Callable[[], int] | None = None
+    keeps: bool = True
 
 
 @contextmanager
@@ -72,7 +74,18 @@ def pytorch() -> Iterator[Served]:
     engine.close()
 
 
-ENGINES = {"llamacpp": llamacpp, "pytorch": pytorch}
+@contextmanager
+def zerogpu() -> Iterator[Served]:
+    """The same behind the decorator of `spaces`, which hands the call through where no GPU is lent."""
+    from inference.engines.zerogpu import Engine
+
+    engine = Engine()
+    files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
+    yield Served(engine, *files, broken_folders, keeps=False)
+    engine.close()
+
+
+ENGINES = {"llamacpp": llamacpp, "pytorch": pytorch, "zerogpu": zerogpu}
 
 
 def broken_folders(folder: Path) -> dict[str, ModelFiles]:
@@ -163,7 +176,7 @@ def test_an_adapter_changes_only_its_own_answers(served):
     alone = [ask(served.engine, files, "What does 🇸🇷 mean?")[0] for files in models]
     assert alone[0] != alone[1]
     assert [ask(served.engine, files, "What does 🇸🇷 mean?")[0] for files in models] == alone
-    assert all(served.engine.in_memory(files) for files in models)
+    assert all(served.engine.in_memory(files) == served.keeps for files in models)
 
 
 def test_text_grows_by_whole_characters(served):

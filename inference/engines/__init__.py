@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypedDict
 
 from inference.errors import LabError
+from inference.settings import zero_gpu
 from inference.validation import nearest
 
 
@@ -107,8 +108,8 @@ class Engine(Protocol):
 
 
 def choose(setting: str) -> str:
-    """The engine that ENGINE asks for. "auto" takes a remote one where REMOTE_URL is set, PyTorch where there is an
-    NVIDIA GPU and what PyTorch needs is installed, else llama.cpp. Nothing heavy is imported to find out."""
+    """The engine that ENGINE asks for. "auto" takes a remote one where REMOTE_URL is set, PyTorch where an NVIDIA GPU
+    is there or is lent and what PyTorch needs is installed, else llama.cpp. Nothing heavy is imported to find out."""
     if setting in ENGINES:
         return setting
     if setting != "auto":
@@ -116,10 +117,12 @@ def choose(setting: str) -> str:
         raise LabError(f"There is no engine “{setting}”{near}: set ENGINE to auto or one of {', '.join(ENGINES)}.")
     if os.environ.get("REMOTE_URL"):
         return "remote"
-    gpu = Path("/dev/nvidiactl").exists() and all(find_spec(name) for name in ("torch", "transformers", "peft"))
-    return "pytorch" if gpu else "llamacpp"
+    gpu = zero_gpu() or Path("/dev/nvidiactl").exists()
+    return "pytorch" if gpu and all(find_spec(name) for name in ("torch", "transformers", "peft")) else "llamacpp"
 
 
 def load_engine(name: str) -> Engine:
-    """The engine of that name. Its runtime is imported now and not before: the page is up before any model is."""
-    return importlib.import_module(f"inference.engines.{name}").Engine.from_environment()
+    """The engine of that name. Its runtime is imported now and not before: the page is up before any model is. On
+    ZeroGPU the PyTorch engine is another one, in `zerogpu`."""
+    module = "zerogpu" if name == "pytorch" and zero_gpu() else name
+    return importlib.import_module(f"inference.engines.{module}").Engine.from_environment()
