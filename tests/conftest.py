@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores: more threads only wait for each other
 
@@ -69,6 +74,31 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         [sys.executable, "-m", *arguments],
         cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment},
     )  # fmt: skip
+
+
+@contextmanager
+def page(*arguments: str, folder: Path, log: Path, **environment: str) -> Iterator[Client]:
+    """The page that `python ARGUMENTS` starts in `folder`, on a free port, as programs see it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with log.open("w") as lines:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=folder, env={**os.environ, **environment, "PORT": str(port)}, stdout=lines, stderr=lines,
+        )  # fmt: skip
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield Client(f"http://127.0.0.1:{port}/", verbose=False)
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
