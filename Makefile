@@ -1,8 +1,9 @@
 # Each target sets up what it needs; a second call does no work again. PORT=8080 make app
+# make deploy SPACE=user/name OPTIONS="--hardware t4-small --secret HF_TOKEN"
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: app test lint demo bench
+.PHONY: app test lint demo bench deploy
 
 app: .venv/app.done
 	$(BIN)/python app.py
@@ -22,6 +23,9 @@ bench: .venv/dev.done
 	$(BIN)/python -m benchmarks.speech_time
 	$(BIN)/python -m benchmarks.word_errors
 	$(BIN)/python -m benchmarks.train
+
+deploy: .venv/app.done
+	$(BIN)/python -m training deploy $(SPACE) $(OPTIONS)
 
 .venv/app.done: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,5 +1,5 @@
-"""The page on a ZeroGPU Space, as far as that can be had without one: `spaces` forks its processes and pickles for real.
-In place of ZeroGPU's scheduler is a small server, and in place of the GPU the CPU."""
+"""The page on a ZeroGPU Space, as far as that can be had without one: `spaces` forks its processes and pickles, a small
+server stands in for ZeroGPU's scheduler, and the CPU for the GPU."""
 
 from __future__ import annotations
 

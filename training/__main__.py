@@ -101,6 +101,21 @@ def publish(name: Run, namespace: Annotated[str, typer.Option(help="Your account
         print(address)
 
 
+@app.command()
+def deploy(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="The Space, as USER/NAME.")],
+    hardware: Annotated[str | None, typer.Option(help="As in t4-small or zero-a10g; what it has unless given.")] = None,
+    preload: Annotated[list[str] | None, typer.Option(help="A model to fetch at build time, by its id.")] = None,
+    variable: Annotated[list[str] | None, typer.Option(help="A public setting, as NAME=VALUE.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="A secret's name; its value is in the environment.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Put the page on the Hub as a Space, or bring that up to date."""
+    from training.deploy import deploy as deploy_to
+
+    print(deploy_to(space, hardware, preload or [], variable or [], secret or [], dry_run))
+
+
 @app.command("run")
 def run_all(
     recipe: RecipeName,
