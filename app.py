@@ -28,8 +28,7 @@ def build(lab: Lab) -> gr.Blocks:
         tab = ChatTab(lab)
         gr.Markdown("Built with Llama", elem_classes="figures")  # as Llama 3.2's licence asks of those who show it
         page.unload(tab.leave)
-        shown = [tab.model, tab.card, tab.notice]
-        page.load(tab.redraw, tab.model, shown, api_visibility="private", show_progress="hidden")
+        tab.watch(page)
     return page
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from inference.catalog import Entry
 from inference.engines import Figures, Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
@@ -43,7 +44,7 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="A model's id, as `models` lists them.")],
+    model: Annotated[str, typer.Argument(help="A model's id, as `models` lists them, or user/repo on the Hub.")],
     question: Annotated[str, typer.Argument(help="What to ask.")] = "",
     audio: Annotated[Path | None, typer.Option(help="A recording of the question, in its place.")] = None,
     as_json: Json = False,
@@ -57,10 +58,11 @@ def ask(
     if audio:
         question = hear(lab, audio, "").text
         print(f"heard: {question}", file=sys.stderr)
+    entry = lab.entry(model)
     messages = [Message(role="system", content=system)] if system else []
     messages.append(Message(role="user", content=question))
     answer, figures = "", None
-    for chunk in lab.ask(model, messages, Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)):
+    for chunk in lab.ask(entry, messages, Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)):
         answer += chunk.text
         figures = chunk.figures or figures
         if not as_json:
@@ -70,7 +72,7 @@ def ask(
         elif chunk.text and sys.stderr.isatty() and answer == chunk.text:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if as_json:
-        print(json.dumps(as_record(answer, model, lab, figures), ensure_ascii=False, indent=1))
+        print(json.dumps(as_record(answer, entry, lab, figures), ensure_ascii=False, indent=1))
     else:
         print()
 
@@ -100,12 +102,12 @@ def hear(lab: Lab, file: Path, language: str) -> Heard:
     raise LabError(f"Nothing came of {file}: try again.")
 
 
-def as_record(answer: str, model: str, lab: Lab, figures: Figures) -> dict:
+def as_record(answer: str, entry: Entry, lab: Lab, figures: Figures) -> dict:
     """An answer with its figures, as `--json` prints it and `/ask` would be logged."""
     return {
         "answer": answer,
-        "model": model,
-        "engine": lab.engine_of(lab.entry(model)),
+        "model": entry.id,
+        "engine": lab.engine_of(entry),
         "prompt_tokens": figures.prompt_tokens,
         "cached_tokens": figures.cached_tokens,
         "completion_tokens": figures.completion_tokens,

@@ -24,7 +24,7 @@ FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 class Row(BaseModel):
     """One entry as written in the catalog: either `folder` or `repo`, and `file`, the GGUF in it; `weights` is the Hub
-    repository of the same base in safetensors."""
+    repository of the same base in safetensors, `names` are others that adapters know the base by."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -35,6 +35,7 @@ class Row(BaseModel):
     folder: str | None = None
     repo: str | None = None
     weights: str | None = None
+    names: list[str] = []
     size: Annotated[int, Field(gt=0)] | None = None
     base: str | None = None
     recipe: str | None = None
@@ -69,7 +70,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the dropdown. `repo` is None for a shipped folder and for one that nobody has published."""
+    """One model of the dropdown. `repo` is None for a shipped folder and for one that nobody has published; `file` is
+    empty where there is no GGUF. `size` and `weights_size` are the bytes of the GGUF and of the safetensors with what
+    belongs to them, where they are known."""
 
     id: str
     name: str
@@ -82,6 +85,8 @@ class Entry:
     weights: str | None = None
     size: int | None = None
     command: str | None = None
+    names: tuple[str, ...] = ()
+    weights_size: int | None = None
 
 
 class Catalog:
@@ -90,6 +95,9 @@ class Catalog:
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
         self._by_id = {entry.id: entry for entry in entries}
+
+    def __contains__(self, model_id: object) -> bool:
+        return model_id in self._by_id
 
     def __getitem__(self, model_id: str) -> Entry:
         if model_id not in self._by_id:
@@ -100,9 +108,10 @@ class Catalog:
         return self._by_id[model_id]
 
     def plus(self, found: list[Entry]) -> Catalog:
-        """With more entries, each after the last one on its base; those on none at the end."""
+        """With more entries, each after the last one on its base; those on none at the end. Those it has already are
+        left out."""
         entries = list(self.entries)
-        for new in reversed(found):
+        for new in reversed([entry for entry in found if entry.id not in self]):
             same = [i for i, old in enumerate(self.entries) if new.base and new.base in (old.base, old.id)]
             entries.insert(entries.index(self.entries[same[-1]]) + 1 if same else len(self.entries), new)
         return Catalog(entries)
@@ -168,6 +177,7 @@ def make_entry(row: Row, folder_of_catalog: Path, namespace: str | None) -> Entr
         weights=row.weights,
         size=row.size,
         command=f"python -m training run {row.recipe}" if row.recipe else None,
+        names=tuple(row.names),
     )
 
 
@@ -177,17 +187,27 @@ def read_card(summary: str, folder: Path | None, repo: str | None) -> Card:
     if folder is None or not (folder / "README.md").is_file():
         return Card(summary, url=url)
     metadata = front_matter(folder / "README.md")
-    accuracy = {
-        metric["name"]: metric["value"]
-        for model in metadata.get("model-index") or []
-        for result in model["results"]
-        for metric in result["metrics"]
-    }
     lora = None
     if (folder / "adapter_config.json").is_file():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         lora = f"LoRA r {config['r']}, alpha {config['lora_alpha']}"
-    return Card(summary, accuracy, lora, metadata.get("license"), url)
+    return Card(summary, accuracy_of(metadata), lora, metadata.get("license"), url)
+
+
+def accuracy_of(metadata: dict) -> dict[str, float]:
+    """The measured shares in [0, 1] of a model card's `model-index`, by name; other people's cards hold other things,
+    too, which are left out."""
+    try:
+        metrics = [
+            metric
+            for model in metadata.get("model-index") or []
+            for result in model["results"]
+            for metric in result["metrics"]
+        ]
+        found = [(shorten(str(metric["name"])), metric["value"]) for metric in metrics if metric.get("name")]
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    return {name: value for name, value in found if isinstance(value, (int, float)) and 0 <= value <= 1}
 
 
 def front_matter(path: Path) -> dict:

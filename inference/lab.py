@@ -7,10 +7,11 @@ Made in a moment: no model, no engine and no network is touched before the first
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import is_offline_mode
 
@@ -35,7 +36,11 @@ from inference.hub import Cancelled
 from inference.settings import Settings
 from inference.speech import Heard, Listener, Listening
 
+if TYPE_CHECKING:
+    from inference.discovery import Published
+
 DEFAULT_SAMPLING = Sampling()
+REFRESH = 600.0  # seconds after which what was published is looked at anew, while someone looks
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,6 @@ class Lab:
         cache_bytes: int | None = None,
     ) -> None:
         self.catalog = catalog
-        self.authors, self.collection = authors, collection
         self.listener = Listener(whisper)
         self.engine_name = engine_name
         self._written = catalog  # as its author wrote it, whatever a server serves of it
@@ -71,6 +75,15 @@ class Lab:
         self._repositories: dict[tuple[str, Model], list[str]] = {}  # of what engines were handed
         self._compared: set[str] | None = None  # repositories whose copy is the Hub's since the last refresh
         self._away = False  # whether the Hub, asked for what is newer, could not tell
+        self._looking = threading.Lock()
+        self._looked: float | None = None  # when, on the monotonic clock
+        self._problem = ""
+        self._published: Published | None = None
+        if authors or collection:
+            from inference.discovery import Published
+
+            self._published = Published(authors, collection)
+            self._merge()
 
     @classmethod
     def from_environment(cls) -> Lab:
@@ -104,33 +117,85 @@ class Lab:
         """Whether a server somewhere else answers."""
         return ENGINES[self.engine_name].takes == "served"
 
-    def refresh(self) -> str:
+    def refresh(self, at_most_every: float = 0) -> str:
         """Look anew what there is: what a remote server serves, or what the accounts have published (some seconds where
         either is away). What went wrong, as a sentence; empty where nothing did. The catalog then stays as it was. What
-        is on this disk is compared with the Hub when it is next asked, and stays what it is until then."""
-        self._compared = set()
+        is on this disk is compared with the Hub when it is next asked, and stays what it is until then.
+
+        With `at_most_every` seconds, only where the last look is older and nobody else is looking."""
+        if not self._looking.acquire(blocking=not at_most_every):
+            return ""
+        try:
+            if self._looked is None or time.monotonic() - self._looked >= at_most_every:
+                self._looked = time.monotonic()
+                self._compared = set()
+                self._problem = self._look()
+            return self._problem
+        finally:
+            self._looking.release()
+
+    def _look(self) -> str:
         try:
             if self.remote:
                 served = self.engine(self.engine_name).models()
                 self.catalog = self._written.serving(served) if served else self._written
-            elif self.authors or self.collection:
-                from inference.discovery import published
-
-                self.catalog = self._written.plus(published(self._written, self.authors, self.collection))
+            elif self._published:
+                problems = self._published.look()
+                problems += self._merge()
+                more = f" ({len(problems) - 1} more have problems.)" if len(problems) > 1 else ""
+                return problems[0] + more if problems else ""
         except LabError as error:
             return str(error)
         return ""
 
+    def _merge(self) -> list[str]:
+        """Take what was published into the catalog; a sentence for each repository that can't be run."""
+        if not self._published.listing or self.remote:
+            return []
+        from inference.discovery import merge
+
+        self.catalog, problems = merge(self._written, self._published.listing, self._takes)
+        return problems
+
+    @property
+    def _takes(self) -> places.Form:
+        return "folder" if ENGINES[self.engine_name].takes == "folder" else "gguf"
+
+    def listing_note(self) -> str:
+        """That the Hub could not be asked anew and how old the list of what was published is; empty where it could."""
+        return self._published.note() if self._published else ""
+
     def entry(self, model_id: str) -> Entry:
-        """The entry of that id. Where it isn't known yet, a look at what there is comes first."""
-        try:
+        """The entry of that id; or of a repository on the Hub, by `user/repo` or its address, without it joining the
+        catalog. Where it isn't known yet, a look at what there is comes first. Raises LabError where there is none."""
+        if model_id in self.catalog:
             return self.catalog[model_id]
-        except LabError:
-            if not (self.remote or self.authors or self.collection):
-                raise
-        if problem := self.refresh():
+        problem = ""
+        if self.remote or (self._published and self._looked is None):
+            problem = self.refresh()
+        if model_id not in self.catalog and "/" in model_id and not self.remote:
+            from inference import discovery
+
+            name = discovery.repository_name(model_id)
+            if name not in self.catalog:
+                return discovery.entry_of(discovery.named(name), self._written, self._takes)
+            model_id = name
+        if model_id not in self.catalog and problem:
             raise LabError(problem)
         return self.catalog[model_id]
+
+    def offered(self, more: Iterable[Entry] = ()) -> list[Entry]:
+        """The catalog's entries and `more` in the order of the dropdown: base by base, first those whose base is in
+        memory, then those whose base is on this disk, then the others; within that as in the catalog."""
+        catalog = self.catalog.plus(list(more))
+        if self.remote:
+            return catalog.entries
+        groups: dict[str, list[Entry]] = {}
+        for entry in catalog.entries:
+            groups.setdefault(entry.base or entry.id, []).append(entry)
+        costs = {"in memory": 0, "ready": 1}
+        order = sorted(groups, key=lambda base: costs.get(self.state(catalog[base]).kind, 2))
+        return [entry for base in order for entry in groups[base]]
 
     def state(self, entry: Entry) -> State:
         """What choosing `entry` costs right now; quick, no network."""
@@ -145,12 +210,14 @@ class Lab:
         if entry.folder:
             mend = f" Make it with `{entry.command}`." if entry.command else " Check the catalog."
             return State("missing", "missing", f"{entry.name} has no file {entry.file} in {entry.folder.name}.{mend}")
-        if entry.repo is None:
+        form = self.form(entry)
+        if places.repository(entry, form) is None:
             how = f"Make it with `{entry.command}`, publish it, then start with HUB_NAMESPACE set to your account."
             return State("not published", "not published", f"{entry.name} is not published yet. {how}")
-        sizes = [part.size or 0 for part in self.parts(entry) if not places.on_disk(part, self.form(entry))]
-        known = sum(sizes) if self.form(entry) == "gguf" else 0  # the catalog tells the size of a GGUF file
-        return State("download", human_size(known) if known else "on the Hub")
+        missing = [part for part in self.parts(entry) if not places.on_disk(part, form)]
+        sizes = [part.size if form == "gguf" else part.weights_size for part in missing]
+        known = sum(filter(None, sizes))
+        return State("download", f"{'' if all(sizes) else 'over '}{human_size(known)}" if known else "on the Hub")
 
     def why_not(self, entry: Entry) -> str:
         """Why `entry` can't be had right now, as a sentence; empty where it can. May ask the Hub (a few seconds)."""
@@ -239,13 +306,13 @@ class Lab:
 
     def ask(
         self,
-        model_id: str,
+        model: str | Entry,
         messages: Sequence[Message],
         sampling: Sampling = DEFAULT_SAMPLING,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Chunk]:
         """Answer the last of `messages`. Raises LabError, one sentence, for whatever is wrong with any of it."""
-        entry = self.entry(model_id)
+        entry = self.entry(model) if isinstance(model, str) else model
         check_messages(messages)
         with self.cache.using(self.repositories(entry)):
             if self.model(entry) is None or self.to_compare(entry):
@@ -254,14 +321,14 @@ class Lab:
                 except Cancelled:
                     yield Chunk(figures=Figures(0, 0, 0, None, None, "cancelled"))
                     return
-            model = self.model(entry)
-            if model is None:
+            files = self.model(entry)
+            if files is None:
                 raise LabError(
                     f"{entry.name} was fetched and is not whole: its files don't belong together. Choose another."
                 )
             name = self.engine_of(entry)
-            self._repositories[name, model] = self.repositories(entry)
-            yield from self.engine(name).stream(model, messages, sampling, cancelled)
+            self._repositories[name, files] = self.repositories(entry)
+            yield from self.engine(name).stream(files, messages, sampling, cancelled)
 
     def hear(self, recording: str | Path, language: str | None = None) -> Iterator[Listening | Heard]:
         """What was said in a recording. Raises LabError, one sentence, where nothing was."""

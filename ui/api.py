@@ -9,7 +9,7 @@ import gradio as gr
 
 from inference.engines import Message, Sampling
 from inference.errors import LabError
-from inference.lab import Lab
+from inference.lab import REFRESH, Lab
 from inference.speech import Heard
 
 
@@ -18,9 +18,10 @@ def add_endpoints(lab: Lab) -> None:
 
     def models() -> list[dict]:
         """The catalog: each model's id, name, base, state and summary."""
+        lab.refresh(at_most_every=REFRESH)
         return [
             {"id": e.id, "name": e.name, "base": e.base, "state": lab.state(e).text, "summary": e.card.summary}
-            for e in lab.catalog.entries
+            for e in lab.offered()
         ]
 
     def ask(
@@ -31,7 +32,8 @@ def add_endpoints(lab: Lab) -> None:
         max_tokens: int = 256,
         seed: int | None = None,
     ) -> Iterator[str]:
-        """Ask one question; yields the growing answer. A seed draws the same answer each time, temperature 0 too."""
+        """Ask one question; yields the growing answer. The model is an id of the catalog or user/repo on the Hub. A
+        seed draws the same answer each time, temperature 0 too."""
         messages = [Message(role="system", content=system_prompt)] if system_prompt else []
         messages.append(Message(role="user", content=question))
         answer = ""

@@ -12,7 +12,7 @@ import gradio as gr
 from inference.catalog import Entry
 from inference.engines import Sampling
 from inference.errors import LabError
-from inference.lab import Lab
+from inference.lab import REFRESH, Lab
 from ui.conversation import marker, text_of, to_messages, waiting, with_figures
 from ui.voice import Voice
 
@@ -28,9 +28,19 @@ class ChatTab:
         self._stops: dict[str, threading.Event] = {}
         first = lab.catalog.entries[0]
         with gr.Row(equal_height=True):
-            self.model = gr.Dropdown(self.choices(), value=first.id, label="Model", scale=8)
+            self.model = gr.Dropdown(self.choices({}), value=first.id, label="Model", scale=8)
             self.refresh = gr.Button("⟳", scale=1, min_width=48, elem_id="refresh")
         self.card = gr.HTML(self.card_of(first), elem_id="card")
+        self.listing = gr.HTML("", elem_classes="figures", elem_id="listing")
+        with gr.Accordion("Add a model from the Hub", open=False, visible=not lab.remote, elem_id="add"), gr.Row():
+            self.repository = gr.Textbox(
+                label="Repository", info="A LoRA adapter for one of the bases, or a GGUF model; for this visit.",
+                placeholder="user/repo, or its address", max_length=300, scale=8,
+            )  # fmt: skip
+            self.add = gr.Button("Add", scale=1, min_width=80)
+        # The visitor's own: what they added, and what they chose, by id. What they chose stays in their dropdown
+        # when a refresh no longer finds it.
+        self.own = gr.State({})
         self.chatbot = gr.Chatbot(
             label="Conversation",
             height=420,
@@ -65,9 +75,11 @@ class ChatTab:
 
     def connect(self) -> None:
         """Wire the components."""
-        settings = [self.model, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
+        settings = [self.model, self.own, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
         shown = [self.chatbot, self.question, self.notice, self.stop]
-        quiet = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+        quiet = self.quiet = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+        drawn = [self.model, self.card, self.listing, self.notice]
+        self.drawn = {"fn": self.draw, "inputs": [self.model, self.own], "outputs": drawn, **quiet}
         asked = [self.question.submit, self.send.click]
         gr.on(asked, self.ask, [self.question, self.chatbot, *settings], shown, **quiet)
         for example in self.examples:
@@ -88,13 +100,27 @@ class ChatTab:
         self.stop.click(self.press_stop, None, None, api_visibility="private", queue=False, cancels=hearing)
         self.clear.click(lambda: ([], ""), None, [self.chatbot, self.notice], api_visibility="private", queue=False)
         self.model.change(
-            self.select, [self.model, self.chatbot], [self.card, self.chatbot, self.notice, *self.examples], **quiet
-        )
-        self.refresh.click(self.redraw, self.model, [self.model, self.card, self.notice], **quiet)
+            self.select, [self.model, self.own, self.chatbot],
+            [self.card, self.chatbot, self.notice, self.own, *self.examples], **quiet,
+        )  # fmt: skip
+        self.refresh.click(self.look, None, self.notice, **quiet).then(**self.drawn)
+        adding = [self.repository.submit, self.add.click]
+        added = [self.model, self.own, self.repository, self.notice]
+        gr.on(adding, self.add_repository, [self.repository, self.own], added, **quiet)
 
-    def choices(self) -> list[tuple[str, str]]:
+    def watch(self, page: gr.Blocks) -> None:
+        """Draw what there is when a visitor opens the page, and look whether there is more, then and now and again."""
+        look = {"fn": self.look_quietly, "inputs": None, "outputs": None, **self.quiet}
+        page.load(**self.drawn).then(**look).then(**self.drawn)
+        gr.Timer(REFRESH).tick(**look).then(**self.drawn)
+
+    def choices(self, own: dict[str, Entry]) -> list[tuple[str, str]]:
         """The dropdown: each name with what it costs to choose it."""
-        return [(f"{e.name} — {self.lab.state(e).text}", e.id) for e in self.lab.catalog.entries]
+        return [(f"{e.name} — {self.lab.state(e).text}", e.id) for e in self.lab.offered(own.values())]
+
+    def entry(self, model_id: str, own: dict[str, Entry]) -> Entry:
+        """What is chosen; as the catalog has it, else as the visitor saw it."""
+        return self.lab.catalog[model_id] if model_id in self.lab.catalog or model_id not in own else own[model_id]
 
     def card_of(self, entry: Entry) -> str:
         """The selection in two lines."""
@@ -116,25 +142,46 @@ class ChatTab:
         """Three questions that suit the entry."""
         return [*entry.examples[:3], "", "", ""][:3]
 
-    def select(self, model_id: str, history: list[dict]) -> Iterator[tuple]:
+    def select(self, model_id: str, own: dict[str, Entry], history: list[dict]) -> Iterator[tuple]:
         """Another model: its card, its examples, a marker in a conversation, and why it can't be had, if so."""
-        entry = self.lab.catalog[model_id]
+        entry = self.entry(model_id, own)
+        own = own | {entry.id: entry}
         if history:
             # Two changes in a row leave one marker.
             if 'class="marker"' in text_of(history[-1]["content"]):
                 history = history[:-1]
             history = [*history, marker(entry.name)] if history else history
         buttons = [gr.Button(text, visible=bool(text)) for text in self.examples_of(entry)]
-        yield self.card_of(entry), history, self.lab.state(entry).explanation, *buttons
+        yield self.card_of(entry), history, self.lab.state(entry).explanation, own, *buttons
         if self.lab.state(entry).kind == "download" and (reason := self.lab.why_not(entry)):
-            yield self.card_of(entry), history, reason, *buttons
+            yield self.card_of(entry), history, reason, own, *buttons
 
-    def redraw(self, model_id: str) -> tuple:
-        """What there is and the states anew, and what kept a server from telling, if anything."""
-        problem = self.lab.refresh()
-        ids = [entry.id for entry in self.lab.catalog.entries]
-        chosen = model_id if model_id in ids else ids[0]
-        return gr.Dropdown(self.choices(), value=chosen), self.card_of(self.lab.catalog[chosen]), problem
+    def look(self) -> str:
+        """Look anew what there is; what kept the Hub or a server from telling, if anything."""
+        return self.lab.refresh()
+
+    def look_quietly(self) -> None:
+        """The same where the last look is long ago, whatever comes of it."""
+        self.lab.refresh(at_most_every=REFRESH)
+
+    def draw(self, model_id: str, own: dict[str, Entry]) -> Iterator[tuple]:
+        """The models and their states anew; what is chosen stays. If it is gone from the Hub, a sentence."""
+        kept = model_id in self.lab.catalog or model_id in own
+        entry = self.entry(model_id, own) if kept else self.lab.catalog.entries[0]
+        dropdown = gr.Dropdown(self.choices(own)) if kept else gr.Dropdown(self.choices(own), value=entry.id)
+        shown = dropdown, self.card_of(entry), html.escape(self.lab.listing_note())
+        yield *shown, gr.skip()
+        if model_id not in self.lab.catalog and (reason := self.lab.why_not(entry)):
+            yield *shown, reason
+
+    def add_repository(self, text: str, own: dict[str, Entry]) -> tuple:
+        """What the visitor named joins their dropdown and is chosen; or a sentence, and the text stays."""
+        try:
+            entry = self.lab.entry(text.strip())
+        except LabError as error:
+            return gr.skip(), own, text, str(error)
+        own = own | {entry.id: entry}
+        return gr.Dropdown(self.choices(own), value=entry.id), own, "", ""
 
     def press_stop(self, request: gr.Request) -> None:
         """Ends the visitor's running answer within one token."""
@@ -185,6 +232,7 @@ class ChatTab:
         question: str,
         history: list[dict],
         model_id: str,
+        own: dict[str, Entry],
         system: str,
         temperature: float,
         top_p: float,
@@ -194,12 +242,12 @@ class ChatTab:
         """Stream an answer: the conversation, the question box, the notice and the stop button, again and again."""
         stop = self._stops.setdefault(request.session_hash or "", threading.Event())
         stop.clear()
-        before, entry = history, self.lab.catalog[model_id]
+        before, entry = history, self.entry(model_id, own)
         history = [*history, {"role": "user", "content": question}]
         sampling = Sampling(temperature, top_p, int(max_tokens), None if seed is None else int(seed))
         answer, started, drawn = "", time.perf_counter(), 0.0
         try:
-            for chunk in self.lab.ask(model_id, to_messages(history, system), sampling, stop.is_set):
+            for chunk in self.lab.ask(entry, to_messages(history, system), sampling, stop.is_set):
                 answer += chunk.text
                 now = time.perf_counter()
                 if chunk.figures:
