@@ -110,6 +110,16 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def run(tmp_path_factory) -> Path:
+    """The shipped emoji run, exported and compared, in a folder of its own."""
+    folder = Path(shutil.copytree(EMOJI, tmp_path_factory.mktemp("run") / "nano-emoji"))
+    done = command("training", "export", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("passed") == 4
+    return folder
+
+
+@pytest.fixture(scope="session")
 def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The catalog and one more entry, "Babble": random weights, large enough that its endless answer can be stopped."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

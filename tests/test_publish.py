@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import EMOJI, assert_refused, command
+from conftest import assert_refused, command
 from huggingface_hub import HfApi, hf_hub_download
 
 from inference.catalog import FRONT_MATTER
@@ -23,16 +23,6 @@ def hub(tmp_path_factory):
     """A Hub on loopback."""
     with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
         yield hub
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """The shipped emoji run, exported and compared, in a folder of its own."""
-    folder = Path(shutil.copytree(EMOJI, tmp_path_factory.mktemp("run") / "nano-emoji"))
-    done = command("training", "export", str(folder))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("passed") == 4
-    return folder
 
 
 def publish(hub: LocalHub, run: Path, *more: str, token: str | None = None, namespace: str = "me"):
