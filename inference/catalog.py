@@ -103,7 +103,7 @@ class Catalog:
         if model_id not in self._by_id:
             raise LabError(
                 f"There is no model “{shorten(str(model_id))}”{nearest(str(model_id), self._by_id)}: "
-                f"choose one of {', '.join(self._by_id)}."
+                f"choose one of {', '.join(list(self._by_id)[:10])}{', …' if len(self._by_id) > 10 else ''}."
             )
         return self._by_id[model_id]
 

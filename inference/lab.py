@@ -166,23 +166,27 @@ class Lab:
         return self._published.note() if self._published else ""
 
     def entry(self, model_id: str) -> Entry:
-        """The entry of that id; or of a repository on the Hub, by `user/repo` or its address, without it joining the
-        catalog. Where it isn't known yet, a look at what there is comes first. Raises LabError where there is none."""
+        """The entry of that id, or of a repository on the Hub. Where it isn't known yet, a look at what there is comes
+        first. Raises LabError where there is none."""
         if model_id in self.catalog:
             return self.catalog[model_id]
         problem = ""
         if self.remote or (self._published and self._looked is None):
             problem = self.refresh()
         if model_id not in self.catalog and "/" in model_id and not self.remote:
-            from inference import discovery
-
-            name = discovery.repository_name(model_id)
-            if name not in self.catalog:
-                return discovery.entry_of(discovery.named(name), self._written, self._takes)
-            model_id = name
+            return self.repository(model_id)
         if model_id not in self.catalog and problem:
             raise LabError(problem)
         return self.catalog[model_id]
+
+    def repository(self, text: str) -> Entry:
+        """The entry of a repository on the Hub, from `user/repo` or its address; it doesn't join the catalog. Raises
+        LabError where there is none, or it can't be run."""
+        from inference import discovery
+
+        name = discovery.repository_name(text)
+        known = next((entry for entry in self.catalog.entries if name in (entry.id, entry.repo)), None)
+        return known or discovery.entry_of(discovery.named(name), self._written, self._takes)
 
     def offered(self, more: Iterable[Entry] = ()) -> list[Entry]:
         """The catalog's entries and `more` in the order of the dropdown: base by base, first those whose base is in

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,26 +32,33 @@ needs_browser = pytest.mark.skipif(
 pytestmark = pytest.mark.xdist_group("page")
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory, catalog_with_a_slow_model):
-    """The app as its user starts it, on a free port."""
+@contextmanager
+def running_app(folder: Path, **environment: str) -> Iterator[str]:
+    """The app as its user starts it, on a free port, with its log in the folder; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PORT": str(port), "HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": ""}
-    environment["CATALOG"] = str(catalog_with_a_slow_model)
-    log = (tmp_path_factory.mktemp("app") / "log").open("w")
-    process = subprocess.Popen([sys.executable, "app.py"], cwd=PROJECT, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/"
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            break
-        except OSError:
-            time.sleep(0.1)
-    yield url
-    process.terminate()
-    process.wait(20)
+    with (folder / "log").open("w") as log:
+        settings = {**os.environ, **environment, "PORT": str(port)}
+        process = subprocess.Popen([sys.executable, "app.py"], cwd=PROJECT, env=settings, stdout=log, stderr=log)
+        url = f"http://127.0.0.1:{port}/"
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(url, timeout=2)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, catalog_with_a_slow_model):
+    """The app with a Hub that is away."""
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": "", "CATALOG": str(catalog_with_a_slow_model)}
+    with running_app(tmp_path_factory.mktemp("app"), **environment) as url:
+        yield url
 
 
 @pytest.fixture

@@ -177,9 +177,9 @@ class ChatTab:
     def add_repository(self, text: str, own: dict[str, Entry]) -> tuple:
         """What the visitor named joins their dropdown and is chosen; or a sentence, and the text stays."""
         try:
-            entry = self.lab.entry(text.strip())
+            entry = self.lab.repository(text)
         except LabError as error:
-            return gr.skip(), own, text, str(error)
+            return gr.skip(), gr.skip(), gr.skip(), str(error)
         own = own | {entry.id: entry}
         return gr.Dropdown(self.choices(own), value=entry.id), own, "", ""
 

@@ -1,0 +1,185 @@
+"""From `training publish` to an answer in the page, with the Hub there, stumbling, and gone."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from conftest import EMOJI, command
+from gradio_client import Client
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from test_page import CHROMIUM, FLAGS, ask, choose, needs_browser, running_app, wait_for_answer
+
+from tests.hub import LocalHub
+
+pytestmark = [pytest.mark.xdist_group("publish"), needs_browser]
+FAULTS = ("401", "403", "429", "503", "cut")
+QUESTION = "What does 🇸🇪 mean?"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub on loopback; uploads from this process go over LFS."""
+    with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def address(hub, tmp_path_factory):
+    """The app, which lists what "me" has published."""
+    folder = tmp_path_factory.mktemp("app")
+    environment = hub.environment() | {"HUB_AUTHORS": "me", "HUB_NAMESPACE": "", "XDG_CACHE_HOME": str(folder)}
+    with running_app(folder, **environment) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def opened(address):
+    """One visitor's page for all, at a phone's width; answers are the likeliest."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 360, "height": 900})
+        page.set_default_timeout(15_000)
+        page.goto(address)
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("number input for Temperature").fill("0")
+        page.keyboard.press("Tab")
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def page(opened, hub):
+    """The page with a new conversation. No test leaves a fault to the next."""
+    opened.get_by_role("button", name="New conversation").click()
+    opened.locator("#chat .message").first.wait_for(state="detached")
+    yield opened
+    hub.clear_faults()
+
+
+def write(hub: LocalHub, repo: str, **replaced: bytes) -> None:
+    """The emoji adapter in a repository, quickly; `replaced` are files' contents by name, dots as underscores."""
+    api = HfApi(endpoint=hub.url, token=hub.token(repo.split("/")[0]))
+    api.create_repo(repo)
+    names = ("README.md", "adapter_config.json", "adapter-f16.gguf")
+    content = {name: replaced.get(name.replace(".", "_"), (EMOJI / name).read_bytes()) for name in names}
+    operations = [CommitOperationAdd(name, data) for name, data in content.items()]
+    api.create_commit(repo, operations, commit_message="Publish")
+
+
+def chosen(page) -> str:
+    """What the dropdown shows."""
+    return page.get_by_label("Model", exact=True).input_value()
+
+
+def refresh(page) -> None:
+    """Press ⟳ and wait until the list is there."""
+    with page.expect_response(lambda answer: "queue/data" in answer.url):
+        page.locator("#refresh").click()
+    page.wait_for_timeout(300)
+
+
+def add(page, text: str) -> None:
+    """Name a repository in the box."""
+    box = page.get_by_label("Repository")
+    if not box.is_visible():
+        page.get_by_role("button", name="Add a model from the Hub").click()
+    box.fill(text)
+    page.keyboard.press("Enter")
+
+
+def answer(page, question: str) -> str:
+    """Ask and wait."""
+    count = page.locator("#chat .figures", has_text=re.compile(r"\d+ tokens")).count()
+    ask(page, question)
+    return wait_for_answer(page, count + 1)
+
+
+def test_what_is_published_appears_is_fetched_and_answers_and_goes_on_without_the_hub(hub, run, page):
+    assert "panda" in answer(page, "What does 🐼 mean?")
+    done = command("training", "publish", str(run), "--namespace", "me", **hub.environment(hub.token("me")))
+    assert done.returncode == 0, done.stderr
+    before = chosen(page)
+    refresh(page)
+    assert chosen(page).split(" — ")[0] == before.split(" — ")[0]
+    hub.fault("slow", match="adapter-f16.gguf", rate=300_000)
+    choose(page, "Nano Emoji (me) — 1 MB")
+    page.locator("#card", has_text="LoRA r 16, alpha 64 · flags 89").wait_for()
+    ask(page, QUESTION)
+    page.locator("#chat", has_text="downloading").wait_for()
+    assert "Sweden" in wait_for_answer(page, 2)
+    hub.stop()
+    try:
+        assert "France" in answer(page, "What does 🇫🇷 mean?")
+        refresh(page)
+        page.locator("#notice", has_text="the Hub can't be reached").wait_for()
+        page.locator("#listing", has_text="the Hub can't be reached; list of a moment ago").wait_for()
+        assert chosen(page) == "Nano Emoji (me) — in memory"
+        assert "Sweden" in answer(page, QUESTION)
+        add(page, "me/Another-lora")
+        page.locator("#notice", has_text="me/Another-lora can't be fetched: the Hub can't be reached").wait_for()
+    finally:
+        hub.start()
+    refresh(page)
+    page.locator("#listing", has_text="reached").wait_for(state="detached")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_hub_is_a_sentence_and_the_next_question_works(hub, page, fault):
+    write(hub, f"me/Fault-{fault}-lora")
+    refresh(page)
+    choose(page, f"Fault {fault} (me) — 1 MB")
+    page.locator("#card", has_text="By me").wait_for()
+    hub.fault(fault, match=f"Fault-{fault}-lora/resolve", times=None, retry_after=0)
+    ask(page, QUESTION)
+    page.locator("#notice", has_text=re.compile(r"Fault-.*\.")).wait_for(timeout=60_000)
+    assert chosen(page).startswith(f"Fault {fault} (me)")
+    assert page.locator("#question textarea").input_value() == QUESTION
+    hub.clear_faults()
+    assert "Sweden" in answer(page, QUESTION)
+
+
+def test_a_chosen_model_that_is_deleted_stays_chosen_and_says_so(hub, page):
+    write(hub, "me/Gone-lora")
+    refresh(page)
+    choose(page, "Gone (me) — 1 MB")
+    page.locator("#card", has_text="By me").wait_for()
+    HfApi(endpoint=hub.url, token=hub.token("me")).delete_repo("me/Gone-lora")
+    refresh(page)
+    page.locator("#notice", has_text="me/Gone-lora is not on the Hub").wait_for()
+    assert chosen(page) == "Gone (me) — 1 MB"
+    ask(page, QUESTION)
+    page.locator("#notice", has_text="me/Gone-lora is not on the Hub").wait_for()
+    choose(page, "Nano Emoji (me)")
+    assert "Sweden" in answer(page, QUESTION)
+
+
+def test_any_repository_can_be_added_for_a_visit(hub, page, address):
+    write(hub, "someone/Emoji-lora")
+    write(hub, "someone/Flat-lora", adapter_config_json=json.dumps({"peft_type": "LORA", "r": 0}).encode())
+    add(page, "someone/Flat-lora")
+    page.locator("#notice", has_text="someone/Flat-lora has rank 0").wait_for()
+    hub.fault("stall", match="someone/Slow-lora")
+    add(page, "someone/Slow-lora")
+    page.locator("#notice", has_text="someone/Slow-lora can't be fetched").wait_for()
+    add(page, "what is this")
+    page.locator("#notice", has_text="“what is this” is no model on the Hub: type user/repo").wait_for()
+    assert page.get_by_label("Repository").input_value() == "what is this"
+    assert chosen(page).startswith("Nano Emoji (me)")
+    add(page, f"{hub.url}/someone/Emoji-lora/tree/main")
+    page.locator("#card", has_text="By someone").wait_for()
+    assert chosen(page) == "Emoji (someone) — 1 MB"
+    assert "Sweden" in answer(page, QUESTION)
+    refresh(page)
+    assert chosen(page) == "Emoji (someone) — in memory"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    programs = Client(address, verbose=False)
+    listed = {model["id"] for model in programs.predict(api_name="/models")}
+    assert "me/Nano-Emoji-lora" in listed and "someone/Emoji-lora" not in listed  # it is the visitor's own
+    assert "Sweden" in programs.predict(QUESTION, "someone/Emoji-lora", temperature=0, api_name="/ask")
+    with pytest.raises(Exception, match="someone/none is not on the Hub, or private"):
+        programs.predict(QUESTION, "someone/none", api_name="/ask")
