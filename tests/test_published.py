@@ -121,7 +121,7 @@ def test_what_is_published_appears_is_fetched_and_answers_and_goes_on_without_th
         assert chosen(page) == "Nano Emoji (me) — in memory"
         assert "Sweden" in answer(page, QUESTION)
         add(page, "me/Another-lora")
-        page.locator("#notice", has_text="me/Another-lora can't be fetched: the Hub can't be reached").wait_for()
+        page.locator("#adding", has_text="me/Another-lora can't be fetched: the Hub can't be reached").wait_for()
     finally:
         hub.start()
     refresh(page)
@@ -162,12 +162,12 @@ def test_any_repository_can_be_added_for_a_visit(hub, page, address):
     write(hub, "someone/Emoji-lora")
     write(hub, "someone/Flat-lora", adapter_config_json=json.dumps({"peft_type": "LORA", "r": 0}).encode())
     add(page, "someone/Flat-lora")
-    page.locator("#notice", has_text="someone/Flat-lora has rank 0").wait_for()
+    page.locator("#adding", has_text="someone/Flat-lora has rank 0").wait_for()
     hub.fault("stall", match="someone/Slow-lora")
     add(page, "someone/Slow-lora")
-    page.locator("#notice", has_text="someone/Slow-lora can't be fetched").wait_for()
+    page.locator("#adding", has_text="someone/Slow-lora can't be fetched").wait_for()
     add(page, "what is this")
-    page.locator("#notice", has_text="“what is this” is no model on the Hub: type user/repo").wait_for()
+    page.locator("#adding", has_text="“what is this” is no model on the Hub: type user/repo").wait_for()
     assert page.get_by_label("Repository").input_value() == "what is this"
     assert chosen(page).startswith("Nano Emoji (me)")
     add(page, f"{hub.url}/someone/Emoji-lora/tree/main")

@@ -31,13 +31,15 @@ class ChatTab:
             self.model = gr.Dropdown(self.choices({}), value=first.id, label="Model", scale=8)
             self.refresh = gr.Button("⟳", scale=1, min_width=48, elem_id="refresh")
         self.card = gr.HTML(self.card_of(first), elem_id="card")
-        self.listing = gr.HTML("", elem_classes="figures", elem_id="listing")
-        with gr.Accordion("Add a model from the Hub", open=False, visible=not lab.remote, elem_id="add"), gr.Row():
-            self.repository = gr.Textbox(
-                label="Repository", info="A LoRA adapter for one of the bases, or a GGUF model; for this visit.",
-                placeholder="user/repo, or its address", max_length=300, scale=8,
-            )  # fmt: skip
-            self.add = gr.Button("Add", scale=1, min_width=80)
+        self.listing = gr.HTML(visible=False, elem_id="listing")
+        with gr.Accordion("Add a model from the Hub", open=False, visible=not lab.remote):
+            with gr.Row():
+                self.repository = gr.Textbox(
+                    label="Repository", info="A LoRA adapter for one of the bases, or a GGUF model; for this visit.",
+                    placeholder="user/repo, or its address", max_length=300, scale=8,
+                )  # fmt: skip
+                self.add = gr.Button("Add", scale=1, min_width=80)
+            self.adding = gr.Markdown("", elem_classes="notice", elem_id="adding")
         # The visitor's own: what they added, and what they chose, by id. What they chose stays in their dropdown
         # when a refresh no longer finds it.
         self.own = gr.State({})
@@ -104,9 +106,9 @@ class ChatTab:
             [self.card, self.chatbot, self.notice, self.own, *self.examples], **quiet,
         )  # fmt: skip
         self.refresh.click(self.look, None, self.notice, **quiet).then(**self.drawn)
-        adding = [self.repository.submit, self.add.click]
-        added = [self.model, self.own, self.repository, self.notice]
-        gr.on(adding, self.add_repository, [self.repository, self.own], added, **quiet)
+        named = [self.repository.submit, self.add.click]
+        added = [self.model, self.own, self.repository, self.adding]
+        gr.on(named, self.add_repository, [self.repository, self.own], added, **quiet)
 
     def watch(self, page: gr.Blocks) -> None:
         """Draw what there is when a visitor opens the page, and look whether there is more, then and now and again."""
@@ -169,19 +171,23 @@ class ChatTab:
         kept = model_id in self.lab.catalog or model_id in own
         entry = self.entry(model_id, own) if kept else self.lab.catalog.entries[0]
         dropdown = gr.Dropdown(self.choices(own)) if kept else gr.Dropdown(self.choices(own), value=entry.id)
-        shown = dropdown, self.card_of(entry), html.escape(self.lab.listing_note())
+        note = self.lab.listing_note()
+        listing = gr.HTML(f'<span class="figures">{html.escape(note)}</span>', visible=bool(note))
+        shown = dropdown, self.card_of(entry), listing
         yield *shown, gr.skip()
         if model_id not in self.lab.catalog and (reason := self.lab.why_not(entry)):
             yield *shown, reason
 
-    def add_repository(self, text: str, own: dict[str, Entry]) -> tuple:
+    def add_repository(self, text: str, own: dict[str, Entry]) -> Iterator[tuple]:
         """What the visitor named joins their dropdown and is chosen; or a sentence, and the text stays."""
+        yield *[gr.skip()] * 3, "looking…"
         try:
             entry = self.lab.repository(text)
         except LabError as error:
-            return gr.skip(), gr.skip(), gr.skip(), str(error)
+            yield *[gr.skip()] * 3, str(error)
+            return
         own = own | {entry.id: entry}
-        return gr.Dropdown(self.choices(own), value=entry.id), own, "", ""
+        yield gr.Dropdown(self.choices(own), value=entry.id), own, "", ""
 
     def press_stop(self, request: gr.Request) -> None:
         """Ends the visitor's running answer within one token."""
