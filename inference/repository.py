@@ -23,6 +23,7 @@ from inference.validation import explain
 # What a CPU is served best: small enough, and near enough to the original.
 PREFERRED = ("q4_k_m.gguf", "q8_0.gguf", ".gguf")
 ONE_OF_SEVERAL = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+LEAVES = re.compile(r"^/|\\|(^|/)\.\.(/|$)")  # names of files that are not below the repository's folder
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -65,7 +66,11 @@ class Repository(BaseModel):
             base=[name for name in (base if isinstance(base, list) else [base]) if isinstance(name, str)],
             relation=relation if isinstance(relation, str) else None,
             license=license if isinstance(license, str) else None,
-            sizes={file["rfilename"]: file.get("size") or 0 for file in fields.get("siblings") or []},
+            sizes={
+                file["rfilename"]: file.get("size") or 0
+                for file in fields.get("siblings") or []
+                if not LEAVES.search(file["rfilename"])
+            },
         )  # fmt: skip
 
     @property

@@ -182,6 +182,18 @@ def repository(*files: str, base: tuple[str, ...] = ("adapters/nano",), config: 
     return Repository(**described, **with_config, base=list(base), **more)
 
 
+def test_files_outside_a_repository_are_not_seen_and_a_card_may_hold_anything():
+    siblings = [
+        {"rfilename": name, "size": 1} for name in ("../a.gguf", "/b.gguf", "c/../../d.gguf", "e\\f", "g..h.gguf")
+    ]
+    card = {"base_model": ["a", {}, None], "license": ["mit"], "model-index": [{"results": 3}]}
+    fields = {"id": "a/b", "sha": "0", "lastModified": "2026-01-01T00:00:00.000Z", "siblings": siblings}
+    found = Repository.described(fields | {"cardData": card})
+    assert (found.sizes, found.base, found.license, found.accuracy) == ({"g..h.gguf": 1}, ["a"], None, {})
+    with pytest.raises(ValueError):
+        Repository.described({"id": "a/b"})
+
+
 ADAPTER = ("adapter_config.json", "adapter-f16.gguf", "adapter_model.safetensors")
 WHOLE = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 

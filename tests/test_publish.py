@@ -63,7 +63,7 @@ def test_a_run_is_published_whole_with_a_card_that_the_hub_can_read(hub, run, tm
 
 def test_what_is_published_joins_the_catalog_and_answers(hub, run, tmp_path):
     assert publish(hub, run).returncode == 0
-    settings = hub.environment() | {"HUB_AUTHORS": "me", "HF_HOME": str(tmp_path)}
+    settings = hub.environment() | {"HUB_AUTHORS": "me", "HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     rows = {row["id"]: row for row in json.loads(command("inference", "models", "--json", **settings).stdout)}
     adapter, merged = (rows[name] for name in REPOSITORIES)
     assert (adapter["base"], merged["base"]) == ("nano", None)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from gradio_client import Client
 
 from inference.errors import LabError
@@ -59,29 +58,13 @@ def killed_on_the_way(hub: LocalHub, recipe: str, out: Path, environment: dict[s
     shutil.rmtree(out)
 
 
-def catalog_of_published(folder: Path) -> Path:
-    """A catalog of the base here and of what was published."""
-    rows = yaml.safe_load((PROJECT / "adapters" / "catalog.yaml").read_text(encoding="utf-8"))["models"]
-    base = next(row for row in rows if row["id"] == "nano") | {"folder": str(PROJECT / "adapters" / "nano")}
-    published = [
-        {
-            "id": recipe, "name": load_recipe(recipe).title, "summary": "Published a moment ago.", "base": "nano",
-            "repo": f"{{namespace}}/{load_recipe(recipe).title}-lora", "file": "adapter-f16.gguf",
-        }
-        for recipe in RECIPES
-    ]  # fmt: skip
-    path = folder / "catalog.yaml"
-    path.write_text(yaml.safe_dump({"models": [*published, base]}), encoding="utf-8")
-    return path
-
-
 @contextmanager
-def page(catalog: Path, environment: dict[str, str]) -> Iterator[Client]:
-    """The page on a free port, as programs see it."""
+def page(environment: dict[str, str]) -> Iterator[Client]:
+    """The page on a free port, as programs see it; it lists what the account has published."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = {"CATALOG": str(catalog), "HUB_NAMESPACE": ACCOUNT, "PORT": str(port)}
+    settings = {"HUB_AUTHORS": ACCOUNT, "XDG_CACHE_HOME": environment["HF_HOME"], "PORT": str(port)}
     process = subprocess.Popen([sys.executable, "app.py"], cwd=PROJECT, env=environment | settings)
     try:
         while True:
@@ -123,11 +106,9 @@ def main(folder: Annotated[Path | None, typer.Option(help="Keep the runs there."
         for recipe in RECIPES:
             receipt = read_receipt(runs / load_recipe(recipe).name)
             scores[recipe] = {name: Score(**found) for name, found in receipt["evaluation"].items()}
-        with (
-            step("page: list, fetch from the Hub, answer"),
-            page(catalog_of_published(Path(temporary)), environment) as lab,
-        ):
-            models = lab.predict(api_name="/models")
+        with step("page: list, fetch from the Hub, answer"), page(environment) as lab:
+            listed = lab.predict(api_name="/models")
+            models = [row for row in listed if row["id"] == "nano" or row["id"].startswith(f"{ACCOUNT}/")]
             answers = [
                 f"{model['id']} ({model['state']}): {question} "
                 f"{lab.predict(question, model['id'], temperature=0, api_name='/ask')}"
