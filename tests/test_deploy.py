@@ -125,7 +125,7 @@ def test_a_gpu_gets_the_pytorch_engine_and_the_models_that_are_to_be_there(hub, 
     assert done.returncode == 0, done.stderr
     head = yaml.safe_load(FRONT_MATTER.match(read(hub, "me/gpu", "README.md", tmp_path))[1])
     assert head["preload_from_hub"] == [
-        "unsloth/Llama-3.2-1B-Instruct config.json,model.safetensors,tokenizer.json",
+        "unsloth/Llama-3.2-1B-Instruct config.json,tokenizer.json,model.safetensors",
         "me/Llama-3.2-1B-Emoji-lora adapter_config.json,adapter_model.safetensors",
     ]
     lines = read(hub, "me/gpu", "requirements.txt", tmp_path).splitlines()

@@ -43,7 +43,7 @@ def opened(address):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 360, "height": 900})
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.goto(address)
         page.get_by_role("button", name="Settings").click()
         page.get_by_label("number input for Temperature").fill("0")

@@ -20,7 +20,7 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-from inference import hub, places
+from inference import fetch, places
 from inference.catalog import FRONT_MATTER, Catalog, front_matter
 from inference.engines import choose
 from inference.errors import LabError
@@ -40,7 +40,7 @@ OF_PYTORCH = ("transformers", "peft", "accelerate", "bitsandbytes")  # versions 
 # llama.cpp's own wheels; a version that isn't there is compiled from its source on PyPI, which takes the build minutes.
 LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"  # without CUDA's libraries
-VARIABLES = ("HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "ENGINE", "REMOTE_URL", "WHISPER_MODEL")
+VARIABLES = ("HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "ENGINE", "REMOTE_URL", "WHISPER_MODEL", "CACHE_GB")
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -203,10 +203,8 @@ def preloaded(lab: Lab, ids: Iterable[str]) -> list[str]:
             if not places.has(part, lab.form(entry)):
                 raise LabError(lab.state(part).explanation)
         for part in elsewhere:
-            repo, files = places.wanted(part, lab.form(entry))
-            for file in files:
-                hub.check(repo, file)  # else the Space's build would fail
-            lines.append(f"{repo} {','.join(files)}")
+            found = fetch.plan(places.wanted(part, lab.form(entry)))  # raises where the Space's build would fail
+            lines.append(f"{found.listed.repo} {','.join(file.name for file in found.files)}")
     return list(dict.fromkeys(lines))
 
 
