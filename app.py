@@ -15,30 +15,45 @@ import gradio as gr
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.settings import Settings, zero_gpu
+from inference.votes import Votes
 from ui.api import add_endpoints
 from ui.chat import ChatTab
+from ui.compare import CompareTab
+from ui.compare_api import add_compare_endpoints
 from ui.theme import CSS, HEAD, THEME
 
 
-def build(lab: Lab) -> gr.Blocks:
+def build(lab: Lab, votes: Votes) -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="Llama Finetuning Lab", analytics_enabled=False) as page:
         add_endpoints(lab)  # first: the names /models and /ask are theirs
+        add_compare_endpoints(lab, votes)
         gr.Markdown("# Llama Finetuning Lab")
-        tab = ChatTab(lab)
+        with gr.Tabs():
+            with gr.Tab("Chat"):
+                chat = ChatTab(lab)
+            with gr.Tab("Compare"):
+                compare = CompareTab(lab, votes)
         gr.Markdown("Built with Llama", elem_classes="figures")  # as Llama 3.2's licence asks of those who show it
-        page.unload(tab.leave)
-        tab.watch(page)
+        page.unload(chat.stops.leave)
+        page.unload(compare.stops.leave)
+        chat.watch(page)
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        page.load(compare.redraw, compare.models, [*compare.models, compare.ranking], **quiet)
     return page
 
 
 def main() -> None:
     """Launch and stay."""
     settings = Settings.from_environment()
-    lab = Lab.from_environment()
-    page = build(lab)
+    lab, votes = Lab.from_environment(), Votes(settings.votes)
+    page = build(lab, votes)
     if zero_gpu():
         lab.engine("pytorch")  # ZeroGPU asks at the launch what will want its GPU
+    if settings.votes_repo:
+        from inference.votes_hub import push_votes
+
+        push_votes(votes, settings.votes_repo)
     try:
         page.launch(server_port=settings.port, theme=THEME, css=CSS, head=HEAD, show_error=True)
     except OSError as error:

@@ -35,7 +35,8 @@ def test_dependencies_point_one_way(package):
 
 
 def test_the_page_is_composed_without_a_runtime():
-    code = "import app, sys; app.build(app.Lab.from_environment()); print(*sys.modules)"
+    made = "app.Lab.from_environment(), app.Votes(app.Settings().votes)"
+    code = f"import app, sys; app.build({made}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "llama_cpp", "whisper"} & set(done.stdout.split())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import gradio as gr
@@ -11,6 +12,15 @@ from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.lab import REFRESH, Lab
 from inference.speech import Heard
+
+
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """A program gets the lab's sentence as its error; the server's log gets no traceback."""
+    try:
+        yield
+    except LabError as error:
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def add_endpoints(lab: Lab) -> None:
@@ -37,13 +47,11 @@ def add_endpoints(lab: Lab) -> None:
         messages = [Message(role="system", content=system_prompt)] if system_prompt else []
         messages.append(Message(role="user", content=question))
         answer = ""
-        try:
+        with in_a_sentence():
             for chunk in lab.ask(model, messages, Sampling(temperature, max_tokens=max_tokens, seed=seed)):
                 answer += chunk.text
                 if chunk.text:
                     yield answer
-        except LabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     def transcribe(audio: str, language: str = "") -> dict:
         """What is said in a recording: text, language, duration and seconds spent. An empty language is found out."""
@@ -57,10 +65,8 @@ def add_endpoints(lab: Lab) -> None:
             yield heard.text, answer
 
     def heard_in(audio: str, language: str) -> Heard:
-        try:
+        with in_a_sentence():
             *_, heard = lab.hear(audio, language or None)
-        except LabError as error:
-            raise gr.Error(str(error), print_exception=False) from error
         return heard
 
     with gr.Row(visible=False):  # a file comes in through a component; there is no type for it in gr.api

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import html
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import gradio as gr
 
 from inference.catalog import Entry
-from inference.engines import Sampling
 from inference.errors import LabError
 from inference.lab import REFRESH, Lab
+from ui.answer_settings import AnswerSettings, to_sampling
 from ui.conversation import marker, text_of, to_messages, waiting, with_figures
+from ui.stops import Stops
 from ui.voice import Voice
 
 REDRAW = 0.05  # seconds between two redraws of a growing answer
-DEFAULTS = Sampling()
+
+
+def choices(lab: Lab, own: Iterable[Entry] = ()) -> list[tuple[str, str]]:
+    """A dropdown of the models, the visitor's `own` among them: each name with what it costs to choose it."""
+    return [(f"{entry.name} — {lab.state(entry).text}", entry.id) for entry in lab.offered(own)]
 
 
 class ChatTab:
@@ -25,10 +29,10 @@ class ChatTab:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self._stops: dict[str, threading.Event] = {}
+        self.stops = Stops()
         first = lab.catalog.entries[0]
         with gr.Row(equal_height=True):
-            self.model = gr.Dropdown(self.choices({}), value=first.id, label="Model", scale=8)
+            self.model = gr.Dropdown(choices(lab), value=first.id, label="Model", scale=8)
             self.refresh = gr.Button("⟳", scale=1, min_width=48, elem_id="refresh")
         self.card = gr.HTML(self.card_of(first), elem_id="card")
         self.listing = gr.HTML(visible=False, elem_id="listing")
@@ -61,23 +65,17 @@ class ChatTab:
                 autofocus=True, elem_id="question",
             )  # fmt: skip
             self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
-            self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop")
+            self.stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_id="stop", elem_classes="stop")
         self.voice = Voice(lab)
         with gr.Accordion("Settings", open=False):
             self.voice.settings()
-            self.system = gr.Textbox("", label="System prompt", lines=2)
-            with gr.Row():
-                self.temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
-                self.top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")
-            with gr.Row():
-                self.max_tokens = gr.Slider(1, 2048, DEFAULTS.max_tokens, step=1, label="Max tokens")
-                self.seed = gr.Number(None, label="Seed (empty: a new one each time)", precision=0, minimum=0)
+            self.answer_settings = AnswerSettings()
             self.clear = gr.Button("New conversation", size="sm")
         self.connect()
 
     def connect(self) -> None:
         """Wire the components."""
-        settings = [self.model, self.own, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
+        settings = [self.model, self.own, *self.answer_settings.inputs]
         shown = [self.chatbot, self.question, self.notice, self.stop]
         quiet = self.quiet = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
         drawn = [self.model, self.card, self.listing, self.notice]
@@ -87,19 +85,15 @@ class ChatTab:
         for example in self.examples:
             example.click(self.ask, [example, self.chatbot, *settings], shown, **quiet)
         voice = self.voice
-        hearing = gr.on(
-            [voice.recorder.stop_recording, voice.recorder.upload], voice.hear, [voice.recorder, voice.language],
-            [self.question, voice.line, self.notice], **quiet,
-        )  # fmt: skip
+        hearing = voice.connect(self.question, self.notice, **quiet)
         hearing.then(
             self.ask_heard, [voice.send, voice.recorder, self.question, self.chatbot, *settings],
             [*shown, voice.recorder], **quiet,
         )  # fmt: skip
-        voice.recorder.start_recording(voice.prepare, None, voice.line, **quiet)
         self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **quiet)
         self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **quiet)
         self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, self.question], api_visibility="private")
-        self.stop.click(self.press_stop, None, None, api_visibility="private", queue=False, cancels=hearing)
+        self.stop.click(self.stops.press, None, None, api_visibility="private", queue=False, cancels=hearing)
         self.clear.click(lambda: ([], ""), None, [self.chatbot, self.notice], api_visibility="private", queue=False)
         self.model.change(
             self.select, [self.model, self.own, self.chatbot],
@@ -115,10 +109,6 @@ class ChatTab:
         look = {"fn": self.look_quietly, "inputs": None, "outputs": None, **self.quiet}
         page.load(**self.drawn).then(**look).then(**self.drawn)
         gr.Timer(REFRESH).tick(**look).then(**self.drawn)
-
-    def choices(self, own: dict[str, Entry]) -> list[tuple[str, str]]:
-        """The dropdown: each name with what it costs to choose it."""
-        return [(f"{e.name} — {self.lab.state(e).text}", e.id) for e in self.lab.offered(own.values())]
 
     def entry(self, model_id: str, own: dict[str, Entry]) -> Entry:
         """What is chosen; as the catalog has it, else as the visitor saw it."""
@@ -170,7 +160,8 @@ class ChatTab:
         """The models and their states anew; what is chosen stays. If it is gone from the Hub, a sentence."""
         kept = model_id in self.lab.catalog or model_id in own
         entry = self.entry(model_id, own) if kept else self.lab.catalog.entries[0]
-        dropdown = gr.Dropdown(self.choices(own)) if kept else gr.Dropdown(self.choices(own), value=entry.id)
+        offered = choices(self.lab, own.values())
+        dropdown = gr.Dropdown(offered) if kept else gr.Dropdown(offered, value=entry.id)
         note = self.lab.listing_note()
         listing = gr.HTML(f'<span class="figures">{html.escape(note)}</span>', visible=bool(note))
         shown = dropdown, self.card_of(entry), listing
@@ -187,17 +178,7 @@ class ChatTab:
             yield *[gr.skip()] * 3, str(error)
             return
         own = own | {entry.id: entry}
-        yield gr.Dropdown(self.choices(own), value=entry.id), own, "", ""
-
-    def press_stop(self, request: gr.Request) -> None:
-        """Ends the visitor's running answer within one token."""
-        if stop := self._stops.get(request.session_hash or ""):
-            stop.set()
-
-    def leave(self, request: gr.Request) -> None:
-        """The visitor closed the page: end their answer, forget them."""
-        if stop := self._stops.pop(request.session_hash or "", None):
-            stop.set()
+        yield gr.Dropdown(choices(self.lab, own.values()), value=entry.id), own, "", ""
 
     def retry(self, data: gr.RetryData, request: gr.Request, history: list[dict], *settings: object) -> Iterator[tuple]:
         """Ask the same again."""
@@ -246,11 +227,10 @@ class ChatTab:
         seed: int | None,
     ) -> Iterator[tuple]:
         """Stream an answer: the conversation, the question box, the notice and the stop button, again and again."""
-        stop = self._stops.setdefault(request.session_hash or "", threading.Event())
-        stop.clear()
+        stop = self.stops.begin(request)
         before, entry = history, self.entry(model_id, own)
         history = [*history, {"role": "user", "content": question}]
-        sampling = Sampling(temperature, top_p, int(max_tokens), None if seed is None else int(seed))
+        sampling = to_sampling(temperature, top_p, max_tokens, seed)
         answer, started, drawn = "", time.perf_counter(), 0.0
         try:
             for chunk in self.lab.ask(entry, to_messages(history, system), sampling, stop.is_set):

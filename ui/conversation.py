@@ -51,7 +51,12 @@ def waiting(what: str, seconds: float) -> str:
 
 
 def with_figures(answer: str, model: str, figures: Figures) -> str:
-    """An answer and its quiet line; a click on it opens the rest."""
+    """An answer and its quiet line."""
+    return f"{answer}\n\n{quiet_line(model, figures)}"
+
+
+def quiet_line(model: str, figures: Figures) -> str:
+    """What an answer cost, small; a click on it opens the rest."""
     line = [html.escape(model)]
     if figures.tokens_per_second:
         line.append(f"{figures.tokens_per_second:.0f} tokens/s")
@@ -65,4 +70,4 @@ def with_figures(answer: str, model: str, figures: Figures) -> str:
     if figures.finish_reason == "cancelled":
         line.append("stopped")
     more = f"The prompt has {figures.prompt_tokens} tokens, {figures.cached_tokens} of them reused."
-    return f'{answer}\n\n<details class="figures"><summary>{" · ".join(line)}</summary>{more}</details>'
+    return f'<details class="figures"><summary>{" · ".join(line)}</summary>{more}</details>'

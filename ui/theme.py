@@ -17,15 +17,25 @@ CSS = """
 .marker {display: block; text-align: center;}
 #refresh {max-width: 56px;}
 .notice p {border-left: 3px solid var(--color-accent); padding: 4px 12px;}
+#asked p {text-align: right; font-weight: 600; overflow-wrap: anywhere;}
+#answers > * {min-width: min(200px, 100%) !important;}
+.answer h3 {margin: 0 0 6px; overflow-wrap: anywhere;}
+.answer .text {white-space: pre-wrap; overflow-wrap: anywhere;}
+.answer .failed {border-left: 3px solid var(--color-accent); padding: 4px 12px;}
+mark {color: inherit; background: var(--color-accent-soft); text-decoration: underline; text-underline-offset: 3px;}
+#ranking table {border: none; margin: 0;}
+#ranking td, #ranking th {
+  border: none; border-bottom: 1px solid var(--border-color-primary); padding: 4px 12px 4px 0; text-align: left;
+}
 footer {display: none !important;}
 @media (max-width: 480px) {.examples button {min-width: 100% !important;}}
 """
 
-# Gradio has no keyboard shortcuts: Escape presses the stop button.
+# Gradio has no keyboard shortcuts: Escape presses the stop button of the tab that is shown.
 HEAD = """
 <script>
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") document.querySelector("#stop")?.click();
+  if (event.key === "Escape") [...document.querySelectorAll(".stop")].find((button) => button.offsetParent)?.click();
 });
 </script>
 """

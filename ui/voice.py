@@ -1,11 +1,13 @@
-"""The microphone of the chat tab: record or choose a file, read what was heard, send it. No speech code."""
+"""The microphone of a tab: record or choose a file, read what was heard, send it. No speech code."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Iterator
+from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from inference.errors import LabError
 from inference.lab import Lab
@@ -23,21 +25,32 @@ NO_MICROPHONE = (
 
 
 class Voice:
-    """The recorder and its two settings, which the tab places where it wants them."""
+    """The recorder and its two settings, which the tab places where it wants them; `prefix` tells its elements from
+    another tab's."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, prefix: str = "") -> None:
         self.lab = lab
         self.recorder = gr.Audio(
             sources=["microphone", "upload"], type="filepath", label="Ask by voice", editable=False, buttons=[],
-            waveform_options=gr.WaveformOptions(show_recording_waveform=False), elem_id="voice",
+            waveform_options=gr.WaveformOptions(show_recording_waveform=False), elem_id=f"{prefix}voice",
         )  # fmt: skip
-        self.line = gr.HTML(html.escape(lab.listener.note) or NO_MICROPHONE, elem_classes="figures", elem_id="heard")
+        note = html.escape(lab.listener.note) or NO_MICROPHONE
+        self.line = gr.HTML(note, elem_classes="figures", elem_id=f"{prefix}heard")
 
     def settings(self) -> None:
         """Make the settings, inside whatever is open."""
         with gr.Row():
             self.send = gr.Checkbox(True, label="Send when I stop speaking")
             self.language = gr.Dropdown(LANGUAGES, value="", label="Voice language")
+
+    def connect(self, question: gr.Textbox, notice: gr.Markdown, **options: Any) -> Dependency:
+        """Listen to what is recorded or chosen and put it into the question box. `options` are an event's own. Returns
+        the event after which the question can be sent."""
+        self.recorder.start_recording(self.prepare, None, self.line, **options)
+        return gr.on(
+            [self.recorder.stop_recording, self.recorder.upload], self.hear, [self.recorder, self.language],
+            [question, self.line, notice], **options,
+        )  # fmt: skip
 
     def prepare(self) -> Iterator[str]:
         """The visitor begins to speak: load the speech model meanwhile. Yields the line under the recorder."""
