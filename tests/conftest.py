@@ -1,4 +1,5 @@
-"""What the tests share: a catalog of the embedded models, and an f16 base to compare with PyTorch."""
+"""What the tests share: a catalog of the embedded models, an f16 base to compare with PyTorch, and the app with a
+browser at it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from gradio_client import Client
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores: more threads only wait for each other
 
@@ -25,6 +25,14 @@ EMOJI = PROJECT / "adapters" / "nano-emoji"
 # Where CI is set, what a test needs is a must, and its absence a failure.
 needs_espeak = pytest.mark.skipif(
     shutil.which("espeak-ng") is None and not os.environ.get("CI"), reason="there is no espeak-ng: apt-get install it"
+)
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="there is no chromium: apt-get install chromium"
 )
 GREEDY = Sampling(temperature=0, max_tokens=64)
 
@@ -77,14 +85,14 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 @contextmanager
-def page(*arguments: str, folder: Path, log: Path, **environment: str) -> Iterator[Client]:
-    """The page that `python ARGUMENTS` starts in `folder`, on a free port, as programs see it."""
+def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environment: str) -> Iterator[str]:
+    """The app as its user starts it, `python app.py` unless told otherwise, on a free port; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with log.open("w") as lines:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, *(arguments or ["app.py"])],
             cwd=folder, env={**os.environ, **environment, "PORT": str(port)}, stdout=lines, stderr=lines,
         )  # fmt: skip
     try:
@@ -95,7 +103,7 @@ def page(*arguments: str, folder: Path, log: Path, **environment: str) -> Iterat
                 break
             except OSError:
                 time.sleep(0.1)
-        yield Client(f"http://127.0.0.1:{port}/", verbose=False)
+        yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
         process.wait(20)
@@ -140,3 +148,57 @@ def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "catalog.yaml").open("a", encoding="utf-8") as catalog:
         catalog.write("  - {id: babble, name: Babble, summary: Random weights., folder: babble, file: babble.gguf}\n")
     return folder / "catalog.yaml"
+
+
+@pytest.fixture(scope="session")
+def votes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the app under test keeps its votes."""
+    return tmp_path_factory.mktemp("votes") / "votes.sqlite"
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory, catalog_with_a_slow_model, votes_file) -> Iterator[str]:
+    """The app, one for all tests of the page, with a Hub that is away."""
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": "", "VOTES": str(votes_file)}
+    environment["CATALOG"] = str(catalog_with_a_slow_model)
+    with running_app(tmp_path_factory.mktemp("app") / "log", **environment) as url:
+        yield url
+
+
+@contextmanager
+def open_page(address: str, microphone: Path | None = None) -> Iterator:
+    """A fresh page, which must not ask anything of another host; its browser hears the WAV as its microphone."""
+    from playwright.sync_api import sync_playwright
+
+    flags = list(FLAGS)
+    if microphone:
+        flags += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+        flags += [f"--use-file-for-fake-audio-capture={microphone}%noloop"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 900, "height": 1000})
+        outside = []
+        page.on("request", lambda request: outside.append(request.url))
+        page.goto(address)
+        page.locator("#question textarea").wait_for()
+        yield page
+        browser.close()
+        assert not [url for url in outside if url.startswith("http") and not url.startswith(address)]
+
+
+@pytest.fixture(scope="session")
+def question_aloud(tmp_path_factory) -> Path:
+    """A spoken question in a voice that training never had, as a WAV that Chromium plays as its microphone."""
+    from training.nano.utterances import HELD_OUT_SPEAKERS
+
+    path = tmp_path_factory.mktemp("voice") / "question.wav"
+    voice = ["-v", f"en-us+{HELD_OUT_SPEAKERS[0]}", "-s", "150"]
+    subprocess.run(["espeak-ng", *voice, "-w", str(path), "Could you find the emoji for a panda?"], check=True)
+    return path
+
+
+def speak(page, recorder: str) -> None:
+    """Record the question and stop."""
+    page.locator(f"#{recorder}").get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(4000)
+    page.locator(f"#{recorder}").get_by_role("button", name="Stop").first.click()

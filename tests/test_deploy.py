@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import assert_refused, command, page
+from conftest import assert_refused, command, running_app
+from gradio_client import Client
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
 from inference.catalog import FRONT_MATTER
@@ -78,7 +79,8 @@ def test_a_space_is_made_with_its_settings_and_only_what_it_needs(hub, api, tmp_
 def test_what_was_uploaded_answers(hub, api, tmp_path):
     space = snapshot_download("me/lab", repo_type="space", endpoint=hub.url, local_dir=tmp_path / "space")
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": "", "HUB_NAMESPACE": "", "ENGINE": "llamacpp"}
-    with page("app.py", folder=Path(space), log=tmp_path / "log", **offline) as client:
+    with running_app(tmp_path / "log", folder=Path(space), **offline) as url:
+        client = Client(url, verbose=False)
         assert {model["id"] for model in client.predict(api_name="/models")} > {"nano", "nano-emoji", "llama-3.2-1b"}
         answer = client.predict("What does 🇸🇪 mean?", "nano-emoji", temperature=0, api_name="/ask")
     assert "Sweden" in answer

@@ -2,80 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from conftest import needs_espeak
+from conftest import needs_browser, needs_espeak, open_page, speak
 from gradio_client import Client, handle_file
 
-from inference.settings import PROJECT
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-# Where CI is set the browser is a must, and its absence a failure.
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="there is no chromium: apt-get install chromium"
-)
 pytestmark = pytest.mark.xdist_group("page")
-
-
-@contextmanager
-def running_app(folder: Path, **environment: str) -> Iterator[str]:
-    """The app as its user starts it, on a free port, with its log in the folder; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (folder / "log").open("w") as log:
-        settings = {**os.environ, **environment, "PORT": str(port)}
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=PROJECT, env=settings, stdout=log, stderr=log)
-        url = f"http://127.0.0.1:{port}/"
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(url, timeout=2)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield url
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory, catalog_with_a_slow_model):
-    """The app with a Hub that is away."""
-    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": "", "CATALOG": str(catalog_with_a_slow_model)}
-    with running_app(tmp_path_factory.mktemp("app"), **environment) as url:
-        yield url
 
 
 @pytest.fixture
 def page(address):
     """A fresh page; it must not ask anything of another host."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 900, "height": 900})
-        outside = []
-        page.on("request", lambda request: outside.append(request.url))
-        page.goto(address)
-        page.locator("#question textarea").wait_for()
+    with open_page(address) as page:
         yield page
-        browser.close()
-        assert not [url for url in outside if url.startswith("http") and not url.startswith(address)]
 
 
 def ask(page, text: str) -> None:
@@ -197,41 +137,11 @@ def test_usable_at_phone_width(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-@pytest.fixture(scope="module")
-def question_aloud(tmp_path_factory) -> Path:
-    """A spoken question in a voice that training never had, as a WAV that Chromium plays as its microphone."""
-    from training.nano.utterances import HELD_OUT_SPEAKERS
-
-    path = tmp_path_factory.mktemp("voice") / "question.wav"
-    voice = ["-v", f"en-us+{HELD_OUT_SPEAKERS[0]}", "-s", "150"]
-    subprocess.run(["espeak-ng", *voice, "-w", str(path), "Could you find the emoji for a panda?"], check=True)
-    return path
-
-
 @pytest.fixture
 def speaking_page(address, question_aloud):
     """A page whose browser has a microphone at which the question is spoken."""
-    from playwright.sync_api import sync_playwright
-
-    microphone = [
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={question_aloud}%noloop",
-    ]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + microphone)
-        page = browser.new_page(viewport={"width": 900, "height": 1000})
-        page.goto(address)
-        page.locator("#question textarea").wait_for()
+    with open_page(address, microphone=question_aloud) as page:
         yield page
-        browser.close()
-
-
-def speak(page) -> None:
-    """Record the question and stop."""
-    page.locator("#voice").get_by_role("button", name="Record", exact=True).click()
-    page.wait_for_timeout(4000)
-    page.locator("#voice").get_by_role("button", name="Stop").first.click()
 
 
 @needs_browser
@@ -239,7 +149,7 @@ def speak(page) -> None:
 def test_a_spoken_question_is_heard_and_answered(speaking_page):
     page = speaking_page
     for count in (1, 2, 3):  # a busy machine's recording may have gaps: one speaks again
-        speak(page)
+        speak(page, "voice")
         if "🐼" in wait_for_answer(page, count):
             break
     assert "find the emoji for a panda" in page.locator("#chat .user.message").last.inner_text()
@@ -257,7 +167,7 @@ def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
     box = page.locator("#question textarea")
     for count in (1, 2, 3):
         box.fill("")
-        speak(page)
+        speak(page, "voice")
         page.locator("#chat audio").nth(count - 1).wait_for(state="attached", timeout=60_000)
         if "find the emoji for a panda" in box.input_value():
             break

@@ -6,10 +6,10 @@ import json
 import re
 
 import pytest
-from conftest import EMOJI, command
+from conftest import CHROMIUM, EMOJI, FLAGS, command, needs_browser, running_app
 from gradio_client import Client
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from test_page import CHROMIUM, FLAGS, ask, choose, needs_browser, running_app, wait_for_answer
+from test_page import ask, choose, wait_for_answer
 
 from tests.hub import LocalHub
 
@@ -31,7 +31,7 @@ def address(hub, tmp_path_factory):
     """The app, which lists what "me" has published."""
     folder = tmp_path_factory.mktemp("app")
     environment = hub.environment() | {"HUB_AUTHORS": "me", "HUB_NAMESPACE": "", "XDG_CACHE_HOME": str(folder)}
-    with running_app(folder, **environment) as url:
+    with running_app(folder / "log", **environment) as url:
         yield url
 
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import page
+from conftest import running_app
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-
-from inference.settings import PROJECT
 
 pytestmark = pytest.mark.xdist_group("engines")
 # Imported as where there is no PyTorch, `spaces` neither makes it believe in a GPU nor moves anything to one.
@@ -66,7 +64,8 @@ def lent(tmp_path_factory) -> Iterator[tuple[Scheduler, Client]]:
     server = scheduler.serve()
     environment = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{server.server_port}"}
     environment |= {"HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": ""}
-    with page("-c", WITHOUT_A_GPU, folder=PROJECT, log=home / "log", **environment) as client:
+    with running_app(home / "log", "-c", WITHOUT_A_GPU, **environment) as url:
+        client = Client(url, verbose=False)
         yield scheduler, client
     server.shutdown()
 

@@ -73,7 +73,7 @@ class CompareTab:
             ]
         self.summary = gr.HTML("", elem_id="summary")
         with gr.Row(elem_classes="votes"):
-            self.ballot = [gr.Button("", size="sm", min_width=90, visible=False) for _ in OUTCOMES]
+            self.ballot = [gr.Button("", size="md", min_width=90, visible=False) for _ in OUTCOMES]
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(text, size="sm", min_width=240) for text in EXAMPLES]
         self.notice = gr.Markdown("", elem_classes="notice", elem_id="compare-notice")
@@ -123,11 +123,14 @@ class CompareTab:
         return [*([NONE] if place == 2 else []), ANY_READY, *choices(self.lab)]
 
     def redraw(self, *models: str) -> list[object]:
-        """The three dropdowns and the ranking, anew."""
+        """What there is to choose from and the ranking, anew. What is chosen stays, since the visitor may be choosing
+        just now; but for a model that is no longer there."""
         known = {ANY, "", *(entry.id for entry in self.lab.catalog.entries)}
         fallback = [*self.before_and_after(), ""]
-        chosen = [model if model in known else other for model, other in zip(models, fallback, strict=True)]
-        dropdowns = [gr.Dropdown(self.choices(i), value=model) for i, model in enumerate(chosen)]
+        dropdowns = [
+            gr.Dropdown(self.choices(i), **({} if model in known else {"value": fallback[i]}))
+            for i, model in enumerate(models)
+        ]
         return [*dropdowns, self.ranked()]
 
     def set_blind(self, blind: bool, third: str) -> list[str]:

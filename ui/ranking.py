@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from inference.ranking import Standing
 
-HEADINGS = ("Place", "Model", "Preferred (95 %)", "Votes")
+HEADINGS = ("Place", "Model", "Preferred", "Votes")
 HOW_TO_READ = (
     "only those count. <em>Preferred</em> is how often a model would be preferred to one of average strength "
     "(Bradley–Terry), with the interval that holds it with 95 %."

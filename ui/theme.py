@@ -10,7 +10,7 @@ THEME = gr.themes.Default(
 
 # Only what the theme can't reach.
 CSS = """
-.gradio-container {max-width: 860px !important; margin: 0 auto !important;}
+.gradio-container {width: 100%; max-width: 860px !important; margin: 0 auto !important;}
 .card, .figures, .marker {color: var(--body-text-color); opacity: 0.75;}
 .figures, .marker {font-size: var(--text-sm);}
 .figures summary {cursor: pointer; list-style: none;}
@@ -23,9 +23,10 @@ CSS = """
 .answer .text {white-space: pre-wrap; overflow-wrap: anywhere;}
 .answer .failed {border-left: 3px solid var(--color-accent); padding: 4px 12px;}
 mark {color: inherit; background: var(--color-accent-soft); text-decoration: underline; text-underline-offset: 3px;}
-#ranking table {border: none; margin: 0;}
+.votes button {border: 1px solid var(--color-accent);}
+#ranking table, #ranking tr {border: none; font-size: var(--text-sm);}
 #ranking td, #ranking th {
-  border: none; border-bottom: 1px solid var(--border-color-primary); padding: 4px 12px 4px 0; text-align: left;
+  border: none; border-bottom: 1px solid var(--border-color-primary); padding: 4px 10px 4px 0; text-align: left;
 }
 footer {display: none !important;}
 @media (max-width: 480px) {.examples button {min-width: 100% !important;}}

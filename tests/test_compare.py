@@ -1,0 +1,265 @@
+"""The compare tab in Chromium, what is behind it, and its endpoints through gradio_client."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import gradio as gr
+import pytest
+from conftest import needs_browser, needs_espeak, open_page, speak
+from gradio_client import Client
+
+from inference.catalog import Catalog
+from inference.comparison import ANY, ask_all, draw
+from inference.engines import Message
+from inference.errors import LabError
+from inference.lab import Lab
+from inference.settings import Settings
+from inference.votes import LETTERS, Votes
+from ui.compare import CompareTab
+from ui.differences import differences
+
+pytestmark = pytest.mark.xdist_group("page")
+SWEDEN = "What does 🇸🇪 mean?"
+NOT_PUBLISHED = "finetome-1b"
+
+
+@pytest.fixture(scope="module")
+def lab():
+    """The shipped catalog with nothing in memory."""
+    lab = Lab(Catalog.read(Settings().catalog))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def tab(lab, tmp_path):
+    """The tab as a page has it, with votes of its own."""
+    with gr.Blocks():
+        return CompareTab(lab, Votes(tmp_path / "votes.sqlite"))
+
+
+def rounds(tab: CompareTab, question: str, *models: str, blind: bool, visit: str = "visit") -> list[dict]:
+    """All that the tab sends to a visitor who asks, step by step; the round of the last step stays on the server."""
+    request = gr.Request(session_hash=visit)
+    return list(tab.ask(request, question, blind, *models, "", 0.0, 0.9, 64, None))
+
+
+def sent(step: dict, tab: CompareTab) -> str:
+    """A step as it reaches the browser."""
+    return " ".join(str(getattr(v, "value", v)) for part, v in step.items() if part is not tab.round)
+
+
+def test_models_answer_at_once_and_one_that_fails_does_not_stop_the_others(lab):
+    question = [Message(role="user", content=SWEDEN)]
+    *_, answers = ask_all(lab, ["nano-emoji", NOT_PUBLISHED, "nano"], question)
+    assert [a.text for a in answers] == ["🇸🇪 is the flag of Sweden.", "", "I don't know that one yet."]
+    assert "is not published yet" in answers[1].error and answers[0].whole and not answers[1].whole
+    with pytest.raises(LabError, match="The question is empty"):
+        list(ask_all(lab, ["nano"], [Message(role="user", content=" ")]))
+    *_, answers = ask_all(lab, ["nano-emoji", "nano"], question, cancelled=lambda: True)
+    assert {a.figures.finish_reason for a in answers} == {"cancelled"}
+
+
+def test_battles_are_between_different_models_that_are_ready(lab):
+    ready = {"nano-emoji", "nano-emoji-1-epoch", "nano"}
+    for _ in range(10):
+        assert set(draw(lab, [ANY, ANY, ANY], shuffled=True)) == ready
+        assert draw(lab, [NOT_PUBLISHED, ANY], shuffled=False)[0] == NOT_PUBLISHED
+    firsts = {draw(lab, ["nano", "nano-emoji"], shuffled=True)[0] for _ in range(50)}
+    assert firsts == {"nano", "nano-emoji"}
+    with pytest.raises(LabError, match="Nano is chosen twice"):
+        draw(lab, ["nano", "nano"], shuffled=False)
+    with pytest.raises(LabError, match="Only 3 more models are ready, not 4"):
+        draw(lab, [ANY] * 4, shuffled=True)
+
+
+def test_differences_are_marked_and_escaped():
+    assert differences(["🇸🇪 is the flag of Sweden.", "🇸🇪 is the flag of <b>Suriname</b>."]) == [
+        "🇸🇪 is the flag of <mark>Sweden</mark>.",
+        "🇸🇪 is the flag of <mark>&lt;b&gt;Suriname&lt;/b&gt;</mark>.",
+    ]
+    assert differences(["one two  three", "one two  three"]) == ["one two  three"] * 2
+    assert differences(["a red panda", "a panda", "no red fox"]) == [
+        "a red panda", "a panda", "<mark>no</mark> red <mark>fox</mark>",
+    ]  # fmt: skip
+    assert differences(["<i>" + "word " * 700, "other"])[1] == "other"  # too long to compare: escaped, unmarked
+
+
+def test_nothing_tells_the_models_before_the_vote(tab):
+    *before, last = rounds(tab, "What does 🐼 mean?", ANY, ANY, "", blind=True)
+    telling = re.compile(r"nano|epoch|tokens|loading|thinking|in memory", re.IGNORECASE)
+    for step in [*before, last]:
+        assert not telling.search(sent(step, tab)), sent(step, tab)
+    this = last[tab.round]
+    after = tab.vote("a", this, gr.Request(session_hash="visit"))
+    names = [tab.name(answer.model) for answer in this.answers]
+    assert all(name in sent(after, tab) for name in names) and "tokens" in sent(after, tab)
+    assert f"You preferred {names[0]}." in after[tab.summary]
+    assert "1 blind vote;" in after[tab.ranking] and names[0] in after[tab.ranking]
+    again = tab.vote("b", this, gr.Request(session_hash="visit"))
+    assert "has its vote already" in again[tab.notice]
+    assert len(tab.votes.all()) == 1
+
+
+def test_a_blind_model_that_fails_is_told_only_at_the_end_and_nobody_votes(tab):
+    *before, last = rounds(tab, SWEDEN, "nano-emoji", NOT_PUBLISHED, "", blind=True)
+    assert not any("published" in sent(step, tab) or "FineTome" in sent(step, tab) for step in before)
+    assert "is not published yet" in sent(last, tab) and "Sweden" in sent(last, tab)
+    assert last[tab.round].battle is None
+    assert "ask another question" in tab.vote("a", last[tab.round], gr.Request(session_hash="visit"))[tab.notice]
+
+
+def test_votes_that_cannot_be_kept_do_not_break_the_answers(tab, tmp_path):
+    tab.votes = Votes(tmp_path)
+    last = rounds(tab, SWEDEN, "nano-emoji", "nano", "", blind=True)[-1]
+    assert "set VOTES to a file" in last[tab.notice] and "Sweden" in sent(last, tab)
+    assert "set VOTES to a file" in tab.ranked()
+
+
+@pytest.fixture(scope="module")
+def page(address, request):
+    """One page for all tests of the tab, at which the question is spoken."""
+    with open_page(address, microphone=request.getfixturevalue("question_aloud")) as page:
+        page.get_by_role("tab", name="Compare").click()
+        yield page
+
+
+def ask(page, text: str) -> None:
+    """Type a question and press Enter."""
+    page.locator("#compare-question textarea").fill(text)
+    page.keyboard.press("Enter")
+
+
+def answers(page, *expected: str) -> None:
+    """Wait until the answers stand there from left to right, complete."""
+    for letter, text in zip(LETTERS, expected, strict=False):
+        page.locator(f"#answer-{letter} .text", has_text=text).wait_for()
+    page.locator("#compare-stop[disabled]").wait_for()
+
+
+def choose(page, place: int, name: str) -> None:
+    """Pick a model in one of the places."""
+    page.get_by_label(f"Model {place}", exact=True).click()
+    page.get_by_role("option", name=name).first.click()
+
+
+@needs_browser
+@needs_espeak
+def test_a_question_goes_to_both_and_what_differs_is_underlined(page):
+    ask(page, SWEDEN)
+    answers(page, "Sweden", "I don't know that one yet.")
+    assert page.locator("#answers h3").all_inner_texts() == ["Nano · Emoji", "Nano"]
+    assert page.locator("#answers .figures", has_text="tokens").count() == 2
+    mark = page.locator("#answer-a mark")
+    assert "Sweden" in mark.inner_text()
+    assert mark.evaluate("mark => getComputedStyle(mark).textDecorationLine") == "underline"
+    page.get_by_role("button", name="What does 🤞 mean?").click()
+    answers(page, "crossed fingers", "crossed fingers")
+    page.locator("#summary", has_text="The answers are the same.").wait_for()
+
+
+@needs_browser
+@needs_espeak
+def test_a_spoken_question_goes_to_both(page):
+    for _ in range(3):  # a busy machine's recording may have gaps: one speaks again
+        speak(page, "compare-voice")
+        page.locator("#asked", has_not_text="🤞").wait_for()
+        page.locator("#compare-stop[disabled]").wait_for()
+        if "find the emoji for a panda" in page.locator("#asked").inner_text():
+            break
+    answers(page, "🐼", "🐼")
+
+
+@needs_browser
+@needs_espeak
+def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_answers(page):
+    choose(page, 3, "Llama 3.2 1B · FineTome — not published")
+    ask(page, SWEDEN)
+    answers(page, "Sweden", "I don't know that one yet.")
+    page.locator("#answer-c .failed", has_text="python -m training run finetome-1b").wait_for()
+    ask(page, "  ")
+    page.locator("#compare-notice", has_text="The question is empty").wait_for()
+    assert "Sweden" in page.locator("#answer-a").inner_text()
+    choose(page, 3, "none")
+
+
+@needs_browser
+@needs_espeak
+def test_stop_ends_all_of_them(page):
+    choose(page, 2, "Babble — ")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("number input for Max tokens").fill("2048")
+    page.keyboard.press("Tab")
+    for _ in range(5):  # random weights may draw the end of the answer, too
+        ask(page, "Tell me about 🐙 and 🐼")
+        page.locator("#compare-stop:not([disabled])").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#compare-stop[disabled]").wait_for()
+        if page.locator("#answer-b .figures", has_text="stopped").count():
+            break
+    else:
+        raise AssertionError("no answer was stopped")
+    choose(page, 2, "Nano — ")
+
+
+@needs_browser
+@needs_espeak
+def test_a_blind_vote_tells_the_names_and_a_refresh_keeps_it(page, address, votes_file):
+    page.set_viewport_size({"width": 360, "height": 740})
+    before = len(Votes(votes_file).all())
+    page.get_by_label("Blind").check()
+    choose(page, 1, "Nano · Emoji — ")
+    choose(page, 2, "Nano — ")
+    ask(page, "What does 🇸🇪 mean?")
+    page.locator("#summary", has_text="The names are told after the vote").wait_for()
+    assert "Nano" not in page.locator("#answers").inner_text()
+    better = "A" if "Sweden" in page.locator("#answer-a").inner_text() else "B"
+    page.get_by_role("button", name=f"{better} is better").click()
+    page.locator("#summary", has_text="You preferred Nano · Emoji. The vote is kept.").wait_for()
+    assert sorted(page.locator("#answers h3").all_inner_texts(), key=len)[1] == f"{better}: Nano · Emoji ✓"
+    boxes = [page.locator(f"#answer-{letter}").bounding_box() for letter in "ab"]
+    assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]  # the columns stack
+    ask(page, "What does 🐼 mean?")  # a battle that nobody votes on
+    page.locator("#summary", has_text="The names are told after the vote").wait_for()
+    page.goto(address)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Ranking").click()
+    page.locator("#ranking tr", has_text="Nano · Emoji").first.wait_for()
+    assert f"From {before + 1} blind vote" in page.locator("#ranking").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_programs_compare_and_vote(address):
+    client = Client(address, verbose=False)
+    compared = client.predict(SWEDEN, ["nano-emoji", NOT_PUBLISHED], temperature=0, api_name="/compare")
+    assert compared[0] == {"model": "nano-emoji", "answer": "🇸🇪 is the flag of Sweden.", "error": None}
+    assert "not published" in compared[1]["error"]
+    battle = client.predict("What does 🤞 mean?", api_name="/battle")
+    assert set(battle) == {"battle", "answers"} and "nano" not in str(battle)
+    told = client.predict(battle["battle"], "b", api_name="/vote")
+    assert told["winner"] == told["models"]["b"] != told["models"]["a"]
+    for arguments, sentence in (
+        ((battle["battle"], "a"), "has its vote already"),
+        (("'; DROP TABLE votes; --", "a"), "There is no battle"),
+        ((client.predict("What does 🤞 mean?", api_name="/battle")["battle"], "z"), "is no vote"),
+    ):
+        with pytest.raises(Exception, match=sentence):
+            client.predict(*arguments, api_name="/vote")
+    with pytest.raises(Exception, match="There is no model “'; DROP"):
+        client.predict(SWEDEN, ["'; DROP TABLE votes; --", "'; DROP TABLE votes; --"], api_name="/compare")
+    with pytest.raises(Exception, match="choose two or three"):
+        client.predict(SWEDEN, 7, api_name="/battle")
+
+
+def test_100_programs_vote_at_once(address, votes_file):
+    client, votes = Client(address, verbose=False), Votes(votes_file)
+    before = client.predict(api_name="/ranking")["votes"]
+    battles = [votes.open("?", ["nano", "nano-emoji"]).id for _ in range(100)]
+    with ThreadPoolExecutor(100) as pool:
+        told = list(pool.map(lambda battle: client.predict(battle, "b", api_name="/vote")["winner"], battles))
+    assert told == ["nano-emoji"] * 100
+    ranking = client.predict(api_name="/ranking")
+    assert ranking["votes"] == before + 100
+    assert ranking["models"][0]["model"] == "nano-emoji" and ranking["models"][0]["low"] > 0.5
