@@ -103,6 +103,14 @@ def test_nothing_tells_the_models_before_the_vote(tab):
     assert len(tab.votes.all()) == 1
 
 
+def test_who_asks_again_sees_the_newer_question_only(tab):
+    request = gr.Request(session_hash="visit")
+    older = tab.ask(request, "What does 🐼 mean?", False, "nano-emoji", "nano", "", "", 0.0, 0.9, 64, None)
+    assert "🐼" in sent(next(older), tab)
+    assert "Sweden" in sent(rounds(tab, SWEDEN, "nano-emoji", "nano", "", blind=False)[-1], tab)
+    assert not list(older)
+
+
 def test_a_blind_model_that_fails_is_told_only_at_the_end_and_nobody_votes(tab):
     *before, last = rounds(tab, SWEDEN, "nano-emoji", NOT_PUBLISHED, "", blind=True)
     assert not any("published" in sent(step, tab) or "FineTome" in sent(step, tab) for step in before)
@@ -236,21 +244,22 @@ def test_programs_compare_and_vote(address):
     compared = client.predict(SWEDEN, ["nano-emoji", NOT_PUBLISHED], temperature=0, api_name="/compare")
     assert compared[0] == {"model": "nano-emoji", "answer": "🇸🇪 is the flag of Sweden.", "error": None}
     assert "not published" in compared[1]["error"]
-    battle = client.predict("What does 🤞 mean?", api_name="/battle")
+    pair = ["nano", "nano-emoji"]
+    battle = client.predict("What does 🤞 mean?", pair, api_name="/battle")
     assert set(battle) == {"battle", "answers"} and "nano" not in str(battle)
     told = client.predict(battle["battle"], "b", api_name="/vote")
     assert told["winner"] == told["models"]["b"] != told["models"]["a"]
     for arguments, sentence in (
         ((battle["battle"], "a"), "has its vote already"),
         (("'; DROP TABLE votes; --", "a"), "There is no battle"),
-        ((client.predict("What does 🤞 mean?", api_name="/battle")["battle"], "z"), "is no vote"),
+        ((client.predict("What does 🤞 mean?", pair, api_name="/battle")["battle"], "z"), "is no vote"),
     ):
         with pytest.raises(Exception, match=sentence):
             client.predict(*arguments, api_name="/vote")
     with pytest.raises(Exception, match="There is no model “'; DROP"):
         client.predict(SWEDEN, ["'; DROP TABLE votes; --", "'; DROP TABLE votes; --"], api_name="/compare")
     with pytest.raises(Exception, match="choose two or three"):
-        client.predict(SWEDEN, 7, api_name="/battle")
+        client.predict(SWEDEN, ["*"], api_name="/battle")
 
 
 def test_100_programs_vote_at_once(address, votes_file):

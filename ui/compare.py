@@ -158,6 +158,8 @@ class CompareTab:
             models = draw(self.lab, [first, second, *([third] if third else [])], shuffled=blind)
             messages = to_messages([{"role": "user", "content": question}], system)
             for answers in ask_all(self.lab, models, messages, to_sampling(*sampling), stop.is_set):
+                if self.stops.newer(request, stop):
+                    return  # the columns are the next question's
                 this = Round(question, answers, hidden=blind)
                 new = self.drawn(this, time.perf_counter() - started)
                 yield {part: value for part, value in new.items() if part not in drawn or drawn[part] != value} | (

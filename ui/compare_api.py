@@ -29,11 +29,13 @@ def add_compare_endpoints(lab: Lab, votes: Votes) -> None:
             for answers in ask_all(lab, draw(lab, models, shuffled=False), asked(question), sampling):
                 yield [{"model": a.model, "answer": a.text, "error": a.error} for a in answers]
 
-    def battle(question: str, models: int = 2) -> dict:
-        """Ask two or three models that are drawn from those that are ready and not named; vote on their answers."""
+    def battle(question: str, models: list[str] | None = None) -> dict:
+        """Ask two or three models without telling which is which: those that `models` names, "*" for any that is ready
+        (two of those unless given). Vote on the answers with /vote."""
+        models = [ANY, ANY] if models is None else models
         with in_a_sentence():
-            check_number(models)
-            *_, answers = ask_all(lab, draw(lab, [ANY] * models, shuffled=True), asked(question))
+            check_number(len(models))
+            *_, answers = ask_all(lab, draw(lab, models, shuffled=True), asked(question))
             if not all(answer.whole for answer in answers):
                 raise LabError("One of the models could not answer: ask again.")
             opened = votes.open(question, [answer.model for answer in answers])
@@ -52,9 +54,8 @@ def add_compare_endpoints(lab: Lab, votes: Votes) -> None:
         return {"votes": sum(tally.values()), "models": [asdict(standing) for standing in rank(tally)]}
 
     for function, limit in ((compare, 8), (battle, 8), (vote, None), (ranking, None)):
-        gr.api(
-            function, api_name=function.__name__, api_description=function.__doc__, concurrency_limit=limit
-        )  # fmt: skip
+        described = {"api_name": function.__name__, "api_description": function.__doc__}
+        gr.api(function, concurrency_limit=limit, **described)
 
 
 def asked(question: str) -> list[Message]:

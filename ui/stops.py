@@ -14,10 +14,16 @@ class Stops:
         self._events: dict[str, threading.Event] = {}
 
     def begin(self, request: gr.Request) -> threading.Event:
-        """The event that ends the visitor's new answer once it is set."""
-        event = self._events.setdefault(request.session_hash or "", threading.Event())
-        event.clear()
-        return event
+        """The event that ends the visitor's new answer once it is set. An answer that still runs ends."""
+        visit = request.session_hash or ""
+        if before := self._events.get(visit):
+            before.set()
+        self._events[visit] = threading.Event()
+        return self._events[visit]
+
+    def newer(self, request: gr.Request, event: threading.Event) -> bool:
+        """Whether the visitor has asked again since `event` began, or left."""
+        return self._events.get(request.session_hash or "") is not event
 
     def press(self, request: gr.Request) -> None:
         """End the visitor's running answer, within one token."""
