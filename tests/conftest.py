@@ -160,6 +160,7 @@ def votes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(tmp_path_factory, catalog_with_a_slow_model, votes_file) -> Iterator[str]:
     """The app, one for all tests of the page, with a Hub that is away."""
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": "", "VOTES": str(votes_file)}
+    environment["VOTES_REPO"] = "me/votes"  # on a Hub that is away: nobody must notice
     environment["CATALOG"] = str(catalog_with_a_slow_model)
     with running_app(tmp_path_factory.mktemp("app") / "log", **environment) as url:
         yield url

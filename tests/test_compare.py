@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
+import httpx2
 import pytest
 from conftest import needs_browser, needs_espeak, open_page, speak
 from gradio_client import Client
@@ -172,6 +173,8 @@ def test_a_question_goes_to_both_and_what_differs_is_underlined(page):
 @needs_espeak
 def test_a_spoken_question_goes_to_both(page):
     for _ in range(3):  # a busy machine's recording may have gaps: one speaks again
+        ask(page, "What does 🤞 mean?")
+        answers(page, "crossed fingers", "crossed fingers")
         speak(page, "compare-voice")
         page.locator("#asked", has_not_text="🤞").wait_for()
         page.locator("#compare-stop[disabled]").wait_for()
@@ -237,6 +240,23 @@ def test_a_blind_vote_tells_the_names_and_a_refresh_keeps_it(page, address, vote
     page.locator("#ranking tr", has_text="Nano · Emoji").first.wait_for()
     assert f"From {before + 1} blind vote" in page.locator("#ranking").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_wire_does_not_tell_the_models_either(address):
+    http = httpx2.Client(base_url=f"{address}gradio_api", timeout=60)
+    config = http.get(f"{address}config").json()
+    send = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "compare-send")
+    event = next(d for d in config["dependencies"] if [send, "click"] in d["targets"])
+    data = ["What does 🤞 mean?", True, "nano-emoji", "nano", "", "", 0, 0.9, 64, None]
+    http.post("/queue/join", json={"data": data, "fn_index": event["id"], "session_hash": "wire"}).raise_for_status()
+    lines = []
+    with http.stream("GET", "/queue/data", params={"session_hash": "wire"}) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if "process_completed" in line:
+                break
+    assert "The names are told after the vote" in "".join(lines)
+    assert not [line for line in lines if re.search("nano|tokens/s|loading|thinking", line, re.IGNORECASE)]
 
 
 def test_programs_compare_and_vote(address):

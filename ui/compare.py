@@ -113,10 +113,9 @@ class CompareTab:
 
     def before_and_after(self) -> list[str]:
         """The first pair: what the page selects, and the base it was made from."""
-        entries = self.lab.catalog.entries
-        base = self.lab.catalog.base_of(entries[0])
-        second = base if base is not entries[0] else entries[min(1, len(entries) - 1)]
-        return [entries[0].id, second.id]
+        first, *others = self.lab.catalog.entries
+        base = next((entry for entry in others if entry.id == first.base), others[0] if others else first)
+        return [first.id, base.id]
 
     def choices(self, place: int) -> list[tuple[str, str]]:
         """What can be chosen in the place 0, 1 or 2; the third may stay empty."""
