@@ -190,6 +190,7 @@ def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_
     ask(page, SWEDEN)
     answers(page, "Sweden", "I don't know that one yet.")
     page.locator("#answer-c .failed", has_text="python -m training run finetome-1b").wait_for()
+    assert page.locator("#answers mark").count() == 2
     ask(page, "  ")
     page.locator("#compare-notice", has_text="The question is empty").wait_for()
     assert "Sweden" in page.locator("#answer-a").inner_text()

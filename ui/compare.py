@@ -52,6 +52,11 @@ class Round:
     battle: Battle | None = None
     outcome: str | None = None
 
+    @property
+    def comparable(self) -> list[int]:
+        """The places of the answers that did not fail."""
+        return [i for i, answer in enumerate(self.answers) if answer.error is None]
+
 
 class CompareTab:
     """The components of the tab and what they do. One per app; what belongs to a visitor lies in the page."""
@@ -198,9 +203,12 @@ class CompareTab:
     def drawn(self, this: Round, seconds: float = 0.0) -> dict:
         """All that shows a round; `seconds` is how long it has been waited."""
         ended = all(answer.ended for answer in this.answers)
-        texts = [answer.text for answer in this.answers]
-        marked = differences(texts) if ended and all(a.error is None for a in this.answers) else map(html.escape, texts)
-        columns = [self.column(this, i, text, seconds) for i, text in enumerate(marked)]
+        texts = [html.escape(answer.text) for answer in this.answers]
+        comparable = this.comparable
+        if ended and len(comparable) > 1:
+            for i, marked in zip(comparable, differences([this.answers[i].text for i in comparable]), strict=True):
+                texts[i] = marked
+        columns = [self.column(this, i, text, seconds) for i, text in enumerate(texts)]
         columns += [""] * (len(LETTERS) - len(columns))
         open_for_votes = this.hidden and this.battle is not None
         labels = ballot(len(this.answers)) if open_for_votes else {}
@@ -240,9 +248,8 @@ class CompareTab:
             winner = this.battle.winner(this.outcome)
             voted = f"You preferred {html.escape(self.name(winner))}." if winner else f"You voted: {this.outcome}."
             lines.append(f"{voted} The vote is kept.")
-        whole = [answer for answer in this.answers if answer.error is None]
-        if len(whole) == len(this.answers):
-            same = len({answer.text for answer in whole}) == 1
+        if len(this.comparable) > 1:
+            same = len({this.answers[i].text for i in this.comparable}) == 1
             lines.append("The answers are the same." if same else LEGEND)
         return " ".join(lines)
 
