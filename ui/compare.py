@@ -8,6 +8,7 @@ answers: no names, no figures, no waiting texts, no errors.
 from __future__ import annotations
 
 import html
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -230,7 +231,8 @@ class CompareTab:
         if not this.hidden:
             heading = name if this.battle is None else f"{letter}: {name}"
             if answer.error:
-                below = f'<p class="failed">{html.escape(answer.error)}</p>'
+                sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(answer.error))  # commands, as elsewhere
+                below = f'<p class="failed">{sentence}</p>'
             elif answer.figures:
                 below = quiet_line(name, answer.figures)
         if this.outcome and this.outcome == LETTERS[place]:
