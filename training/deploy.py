@@ -40,7 +40,17 @@ OF_PYTORCH = ("transformers", "peft", "accelerate", "bitsandbytes")  # versions 
 # llama.cpp's own wheels; a version that isn't there is compiled from its source on PyPI, which takes the build minutes.
 LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"  # without CUDA's libraries
-VARIABLES = ("HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "ENGINE", "REMOTE_URL", "WHISPER_MODEL", "CACHE_GB")
+VARIABLES = (
+    "HUB_NAMESPACE",
+    "HUB_AUTHORS",
+    "HUB_COLLECTION",
+    "ENGINE",
+    "REMOTE_URL",
+    "WHISPER_MODEL",
+    "CACHE_GB",
+    "VOTES",
+    "VOTES_REPO",
+)
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
