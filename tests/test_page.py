@@ -7,6 +7,7 @@ import re
 import pytest
 from conftest import needs_browser, needs_espeak, open_page, speak
 from gradio_client import Client, handle_file
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -32,9 +33,14 @@ def wait_for_answer(page, count: int) -> str:
 
 
 def choose(page, name: str) -> None:
-    """Pick a model in the dropdown."""
-    page.get_by_label("Model", exact=True).click()
-    page.get_by_role("option", name=name).first.click()
+    """Pick a model in the dropdown; again where its choices were drawn anew, since Gradio then shows one of them."""
+    for _ in range(10):
+        page.get_by_label("Model", exact=True).click()
+        try:
+            return page.get_by_role("option", name=name).first.click(timeout=4_000)
+        except PlaywrightTimeout:
+            page.locator("#card").click()
+    raise AssertionError(f"there is no {name} in the dropdown")
 
 
 @needs_browser
