@@ -87,6 +87,17 @@ class Chunk:
     figures: Figures | None = None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How likely a model finds an answer: the sum over its tokens, the end-of-turn token that the chat template closes
+    it with among them, of each one's log-probability (nats) after all before it; how many tokens these are; and whether
+    each of them is the likeliest, so that a greedy answer would be this one."""
+
+    log_likelihood: float
+    tokens: int
+    greedy: bool
+
+
 class Engine(Protocol):
     """One way to run a model. It is the class `Engine` of a module of this package."""
 
@@ -99,6 +110,11 @@ class Engine(Protocol):
     ) -> Iterator[Chunk]:
         """Answer the last message. Whole characters only; ends within one token of `cancelled()`; the last chunk has
         figures. Raises LabError for files that can't be run and questions that don't fit."""
+
+    def score(self, model: Model, messages: Sequence[Message], answer: str) -> Scored:
+        """How likely `answer` is as the assistant's next message, written as the chat template writes it: what held-out
+        loss and comparisons of answers need. No turn is dropped: raises LabError for what doesn't fit, for files that
+        can't be run and where an engine can't score."""
 
     def in_memory(self, model: Model) -> bool:
         """Whether answering would load nothing."""

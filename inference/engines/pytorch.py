@@ -15,13 +15,11 @@ for ZeroGPU, which lends its GPU to one function call and not to a thread.
 from __future__ import annotations
 
 import math
-import queue
 import random
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,15 +36,16 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from inference.engines import Chunk, Figures, Message, ModelFiles, Sampling
+from inference.engines import Message, ModelFiles, Sampling, Scored
 from inference.engines.adapters import read_adapter
-from inference.engines.chat import ChatTemplate, fit
+from inference.engines.chat import ChatTemplate
+from inference.engines.requests import Finished, Request, Worker
 from inference.engines.rows import ATTENTION, SHARE_OF_MEMORY, CachePass, MixedLora, RowCache
-from inference.engines.text import TextStream
 from inference.errors import LabError
 
 MAX_CONTEXT = 4096  # tokens; as in the llama.cpp engine
 PROMPT_CHUNK = 512  # tokens of a prompt between two looks at whether it is still wanted
+SCORED_CHUNK = 64  # tokens whose scores over the whole vocabulary are in memory at once: 33 MB for 128,000
 TOP_K = 40  # as in the llama.cpp engine
 ROWS = {"cuda": 32, "cpu": 8}  # questions answered at once
 BATCHES = (1, 2, 4, 8, 16, 32)  # the shapes that are compiled: rows,
@@ -106,33 +105,16 @@ def base_sentences(folder: Path) -> Iterator[None]:
 
 
 @dataclass(eq=False)
-class Request:
-    """A question on its way. The worker puts into `events` what is being waited for (str), each token (its text and
-    when it came), why the answer ended (Finished), or an error."""
+class RowRequest(Request):
+    """A question, and where it stands: its row of the cache, the newest token and that one's position."""
 
-    files: ModelFiles
-    messages: Sequence[Message]
-    sampling: Sampling
-    events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
-    unwanted: threading.Event = field(default_factory=threading.Event)
-    told_to_wait: bool = False
-    prompt_tokens: int = 0
-    dropped_turns: int = 0
     row: int = -1
-    position: int = 0  # of the newest token
+    position: int = 0
     token: int = 0
-    count: int = 0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.sampling.seed)
         self.decoder = DecodeStream(skip_special_tokens=True)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The end of an answer."""
-
-    reason: str
 
 
 def choose(scores: list[float], sampling: Sampling, draw: random.Random) -> int:
@@ -168,7 +150,7 @@ class LoadedBase:
             self.cache = RowCache(self.config, most_rows, self.n_ctx, like)
         self.device = device
         rows = self.cache.size
-        self.rows: list[Request | None] = [None] * rows
+        self.rows: list[RowRequest | None] = [None] * rows
         self.starts: dict[Path, tuple[int, int]] = {}  # an adapter's first column and the one after its last
         self.mine = like.new_zeros(rows, COLUMNS)
         self.turned_to: list[Path | None] = []
@@ -210,7 +192,7 @@ class LoadedBase:
         return tokens if self.bos is None else [self.bos, *tokens]
 
     @property
-    def answering(self) -> list[Request]:
+    def answering(self) -> list[RowRequest]:
         """The questions that have a row, in the rows' order."""
         return [request for request in self.rows if request]
 
@@ -260,11 +242,11 @@ class LoadedBase:
                 mask[row, slice(*self.starts[adapter])] = 1
         self.mine[: len(adapters)].copy_(mask)
 
-    def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best TOP_K scores of what follows each row's last token, and their ids: (rows, TOP_K) both, best first.
-        `tokens` and `positions` (rows, tokens) belong to the rows from `first` on."""
+    def logits(
+        self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int, keep: int = 1
+    ) -> torch.Tensor:
+        """The scores of what follows each row's last `keep` tokens, float32 (rows, keep, vocabulary). `tokens` and
+        `positions` (rows, tokens) belong to the rows from `first` on."""
         rows = self.row_numbers[first : first + len(tokens)]
         sees = torch.arange(window, device=self.device) <= positions[:, None, :, None]
         out = self.model(
@@ -273,32 +255,59 @@ class LoadedBase:
             position_ids=positions,
             past_key_values=CachePass(self.cache, first, rows, positions, window),
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        logits = out.logits[:, -1].float()
+        return out.logits.float()
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best TOP_K scores of what follows each row's last token, and their ids: (rows, TOP_K) both, best first."""
+        logits = self.logits(tokens, positions, first, window)[:, -1]
         return logits.topk(min(TOP_K, logits.shape[-1]))
 
-    def begin(self, request: Request) -> None:
-        """Give a question a row, read its prompt and choose the first token of the answer."""
-        room = min(request.sampling.max_tokens, self.n_ctx // 4)  # at least so much is left for the answer
-        prompt, request.dropped_turns = fit(request.messages, self.encode, self.n_ctx - room)
-        request.prompt_tokens, request.row = len(prompt), self.rows.index(None)
-        request.position = len(prompt) - 1
+    def begin(self, request: RowRequest) -> None:
+        """Give a question a row, read its prompt and choose the first token of the answer; or score its answer."""
+        request.encode(self.encode, self.ends.__contains__, self.n_ctx)
+        request.row = self.rows.index(None)
         self.rows[request.row] = request
-        for start in range(0, len(prompt), PROMPT_CHUNK):
+        # Of an answer that is scored, what comes before the last token of the prompt is of no interest, nor what
+        # follows its own last token.
+        before = request.tokens if request.answer is None else request.tokens[: request.scored_from - 1]
+        scores = ids = None
+        for start in range(0, len(before), PROMPT_CHUNK):
             if request.unwanted.is_set():
-                return self.end(request, "cancelled")
-            part = torch.tensor([prompt[start : start + PROMPT_CHUNK]], device=self.device)
-            positions = torch.arange(start, start + part.shape[1], device=self.device)[None]
-            self.turn_to([request.files.adapter])
-            scores, ids = self.forward(part, positions, request.row, start + part.shape[1])
+                return self.end(request, Finished("cancelled"))
+            scores, ids = self.forward(*self.part_of(request, start, min(start + PROMPT_CHUNK, len(before))))
+        if request.answer is not None:
+            return self.score(request)
+        request.position = len(request.tokens) - 1
         self.take(request, scores[0].tolist(), ids[0].tolist())
+
+    def part_of(self, request: RowRequest, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+        """Tokens of a question as a pass takes them."""
+        tokens = torch.tensor([request.tokens[start:end]], device=self.device)
+        self.turn_to([request.files.adapter])
+        return tokens, torch.arange(start, end, device=self.device)[None], request.row, end
+
+    def score(self, request: RowRequest) -> None:
+        """How likely each token of the answer is after all before it."""
+        last = len(request.tokens) - 1
+        for start in range(request.scored_from - 1, last, SCORED_CHUNK):
+            if request.unwanted.is_set():
+                return self.end(request, Finished("cancelled"))
+            end = min(start + SCORED_CHUNK, last)
+            logits = self.logits(*self.part_of(request, start, end), keep=end - start)[0]
+            tokens = torch.tensor(request.tokens[start + 1 : end + 1], device=self.device)
+            likelihoods = logits.log_softmax(-1).gather(-1, tokens[:, None])
+            request.add(likelihoods.double().sum().item(), bool((logits.argmax(-1) == tokens).all()))
+        self.end(request, request.scored())
 
     def step(self) -> None:
         """One more token for each question that is being answered."""
         for request in self.answering:
             if request.unwanted.is_set():
-                self.end(request, "cancelled")
+                self.end(request, Finished("cancelled"))
         if not self.answering:
             return
         used = self.answering[-1].row + 1
@@ -317,21 +326,22 @@ class LoadedBase:
             if request:
                 self.take(request, row_scores, row_ids)
 
-    def take(self, request: Request, scores: list[float], ids: list[int]) -> None:
+    def take(self, request: RowRequest, scores: list[float], ids: list[int]) -> None:
         """Choose a question's next token, tell it, and end the answer where it ends."""
         if request.sampling.max_tokens <= request.count:
-            return self.end(request, "length")
+            return self.end(request, Finished("length"))
         token = ids[choose(scores, request.sampling, request.random)]
         if token in self.ends:
-            return self.end(request, "stop")
+            return self.end(request, Finished("stop"))
         request.token, request.position, request.count = token, request.position + 1, request.count + 1
-        request.events.put((request.decoder.step(self.backend, token) or "", time.perf_counter()))
+        piece = request.decoder.step(self.backend, token) or ""
+        request.events.put((piece.encode(), time.perf_counter()))
         if request.count >= request.sampling.max_tokens or request.position >= self.n_ctx:
-            self.end(request, "length")
+            self.end(request, Finished("length"))
 
-    def end(self, request: Request, outcome: str | BaseException) -> None:
-        """Tell a question why it ended and free its row."""
-        request.events.put(Finished(outcome) if isinstance(outcome, str) else outcome)
+    def end(self, request: RowRequest, outcome: Finished | Scored | BaseException) -> None:
+        """Tell a question how it ended and free its row."""
+        request.events.put(outcome)
         if request.row >= 0 and self.rows[request.row] is request:
             self.rows[request.row] = None
 
@@ -341,16 +351,15 @@ def folder_of(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-class Engine:
+class Engine(Worker):
     """Runs transformers models. `device` None takes the GPU where there is one."""
 
+    request_type = RowRequest
+
     def __init__(self, device: str | None = None) -> None:
+        super().__init__()
         self._device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
         self._base: LoadedBase | None = None
-        self._waiting: list[Request] = []
-        self._changed = threading.Condition()
-        self._worker: threading.Thread | None = None
-        self._closing = False
 
     @classmethod
     def from_environment(cls) -> Engine:
@@ -364,133 +373,38 @@ class Engine:
             return False
         return files.adapter is None or files.adapter in base.starts
 
-    def close(self) -> None:
-        """Free the memory. Answers that are being given end."""
-        with self._changed:
-            worker, self._closing = self._worker, True
-            self._changed.notify()
-        if worker:
-            worker.join()
-
-    def stream(
-        self, files: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
-    ) -> Iterator[Chunk]:
-        """See `inference.engines.Engine.stream`."""
-        started = time.perf_counter()
-        request = Request(ModelFiles(folder_of(files.base), files.adapter), list(messages), sampling)
-        self._submit(request)
-        text, count, first, latest, reason = TextStream(), 0, None, None, "cancelled"
-        try:
-            while not cancelled():
-                try:
-                    event = request.events.get(timeout=0.05)
-                except queue.Empty:
-                    continue
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Finished):
-                    reason = event.reason
-                    break
-                if isinstance(event, str):
-                    yield Chunk(waiting=event)
-                    continue
-                piece, latest = event
-                first, count = first or latest, count + 1
-                if shown := text.feed(piece.encode("utf-8")):
-                    yield Chunk(text=shown)
-        finally:
-            request.unwanted.set()
-        if rest := text.finish():
-            yield Chunk(text=rest)
-        yield Chunk(
-            figures=Figures(
-                prompt_tokens=request.prompt_tokens,
-                cached_tokens=0,
-                completion_tokens=count,
-                seconds_to_first_token=first - started if first else None,
-                tokens_per_second=(count - 1) / (latest - first) if count > 1 else None,
-                finish_reason=reason,
-                dropped_turns=request.dropped_turns,
-            )
-        )
-
-    def _submit(self, request: Request) -> None:
-        with self._changed:
-            if self._closing and self._worker:
-                raise LabError("The engine is being closed: ask again in a moment.")
-            self._waiting.append(request)
-            if self._worker is None:
-                self._closing = False
-                self._worker = threading.Thread(target=self._serve, name="pytorch-engine", daemon=True)
-                self._worker.start()
-            self._changed.notify()
-
     @torch.no_grad()
     def _serve(self) -> None:
-        """The worker: all that touches a model happens in it."""
-        while True:
-            with self._changed:
-                while not (self._closing or self._waiting or (self._base and self._base.answering)):
-                    self._changed.wait()
-                if self._closing:
-                    break
-            self._admit()
-            if self._base:
-                try:
-                    self._base.step()
-                except Exception as error:  # told to everyone whose answer it ended
-                    self._fail(self._base.answering, error)
-        with self._changed:
-            self._fail([*self._waiting, *(self._base.answering if self._base else ())], LabError(
-                "The engine was closed before the answer ended: ask again."
-            ))  # fmt: skip
-            self._waiting.clear()
-            self._drop()
-            self._worker, self._closing = None, False
+        super()._serve()
 
-    def _fail(self, requests: Sequence[Request], error: Exception) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            error = LabError("The GPU has no memory left for this answer: ask again in a moment.")
-        for request in requests:
-            if self._base:
-                self._base.end(request, error)
-            else:
-                request.events.put(error)
+    def _answering(self) -> list[RowRequest]:
+        return self._base.answering if self._base else []
 
-    def _admit(self) -> None:
-        """Begin the waiting questions, in their order, as long as there are rows and they are for one base."""
-        while True:
-            with self._changed:
-                while self._waiting and self._waiting[0].unwanted.is_set():
-                    self._waiting.pop(0)
-                base = self._base
-                busy = base is not None and bool(base.answering)
-                if not self._waiting:
-                    return
-                request = self._waiting[0]
-                if busy and (base.folder != request.files.base or None not in base.rows):
-                    for each in self._waiting:
-                        if not each.told_to_wait:
-                            each.told_to_wait = True
-                            each.events.put("waiting for another answer to end")
-                    return
-                self._waiting.pop(0)
-            try:
-                self._begin(request)
-            except Exception as error:  # told to the one whose question it was
-                self._fail([request], error)
-
-    def _begin(self, request: Request) -> None:
-        files = request.files
-        if not self.in_memory(files):
+    def _begin(self, request: RowRequest) -> bool:
+        folder, adapter = folder_of(request.files.base), request.files.adapter
+        if self._answering() and (self._base.folder != folder or None not in self._base.rows):
+            return False
+        if not self.in_memory(request.files):
             request.events.put("loading")
-        if self._base is None or self._base.folder != files.base:
+        if self._base is None or self._base.folder != folder:
             self._drop()  # before the next one is loaded: two don't fit on a small machine
-            self._base = LoadedBase(files.base, self._device, ROWS[self._device.type])
-        if files.adapter is not None and files.adapter not in self._base.starts:
-            self._base.put_on(files.adapter)
+            self._base = LoadedBase(folder, self._device, ROWS[self._device.type])
+        if adapter is not None and adapter not in self._base.starts:
+            self._base.put_on(adapter)
         request.events.put("thinking")
         self._base.begin(request)
+        return True
+
+    def _step(self) -> None:
+        self._base.step()
+
+    def _end(self, request: RowRequest, outcome: Finished | Scored | BaseException) -> None:
+        if isinstance(outcome, torch.OutOfMemoryError):
+            outcome = LabError("The GPU has no memory left for this answer: ask again in a moment.")
+        if self._base:
+            self._base.end(request, outcome)
+        else:
+            request.events.put(outcome)
 
     def _drop(self) -> None:
         self._base = None

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import openai
 
 from inference.catalog import shorten
-from inference.engines import Chunk, Figures, Message, Sampling
+from inference.engines import Chunk, Figures, Message, Sampling, Scored
 from inference.engines.text import TextStream
 from inference.errors import LabError
 from inference.validation import nearest
@@ -239,6 +239,10 @@ class Engine:
         if failure:
             raise failure
         yield Chunk(figures=question.figures(stopped))
+
+    def score(self, model: str, messages: Sequence[Message], answer: str) -> Scored:
+        """Raises LabError: OpenAI's chat API tells no probabilities of a given answer."""
+        raise LabError(f"{self.host} can't score answers: run the model here, with ENGINE=llamacpp or pytorch.")
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         with self._lock:
