@@ -25,7 +25,7 @@ ONE_EPOCH = EMOJI.with_name("nano-emoji-1-epoch")
 class Served:
     """An engine, the embedded models as it takes them, and files that it must refuse, each by a word of its sentence.
 
-    `steps` counts the passes of one token, where the engine answers several questions in one; `keeps` tells whether it
+    `steps` counts the passes of one token since the base was loaded, where that can be seen; `keeps` tells whether it
     knows what it has in memory.
     """
 
@@ -59,7 +59,7 @@ def llamacpp() -> Iterator[Served]:
 
     engine = Engine(threads=1)
     files = [ModelFiles(base, adapter and adapter / "adapter-f16.gguf") for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken)
+    yield Served(engine, *files, broken, lambda: engine._bases[base].steps)
     engine.close()
 
 
@@ -271,14 +271,13 @@ def test_broken_files_are_named_and_the_next_question_works(served, tmp_path):
 def test_questions_to_two_adapters_and_the_base_at_once_are_all_answered(served):
     models = [served.base, served.emoji, served.one_epoch, served.emoji]
     questions = [(models[i % 4], QUESTIONS[i % len(QUESTIONS)]) for i in range(8)]
+    served.engine.close()
     alone = [ask(served.engine, *question) for question in questions]
-    before = served.steps() if served.steps else 0
+    before = served.steps()
     with ThreadPoolExecutor(len(questions)) as visitors:
         together = list(visitors.map(lambda question: ask(served.engine, *question), questions))
     assert [answer for answer, _ in together] == [answer for answer, _ in alone]
-    if served.steps:
-        # One after the other, each token but the first takes a step, and the end of an answer one more.
-        assert served.steps() - before < sum(figures.completion_tokens for _, figures in alone) / 2
+    assert served.steps() - before < before * 2 / 3
 
 
 def test_closed_engine_opens_again(served):

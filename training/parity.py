@@ -147,7 +147,7 @@ def answer(model: PreTrainedModel, messages: list[Message], prompt: list[int]) -
 
 def logits_of(base: LoadedBase, tokens: list[int]) -> torch.Tensor:
     """llama.cpp's logits after each of the tokens, float32 (tokens, vocabulary)."""
-    base.keep(0)
+    base.clear()
     size = cpp.llama_vocab_n_tokens(base.vocab)
     rows = []
     for start in range(0, len(tokens), PROMPT_BATCH):

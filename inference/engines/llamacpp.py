@@ -1,215 +1,58 @@
-"""The llama.cpp engine: one base GGUF in memory, LoRA adapters loaded once each and swapped on its context.
+"""The llama.cpp engine: base GGUFs in memory, as many as fit, and LoRA adapters swapped on their contexts.
 
-It uses the low-level bindings of llama-cpp-python, since the high-level class takes an adapter only when it is made. A
-question to another adapter costs no reload; what the KV cache holds is reused for the longest shared prefix as long
-as the adapter stays. One question is answered at a time, the others wait for their turn.
+Questions are answered together: each has a sequence of its base's context, they join and leave between two tokens, and
+those under one adapter get their next token in one pass. An adapter applies to a whole context, so it is switched
+between the passes; a prompt is read in parts between them. A question that nobody else disturbs computes what it would
+alone. What the KV cache holds is reused for the longest shared prefix as long as the adapter is the same.
+
+How a model, its cache and its adapters lie in memory is left to `gguf`, the thread to `requests`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp.llama_cpp as cpp
+import numpy as np
+import psutil
 
-from inference.engines import Chunk, Figures, Message, ModelFiles, Sampling
-from inference.engines.chat import ChatTemplate, fit
-from inference.engines.text import TextStream
+from inference.engines import ModelFiles, Sampling, Scored
+from inference.engines.gguf import MAX_CONTEXT, PROMPT_BATCH, CachedSequence, LoadedBase, Log, memory_needed
+from inference.engines.requests import WAITING, Finished, Request, Worker
 from inference.errors import LabError
 
-MAX_CONTEXT = 4096  # tokens; a 1B's KV cache takes 32 KB a token in f16, so this many take 134 MB
-PROMPT_BATCH = 512  # tokens decoded at once; llama.cpp's own default
+SHARED_BATCH = 128  # tokens of a prompt read at once while others are answered: fewer, so that they wait less
+SCORED_BATCH = 64  # tokens whose logits are in memory at once when an answer is scored: 33 MB for 128,000 of them
+EXPECTED = 512  # tokens of an answer for which there must be room when it begins
+IDLE_CELLS = 1024  # kept for conversations but the latest: each cell in use costs every token, these some 2 % on a 1B
+ADAPTER_SHARE = 0.1  # of the memory; adapters beyond leave. With 16 GB there is room for 70 of a 1B's with r 16
 TOP_K = 40  # llama.cpp's own default: sorting 128,000 candidates for top-p would cost more than it changes
-WARNING_AND_ERROR = (3, 4)  # GGML_LOG_LEVEL_WARN and _ERROR in ggml.h
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: draw one
 
 
-class Log:
-    """What llama.cpp says while it loads; it writes to its log what it does not return."""
+@dataclass(eq=False)
+class Question(Request):
+    """A question, and where it stands: `tokens` grows with its answer, `sequence` has those that have been read. It may
+    count on `room` cells of the cache. `turn` is when it last read a part of its prompt, greater is later."""
 
-    def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=20)
-        self._callback = cpp.llama_log_callback(self._take)  # kept: ctypes does not
-        cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+    base_bytes: int = 0
+    sequence: CachedSequence | None = None
+    sampler: object = None
+    room: int = 0
+    turn: int = 0
 
-    def _take(self, level: int, text: bytes, _: object) -> None:
-        if level in WARNING_AND_ERROR:
-            self.lines.append(text.decode("utf-8", "replace").strip())
+    @property
+    def unread(self) -> int:
+        """How many tokens are to be read before the next one can be chosen, or the score is known."""
+        return len(self.tokens) - len(self.sequence.cached) - (self.answer is not None)
 
-    def clear(self) -> None:
-        """Forget what was said."""
-        self.lines.clear()
-
-    def reason(self) -> str:
-        """The first complaint since `clear`, without the function names before it."""
-        complaints = [line for line in self.lines if line.strip(".")]
-        return complaints[0].rpartition(": ")[2].rstrip(".") if complaints else "no reason given"
-
-
-def has_amx() -> bool:
-    """Whether the CPU has Intel's matrix tiles: llama.cpp crashes on some that do (its issue 20824), and can be kept
-    from using them only together with its other repacked weights."""
-    try:
-        return "amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-
-
-def check_gguf(path: Path) -> None:
-    """Refuse what is no GGUF file before llama.cpp sees it."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise LabError(f"{path.name} can't be read ({error.strerror}): fetch or export it again.") from error
-    if magic != b"GGUF":
-        raise LabError(f"{path.name} is not a GGUF file: fetch or export it again.")
-
-
-class LoadedBase:
-    """A base model, its context, and the adapters that have been put on it."""
-
-    def __init__(self, path: Path, threads: int, log: Log) -> None:
-        check_gguf(path)
-        self.path = path
-        self._log = log
-        log.clear()
-        model_params = cpp.llama_model_default_params()
-        model_params.use_extra_bufts = not has_amx()
-        self.model = cpp.llama_model_load_from_file(str(path).encode(), model_params)
-        if not self.model:
-            raise LabError(f"{path.name} can't be loaded ({log.reason()}): fetch or export it again.")
-        params = cpp.llama_context_default_params()
-        params.n_ctx = min(cpp.llama_model_n_ctx_train(self.model), MAX_CONTEXT)
-        params.n_batch = params.n_ubatch = min(PROMPT_BATCH, params.n_ctx)
-        params.n_threads = params.n_threads_batch = threads
-        params.no_perf = True
-        self.context = cpp.llama_init_from_model(self.model, params)
-        if not self.context:
-            cpp.llama_model_free(self.model)
-            raise LabError(f"{path.name} needs more memory than there is: choose a smaller model.")
-        self.n_ctx = cpp.llama_n_ctx(self.context)
-        self.vocab = cpp.llama_model_get_vocab(self.model)
-        self.memory = cpp.llama_get_memory(self.context)
-        self.adapters: dict[Path, object] = {}
-        self.adapter: Path | None = None
-        self.cached: list[int] = []  # the tokens in the KV cache, computed under self.adapter
-        self._piece = ctypes.create_string_buffer(256)
-        try:
-            self.template = self._chat_template()
-        except LabError:
-            self.close()
-            raise
-
-    def _chat_template(self) -> ChatTemplate:
-        source = cpp.llama_model_chat_template(self.model, None)
-        if not source:
-            raise LabError(f"{self.path.name} has no chat template: use the GGUF of an instruct model.")
-        ids = range(cpp.llama_vocab_n_tokens(self.vocab))
-        special = {self.spelling(i): i for i in ids if cpp.llama_vocab_is_control(self.vocab, i)}
-        bos, eos = cpp.llama_vocab_bos(self.vocab), cpp.llama_vocab_eos(self.vocab)
-        return ChatTemplate(
-            source.decode("utf-8"),
-            special,
-            self.tokenize,
-            self.spelling(bos) if bos >= 0 else "",
-            self.spelling(eos) if eos >= 0 else "",
-        )
-
-    def spelling(self, token: int) -> str:
-        """A special token as it is written."""
-        return self.piece(token, special=True).decode("utf-8", "replace")
-
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """A token's bytes; none for a special token unless asked for."""
-        length = cpp.llama_token_to_piece(self.vocab, token, self._piece, len(self._piece), 0, special)
-        if length < 0:
-            self._piece = ctypes.create_string_buffer(-length)
-            return self.piece(token, special)
-        return self._piece.raw[:length]
-
-    def tokenize(self, text: str) -> list[int]:
-        """The ids of plain text: nothing is added, nothing in it is special."""
-        data = text.encode("utf-8")
-        ids = (cpp.llama_token * (len(data) + 1))()
-        count = cpp.llama_tokenize(self.vocab, data, len(data), ids, len(ids), False, False)
-        return list(ids[:count])
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's ids, with exactly one BOS where the model wants one."""
-        tokens = self.template.encode(messages)
-        bos = cpp.llama_vocab_bos(self.vocab)
-        while tokens[:1] == [bos]:
-            tokens = tokens[1:]
-        return [bos, *tokens] if bos >= 0 and cpp.llama_vocab_get_add_bos(self.vocab) else tokens
-
-    def use(self, adapter: Path | None) -> None:
-        """Put `adapter` (None: none) on the context. The cache of another adapter is worth nothing under this one."""
-        if adapter is not None and adapter not in self.adapters:
-            check_gguf(adapter)
-            self._log.clear()
-            loaded = cpp.llama_adapter_lora_init(self.model, str(adapter).encode())
-            if not loaded:
-                raise LabError(
-                    f"The adapter {adapter.parent.name}/{adapter.name} doesn't fit the base {self.path.name} "
-                    f"({self._log.reason()}): choose the base it was trained on."
-                )
-            self.adapters[adapter] = loaded
-        if adapter == self.adapter:
-            return
-        if adapter is None:
-            cpp.llama_set_adapters_lora(self.context, None, 0, None)
-        else:
-            pointers = (cpp.llama_adapter_lora_p_ctypes * 1)(self.adapters[adapter])
-            cpp.llama_set_adapters_lora(self.context, pointers, 1, (ctypes.c_float * 1)(1.0))
-        self.adapter = adapter
-        self.keep(0)
-
-    def keep(self, count: int) -> None:
-        """Forget all but the first `count` tokens of the cache."""
-        if not cpp.llama_memory_seq_rm(self.memory, 0, count, -1):
-            cpp.llama_memory_clear(self.memory, True)
-            count = 0
-        del self.cached[count:]
-
-    def decode(self, tokens: list[int]) -> bool:
-        """Run `tokens` (at most PROMPT_BATCH) through the model after what is cached; False where it was aborted."""
-        ids = (cpp.llama_token * len(tokens))(*tokens)  # the batch points into it
-        code = cpp.llama_decode(self.context, cpp.llama_batch_get_one(ids, len(ids)))
-        if code == 0:
-            self.cached += tokens
-            return True
-        self.keep(len(self.cached))
-        if code == 2:
-            return False
-        raise LabError(f"{self.path.name} failed to compute an answer (llama.cpp's code {code}): ask again.")
-
-    def read_prompt(self, tokens: list[int], cancelled: Callable[[], bool]) -> tuple[int, bool]:
-        """Bring the prompt into the cache. Returns how many tokens of it were there, and whether it was read to its
-        end (or cancelled)."""
-        shared = next((i for i, (a, b) in enumerate(zip(self.cached, tokens, strict=False)) if a != b), None)
-        shared = min(len(self.cached), len(tokens)) if shared is None else shared
-        self.keep(min(shared, len(tokens) - 1))  # the last one is decoded anew: its logits are needed
-        reused = len(self.cached)
-        rest = tokens[reused:]
-        # Set while the prompt is read only: llama.cpp asks it before each operation, which generation would feel.
-        abort = cpp.ggml_abort_callback(lambda _: cancelled())
-        cpp.llama_set_abort_callback(self.context, abort, None)
-        try:
-            parts = (rest[i : i + PROMPT_BATCH] for i in range(0, len(rest), PROMPT_BATCH))
-            return reused, all(self.decode(part) for part in parts)
-        finally:
-            cpp.llama_set_abort_callback(self.context, cpp.ggml_abort_callback(), None)
-
-    def close(self) -> None:
-        """Free the memory; adapters go with their model."""
-        cpp.llama_free(self.context)
-        cpp.llama_model_free(self.model)
+    @property
+    def generating(self) -> bool:
+        """Whether one token is read for the next."""
+        return self.answer is None and self.unread == 1
 
 
 def make_sampler(sampling: Sampling) -> object:
@@ -229,15 +72,178 @@ def make_sampler(sampling: Sampling) -> object:
     return chain
 
 
-class Engine:
-    """Runs GGUF models on the CPU. `threads` None takes every core this process may use."""
+class AnsweringBase(LoadedBase):
+    """A base in memory and the questions it is answering, the one that began first at the front."""
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int, log: Log, size: int) -> None:
+        super().__init__(path, threads, log)
+        self.size = size
+        self.answering: list[Question] = []
+        self.paused: list[Question] = []  # had to make way; for the engine to begin again
+        self.steps = 0  # passes of one token so far
+        self._clock = 0
+
+    def begin(self, question: Question) -> bool:
+        """Give a question a sequence; False where there is none free, or too little room beside the others."""
+        if not question.tokens:
+            question.encode(self.encode, self.is_end, self.n_ctx)
+            question.room = min(self.n_ctx, len(question.tokens) + min(question.sampling.max_tokens, EXPECTED))
+        taken = sum(max(other.room, len(other.tokens)) for other in self.answering)
+        free = [sequence for sequence in self.sequences if sequence.free]
+        if self.answering and (not free or taken + question.room > MAX_CONTEXT):
+            return False
+        # The logits after this one are needed: it is decoded anew.
+        last = (question.scored_from or len(question.tokens)) - 1
+        before, adapter = question.tokens[:last], question.files.adapter
+        sequence = max(free, key=lambda each: each.shared(before, adapter))
+        if 2 * sequence.shared(before, adapter) < len(sequence.cached):  # most of it is another conversation's
+            sequence = min(free, key=lambda each: each.used)
+        self.keep(sequence, sequence.shared(before, adapter))
+        sequence.free, sequence.adapter = False, adapter
+        question.sequence, question.turn = sequence, self._tick()
+        if not question.count:
+            question.cached_tokens = len(sequence.cached)
+        if question.answer is None and question.sampler is None:
+            question.sampler = make_sampler(question.sampling)
+        self.answering.append(question)
+        return True
+
+    def step(self) -> None:
+        """The next token of each answer, and a part of the prompt that has waited longest."""
+        for question in list(self.answering):
+            if question.unwanted.is_set():
+                self.end(question, Finished("cancelled"))
+        # The adapter that is on the context comes first: two take turns with one switch each.
+        adapters = dict.fromkeys(question.files.adapter for question in self.answering)
+        for adapter in sorted(adapters, key=lambda each: each != self.adapter):
+            self._next_tokens(adapter)
+        readers = [question for question in self.answering if not question.generating]
+        if readers:
+            self._read(min(readers, key=lambda question: question.turn))
+
+    def _next_tokens(self, adapter: Path | None) -> None:
+        def group() -> list[Question]:
+            return [each for each in self.answering if each.generating and each.files.adapter == adapter]
+
+        while not self._make_room(len(group())):
+            self._pause(self.answering[-1])
+        if questions := group():
+            self.use(adapter)
+            self.decode([(question.sequence, question.tokens[-1:]) for question in questions])
+            self.steps += 1
+            for place, question in enumerate(questions):
+                self._take(question, place)
+
+    def _read(self, question: Question) -> None:
+        """Read the next part of a prompt, or of an answer that is scored."""
+        start, end = len(question.sequence.cached), len(question.tokens)
+        size = PROMPT_BATCH if len(self.answering) == 1 else SHARED_BATCH
+        scoring = question.answer is not None and start >= question.scored_from - 1
+        if question.answer is not None:
+            end = end - 1 if scoring else question.scored_from - 1
+        part = question.tokens[start : min(end, start + (SCORED_BATCH if scoring else size))]
+        while not self._make_room(len(part)):
+            self._pause(self.answering[-1])
+            if question.sequence is None:
+                return
+        self.use(question.files.adapter)
+        with self.aborting(question.unwanted.is_set):
+            done = self.decode([(question.sequence, part)], every=scoring)
+        question.turn = self._tick()
+        if not done:
+            return self.end(question, Finished("cancelled"))
+        if scoring:
+            self._add_scores(question, start, len(part))
+        if question.unread == 0:
+            if question.answer is None:
+                self._take(question, len(part) - 1)
+            else:
+                self.end(question, question.scored())
+
+    def _add_scores(self, question: Question, start: int, count: int) -> None:
+        """Count the tokens after the `count` from `start` on, which have just been decoded."""
+        tokens = np.array(question.tokens[start + 1 : start + 1 + count])
+        logits = self.logits(count)
+        best = logits.max(-1)
+        given = logits[np.arange(count), tokens]
+        sums = np.exp(logits - best[:, None]).sum(-1, dtype=np.float64)
+        question.add(float((given - best - np.log(sums)).sum()), bool((logits.argmax(-1) == tokens).all()))
+
+    def _take(self, question: Question, place: int) -> None:
+        """Choose the next token by the logits at `place` of the batch, tell it, and end the answer where it ends."""
+        if question.count >= question.sampling.max_tokens:
+            return self.end(question, Finished("length"))
+        token = cpp.llama_sampler_sample(question.sampler, self.context, place)
+        if self.is_end(token):
+            return self.end(question, Finished("stop"))
+        question.tokens.append(token)
+        question.count += 1
+        question.events.put((self.piece(token), time.perf_counter()))
+        if question.count >= question.sampling.max_tokens or len(question.tokens) > self.n_ctx:
+            self.end(question, Finished("length"))
+
+    def _make_room(self, count: int) -> bool:
+        """Whether `count` more tokens fit into the cache; conversations that nobody is answered in make way."""
+        held = sum(len(sequence.cached) for sequence in self.sequences)
+        for sequence in sorted((each for each in self.sequences if each.free), key=lambda each: each.used):
+            if held + count <= MAX_CONTEXT:
+                break
+            held -= len(sequence.cached)
+            self.keep(sequence, 0)
+        return held + count <= MAX_CONTEXT
+
+    def _pause(self, question: Question) -> None:
+        """Take its cells for those who came before; it reads all of it again when there is room to its end."""
+        self._release(question)
+        remaining = question.sampling.max_tokens - question.count
+        question.room = min(self.n_ctx, len(question.tokens) + remaining)
+        question.log_likelihood, question.greedy = 0.0, True
+        question.events.put(WAITING)
+        self.paused.append(question)
+
+    def end(self, question: Question, outcome: Finished | Scored | BaseException) -> None:
+        """Tell a question how it ended and free what it held; old conversations beyond IDLE_CELLS are forgotten."""
+        free_sampler(question)
+        if question.sequence:
+            self._release(question)
+            idle = sorted((each for each in self.sequences if each.free), key=lambda each: -each.used)
+            held = 0
+            for sequence in idle[1:]:
+                held += len(sequence.cached)
+                if held > IDLE_CELLS:
+                    self.keep(sequence, 0)
+        question.events.put(outcome)
+
+    def _release(self, question: Question) -> None:
+        question.sequence.free, question.sequence.used = True, self._tick()
+        question.sequence = None
+        self.answering.remove(question)
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+
+def free_sampler(question: Question) -> None:
+    """Free the memory of its sampler, which belongs to no model."""
+    if question.sampler:
+        cpp.llama_sampler_free(question.sampler)
+        question.sampler = None
+
+
+class Engine(Worker):
+    """Runs GGUF models on the CPU. `threads` None takes every core this process may use, `memory` None what is free:
+    else bases and adapters may take so many bytes."""
+
+    request_type = Question
+
+    def __init__(self, threads: int | None = None, memory: int | None = None) -> None:
+        super().__init__()
         self._threads = threads or len(os.sched_getaffinity(0))
+        self._memory = memory
         self._log = Log()
         cpp.llama_backend_init()
-        self._base: LoadedBase | None = None
-        self._lock = threading.Lock()
+        self._bases: dict[Path, AnsweringBase] = {}  # least recently used first
 
     @classmethod
     def from_environment(cls) -> Engine:
@@ -246,89 +252,85 @@ class Engine:
 
     def in_memory(self, files: ModelFiles) -> bool:
         """Whether answering would load nothing."""
-        base = self._base
-        if base is None or base.path != files.base:
-            return False
-        return files.adapter is None or files.adapter in base.adapters
+        base = self._bases.get(files.base)
+        return base is not None and (files.adapter is None or files.adapter in base.adapters)
 
-    def close(self) -> None:
-        """Free the memory."""
-        with self._lock:
-            self._drop()
+    def _loaded(self) -> list[AnsweringBase]:
+        return list(self._bases.values())
+
+    def _begin(self, question: Question) -> bool:
+        path, adapter = question.files.base, question.files.adapter
+        base = self._bases.get(path)
+        if base is None and not self._room_for(question):
+            return False
+        if not self.in_memory(question.files):
+            question.events.put("loading")
+        base = base or AnsweringBase(path, self._threads, self._log, question.base_bytes)
+        self._bases.pop(path, None)
+        self._bases[path] = base
+        if adapter is not None:
+            base.load(adapter)
+            self._forget_adapters(adapter)
+        if not base.begin(question):
+            return False
+        question.events.put("thinking")
+        return True
+
+    def _holds_up(self, earlier: Question, later: Question) -> bool:
+        """One that waits for a base to be loaded holds up all, so that those in memory come to an end."""
+        return earlier.files.base not in self._bases or earlier.files.base == later.files.base
+
+    def _after_step(self, base: AnsweringBase) -> None:
+        with self._changed:
+            self._waiting[:0] = base.paused
+        base.paused.clear()
+
+    def _room_for(self, question: Question) -> bool:
+        """Whether there is memory for a question's base, now that others that answer nobody have made way. Raises
+        LabError where there never is."""
+        path = question.files.base
+        question.base_bytes = need = question.base_bytes or memory_needed(path, self._log)
+        most = self._free() + sum(base.size for base in self._loaded())
+        if need > most:
+            raise LabError(
+                f"{path.name} needs about {need / 1e9:.2g} GB of memory and {max(0, most) / 1e9:.2g} are free: choose "
+                "a smaller model."
+            )
+        while self._free() < need:
+            idle = next((base for base in self._loaded() if not base.answering), None)
+            if idle is None:
+                return False
+            del self._bases[idle.path]
+            idle.close()
+        return True
+
+    def _free(self) -> int:
+        """Bytes for more bases. A base's file is mapped into memory, which the system counts as available all the same:
+        what this process has mapped is taken off."""
+        free = psutil.virtual_memory().available - psutil.Process().memory_info().shared
+        return free if self._memory is None else min(free, self._memory - sum(base.size for base in self._loaded()))
+
+    def _forget_adapters(self, but: Path) -> None:
+        """Free the least recently used adapters beyond ADAPTER_SHARE, none that is in use."""
+        most = ADAPTER_SHARE * (self._memory or psutil.virtual_memory().total)
+        held = sum(adapter.size for base in self._loaded() for adapter in base.adapters.values())
+        for base in self._loaded():
+            in_use = {question.files.adapter for question in base.answering} | {but}
+            for path in [path for path in base.adapters if path not in in_use]:
+                if held <= most:
+                    return
+                held -= base.adapters[path].size
+                base.unload(path)
+
+    def _end(self, question: Question, outcome: Finished | Scored | BaseException) -> None:
+        base = self._bases.get(question.files.base)
+        if base:
+            base.end(question, outcome)
+        else:
+            free_sampler(question)
+            question.events.put(outcome)
 
     def _drop(self) -> None:
-        if self._base is not None:
-            base, self._base = self._base, None
+        for base in self._loaded():
             base.close()
-
-    def _load(self, path: Path) -> LoadedBase:
-        if self._base is None or self._base.path != path:
-            self._drop()  # before the next one is loaded: two don't fit on a small machine
-            self._base = LoadedBase(path, self._threads, self._log)
-        return self._base
-
-    def stream(
-        self, files: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
-    ) -> Iterator[Chunk]:
-        """See `inference.engines.Engine.stream`."""
-        started = time.perf_counter()
-        while not self._lock.acquire(timeout=0.2):
-            if cancelled():
-                yield Chunk(figures=Figures(0, 0, 0, None, None, "cancelled"))
-                return
-            yield Chunk(waiting="waiting for another answer to end")
-        try:
-            if not self.in_memory(files):
-                yield Chunk(waiting="loading")
-            base = self._load(files.base)
-            base.use(files.adapter)
-            yield Chunk(waiting="thinking")
-            yield from self._answer(base, messages, sampling, cancelled, started)
-        finally:
-            self._lock.release()
-
-    def _answer(
-        self,
-        base: LoadedBase,
-        messages: Sequence[Message],
-        sampling: Sampling,
-        cancelled: Callable[[], bool],
-        started: float,
-    ) -> Iterator[Chunk]:
-        room = min(sampling.max_tokens, base.n_ctx // 4)  # at least so much is left for the answer
-        prompt, dropped = fit(messages, base.encode, base.n_ctx - room)
-        reused, read = base.read_prompt(prompt, cancelled)
-        text = TextStream()
-        count, first, latest, reason = 0, None, None, "length"
-        sampler = make_sampler(sampling)
-        try:
-            while read and count < sampling.max_tokens:
-                token = cpp.llama_sampler_sample(sampler, base.context, -1)
-                if cpp.llama_vocab_is_eog(base.vocab, token):
-                    reason = "stop"
-                    break
-                latest = time.perf_counter()
-                first = first or latest
-                count += 1
-                if shown := text.feed(base.piece(token)):
-                    yield Chunk(text=shown)
-                if cancelled():
-                    reason = "cancelled"
-                    break
-                if len(base.cached) >= base.n_ctx or not base.decode([token]):
-                    break
-        finally:
-            cpp.llama_sampler_free(sampler)
-        if rest := text.finish():
-            yield Chunk(text=rest)
-        yield Chunk(
-            figures=Figures(
-                prompt_tokens=len(prompt),
-                cached_tokens=reused,
-                completion_tokens=count,
-                seconds_to_first_token=first - started if first else None,
-                tokens_per_second=(count - 1) / (latest - first) if count > 1 else None,
-                finish_reason=reason if read else "cancelled",
-                dropped_turns=dropped,
-            )
-        )
+        self._bases.clear()

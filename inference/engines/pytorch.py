@@ -377,8 +377,8 @@ class Engine(Worker):
     def _serve(self) -> None:
         super()._serve()
 
-    def _answering(self) -> list[RowRequest]:
-        return self._base.answering if self._base else []
+    def _loaded(self) -> list[LoadedBase]:
+        return [self._base] if self._base else []
 
     def _begin(self, request: RowRequest) -> bool:
         folder, adapter = folder_of(request.files.base), request.files.adapter
@@ -394,9 +394,6 @@ class Engine(Worker):
         request.events.put("thinking")
         self._base.begin(request)
         return True
-
-    def _step(self) -> None:
-        self._base.step()
 
     def _end(self, request: RowRequest, outcome: Finished | Scored | BaseException) -> None:
         if isinstance(outcome, torch.OutOfMemoryError):

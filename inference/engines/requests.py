@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from inference.engines import Chunk, Figures, Message, ModelFiles, Sampling, Scored
 from inference.engines.chat import fit
@@ -143,6 +143,15 @@ def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
     )
 
 
+class Base(Protocol):
+    """A base in memory."""
+
+    answering: Sequence[Request]
+
+    def step(self) -> None:
+        """A little more for each question that it is answering."""
+
+
 class Worker(ABC):
     """Takes questions in and answers them in one thread, which starts with the first and ends with `close`."""
 
@@ -155,16 +164,12 @@ class Worker(ABC):
         self._closing = False
 
     @abstractmethod
-    def _answering(self) -> Collection[Request]:
-        """The questions that are being answered."""
+    def _loaded(self) -> Sequence[Base]:
+        """The bases that are in memory."""
 
     @abstractmethod
     def _begin(self, request: Request) -> bool:
         """Begin to answer; False where it has to wait for other answers to end."""
-
-    @abstractmethod
-    def _step(self) -> None:
-        """A little more for all that are being answered."""
 
     @abstractmethod
     def _end(self, request: Request, outcome: Finished | Scored | BaseException) -> None:
@@ -221,17 +226,25 @@ class Worker(ABC):
                 if self._closing:
                     break
             self._admit()
-            if self._answering():
-                try:
-                    self._step()
-                except Exception as error:  # told to everyone whose answer it ended
-                    self._fail(self._answering(), error)
+            for base in self._loaded():
+                if base.answering:
+                    try:
+                        base.step()
+                    except Exception as error:  # told to everyone whose answer it ended
+                        self._fail(base.answering, error)
+                    self._after_step(base)
         with self._changed:
             closed = LabError("The engine was closed before the answer ended: ask again.")
             self._fail([*self._waiting, *self._answering()], closed)
             self._waiting.clear()
             self._drop()
             self._thread, self._closing = None, False
+
+    def _answering(self) -> list[Request]:
+        return [request for base in self._loaded() for request in base.answering]
+
+    def _after_step(self, base: Base) -> None:
+        """What an engine has to do then."""
 
     def _admit(self) -> None:
         """Begin the waiting questions, in their order; those that can't begin yet are told so."""
