@@ -1,4 +1,4 @@
-"""A GGUF model in memory: its context, the sequences in its KV cache, and the LoRA adapters that have been loaded for it.
+"""A GGUF model in memory: its context, the sequences in its KV cache, and the LoRA adapters that were loaded for it.
 
 It uses the low-level bindings of llama-cpp-python, since the high-level class takes an adapter only when it is made.
 All sequences share one pool of cells; an adapter applies to the whole context, so what is decoded at once is under one.
@@ -91,8 +91,9 @@ def memory_needed(path: Path, log: Log) -> int:
 
     def value(key: str) -> int:
         """The largest number of a key, which some models give layer by layer; 0 where there is none."""
-        length = cpp.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer))
-        return max(map(int, re.findall(r"\d+", buffer.value.decode("utf-8", "replace"))), default=0) if length > 0 else 0
+        if cpp.llama_model_meta_val_str(model, key.encode(), buffer, len(buffer)) < 0:
+            return 0
+        return max(map(int, re.findall(rb"\d+", buffer.value)), default=0)
 
     try:
         cpp.llama_model_meta_val_str(model, b"general.architecture", buffer, len(buffer))

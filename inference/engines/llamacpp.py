@@ -73,24 +73,34 @@ def make_sampler(sampling: Sampling) -> object:
 
 
 class AnsweringBase(LoadedBase):
-    """A base in memory and the questions it is answering, the one that began first at the front."""
+    """A base in memory and the questions it is answering: those that have a sequence, the one that began first at the
+    front, and those that had to give theirs up for a while."""
 
     def __init__(self, path: Path, threads: int, log: Log, size: int) -> None:
         super().__init__(path, threads, log)
         self.size = size
-        self.answering: list[Question] = []
-        self.paused: list[Question] = []  # had to make way; for the engine to begin again
+        self.active: list[Question] = []
+        self.paused: list[Question] = []
         self.steps = 0  # passes of one token so far
         self._clock = 0
 
+    @property
+    def answering(self) -> list[Question]:
+        """All questions that have begun."""
+        return [*self.active, *self.paused]
+
     def begin(self, question: Question) -> bool:
-        """Give a question a sequence; False where there is none free, or too little room beside the others."""
+        """Take a question in; False where no sequence is free, or too little room beside the others."""
         if not question.tokens:
             question.encode(self.encode, self.is_end, self.n_ctx)
             question.room = min(self.n_ctx, len(question.tokens) + min(question.sampling.max_tokens, EXPECTED))
-        taken = sum(max(other.room, len(other.tokens)) for other in self.answering)
+        return not self.paused and self._enter(question)
+
+    def _enter(self, question: Question) -> bool:
+        """Give a question a sequence, the one that holds most of its prompt, and room for it."""
+        taken = sum(max(other.room, len(other.tokens)) for other in self.active)
         free = [sequence for sequence in self.sequences if sequence.free]
-        if self.answering and (not free or taken + question.room > MAX_CONTEXT):
+        if self.active and (not free or taken + question.room > MAX_CONTEXT):
             return False
         # The logits after this one are needed: it is decoded anew.
         last = (question.scored_from or len(question.tokens)) - 1
@@ -105,7 +115,7 @@ class AnsweringBase(LoadedBase):
             question.cached_tokens = len(sequence.cached)
         if question.answer is None and question.sampler is None:
             question.sampler = make_sampler(question.sampling)
-        self.answering.append(question)
+        self.active.append(question)
         return True
 
     def step(self) -> None:
@@ -113,20 +123,22 @@ class AnsweringBase(LoadedBase):
         for question in list(self.answering):
             if question.unwanted.is_set():
                 self.end(question, Finished("cancelled"))
+        while self.paused and self._enter(self.paused[0]):
+            del self.paused[0]
         # The adapter that is on the context comes first: two take turns with one switch each.
-        adapters = dict.fromkeys(question.files.adapter for question in self.answering)
+        adapters = dict.fromkeys(question.files.adapter for question in self.active)
         for adapter in sorted(adapters, key=lambda each: each != self.adapter):
             self._next_tokens(adapter)
-        readers = [question for question in self.answering if not question.generating]
+        readers = [question for question in self.active if not question.generating]
         if readers:
             self._read(min(readers, key=lambda question: question.turn))
 
     def _next_tokens(self, adapter: Path | None) -> None:
         def group() -> list[Question]:
-            return [each for each in self.answering if each.generating and each.files.adapter == adapter]
+            return [each for each in self.active if each.generating and each.files.adapter == adapter]
 
         while not self._make_room(len(group())):
-            self._pause(self.answering[-1])
+            self._pause(self.active[-1])
         if questions := group():
             self.use(adapter)
             self.decode([(question.sequence, question.tokens[-1:]) for question in questions])
@@ -137,13 +149,13 @@ class AnsweringBase(LoadedBase):
     def _read(self, question: Question) -> None:
         """Read the next part of a prompt, or of an answer that is scored."""
         start, end = len(question.sequence.cached), len(question.tokens)
-        size = PROMPT_BATCH if len(self.answering) == 1 else SHARED_BATCH
+        size = PROMPT_BATCH if len(self.active) == 1 else SHARED_BATCH
         scoring = question.answer is not None and start >= question.scored_from - 1
         if question.answer is not None:
             end = end - 1 if scoring else question.scored_from - 1
         part = question.tokens[start : min(end, start + (SCORED_BATCH if scoring else size))]
         while not self._make_room(len(part)):
-            self._pause(self.answering[-1])
+            self._pause(self.active[-1])
             if question.sequence is None:
                 return
         self.use(question.files.adapter)
@@ -212,12 +224,14 @@ class AnsweringBase(LoadedBase):
                 held += len(sequence.cached)
                 if held > IDLE_CELLS:
                     self.keep(sequence, 0)
+        elif question in self.paused:
+            self.paused.remove(question)
         question.events.put(outcome)
 
     def _release(self, question: Question) -> None:
         question.sequence.free, question.sequence.used = True, self._tick()
         question.sequence = None
-        self.answering.remove(question)
+        self.active.remove(question)
 
     def _tick(self) -> int:
         self._clock += 1
@@ -279,11 +293,6 @@ class Engine(Worker):
     def _holds_up(self, earlier: Question, later: Question) -> bool:
         """One that waits for a base to be loaded holds up all, so that those in memory come to an end."""
         return earlier.files.base not in self._bases or earlier.files.base == later.files.base
-
-    def _after_step(self, base: AnsweringBase) -> None:
-        with self._changed:
-            self._waiting[:0] = base.paused
-        base.paused.clear()
 
     def _room_for(self, question: Question) -> bool:
         """Whether there is memory for a question's base, now that others that answer nobody have made way. Raises

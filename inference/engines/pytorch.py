@@ -262,7 +262,7 @@ class LoadedBase:
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best TOP_K scores of what follows each row's last token, and their ids: (rows, TOP_K) both, best first."""
+        """The best TOP_K scores after each row's last token, and their ids: (rows, TOP_K) both, best first."""
         logits = self.logits(tokens, positions, first, window)[:, -1]
         return logits.topk(min(TOP_K, logits.shape[-1]))
 

@@ -232,7 +232,6 @@ class Worker(ABC):
                         base.step()
                     except Exception as error:  # told to everyone whose answer it ended
                         self._fail(base.answering, error)
-                    self._after_step(base)
         with self._changed:
             closed = LabError("The engine was closed before the answer ended: ask again.")
             self._fail([*self._waiting, *self._answering()], closed)
@@ -242,9 +241,6 @@ class Worker(ABC):
 
     def _answering(self) -> list[Request]:
         return [request for base in self._loaded() for request in base.answering]
-
-    def _after_step(self, base: Base) -> None:
-        """What an engine has to do then."""
 
     def _admit(self) -> None:
         """Begin the waiting questions, in their order; those that can't begin yet are told so."""
