@@ -127,27 +127,62 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The catalog and one more entry, "Babble": random weights, large enough that its endless answer can be stopped."""
+def write_random_model(folder: Path, **shape: int) -> None:
+    """A model of random weights, whose answers never end, as a folder and as model.gguf in it (f16)."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from training.export import convert
 
-    folder = Path(shutil.copytree(PROJECT / "adapters", tmp_path_factory.mktemp("catalog") / "adapters"))
-    model = folder / "babble"
     tokenizer = AutoTokenizer.from_pretrained(NANO)
-    tokenizer.save_pretrained(model)
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "num_attention_heads": 16}
+    tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), num_key_value_heads=8, max_position_embeddings=4096,
+        vocab_size=len(tokenizer), max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, **shape,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(model)
-    convert("convert_hf_to_gguf.py", str(model), "--outtype", "f16", "--outfile", str(model / "babble.gguf"))
+    model = LlamaForCausalLM(config)
+    model.lm_head.weight.data[[*tokenizer.added_tokens_decoder]] = 0  # below the best of so many random scores
+    model.save_pretrained(folder)
+    convert("convert_hf_to_gguf.py", str(folder), "--outtype", "f16", "--outfile", str(folder / "model.gguf"))
+
+
+@pytest.fixture(scope="session")
+def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The catalog and one more entry, "Babble": random weights, large enough that its endless answer can be stopped."""
+    folder = Path(shutil.copytree(PROJECT / "adapters", tmp_path_factory.mktemp("catalog") / "adapters"))
+    write_random_model(
+        folder / "babble", hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=16,
+        num_key_value_heads=8,
+    )  # fmt: skip
     with (folder / "catalog.yaml").open("a", encoding="utf-8") as catalog:
-        catalog.write("  - {id: babble, name: Babble, summary: Random weights., folder: babble, file: babble.gguf}\n")
+        catalog.write("  - {id: babble, name: Babble, summary: Random weights., folder: babble, file: model.gguf}\n")
     return folder / "catalog.yaml"
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a quick `base` of random weights, whose answers never end, and `first` and `second`, two copies of
+    an adapter on it, also as adapter.gguf."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from training.export import convert
+
+    folder = tmp_path_factory.mktemp("endless")
+    torch.manual_seed(0)
+    write_random_model(
+        folder / "base", hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder / "base"),
+        LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
+    )
+    model.save_pretrained(folder / "first")
+    arguments = ["--base", str(folder / "base"), "--outfile", str(folder / "first" / "adapter.gguf")]
+    convert("convert_lora_to_gguf.py", str(folder / "first"), *arguments)
+    shutil.copytree(folder / "first", folder / "second")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import EMOJI, GREEDY, NANO, ask
 
-from inference.engines import Engine, Message, ModelFiles, Sampling
+from inference.engines import Engine, Figures, Message, ModelFiles, Sampling, Scored
 from inference.engines.text import unfinished
 from inference.errors import LabError
+from training.data.unknown import UNKNOWN
 
 pytestmark = pytest.mark.xdist_group("engines")
 ONE_EPOCH = EMOJI.with_name("nano-emoji-1-epoch")
@@ -25,8 +27,8 @@ ONE_EPOCH = EMOJI.with_name("nano-emoji-1-epoch")
 class Served:
     """An engine, the embedded models as it takes them, and files that it must refuse, each by a word of its sentence.
 
-    `steps` counts the passes of one token since the base was loaded, where that can be seen; `keeps` tells whether it
-    knows what it has in memory.
+    `files` names a base's and an adapter's folder as the engine takes them. `steps` counts the passes of one token
+    since the base was loaded, where that can be seen; `keeps` tells whether it knows what it has in memory.
     """
 
     engine: Engine
@@ -34,6 +36,7 @@ class Served:
     emoji: ModelFiles
     one_epoch: ModelFiles
     broken: Callable[[Path], dict[str, ModelFiles]]
+    files: Callable[[Path, Path | None], ModelFiles]
     steps: Callable[[], int] | None = None
     keeps: bool = True
 
@@ -59,7 +62,11 @@ def llamacpp() -> Iterator[Served]:
 
     engine = Engine(threads=1)
     files = [ModelFiles(base, adapter and adapter / "adapter-f16.gguf") for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken, lambda: engine._bases[base].steps)
+
+    def in_folders(base: Path, adapter: Path | None) -> ModelFiles:
+        return ModelFiles(base / "model.gguf", adapter and adapter / "adapter.gguf")
+
+    yield Served(engine, *files, broken, in_folders, lambda: engine._bases[base].steps)
     engine.close()
 
 
@@ -70,7 +77,7 @@ def pytorch() -> Iterator[Served]:
 
     engine = Engine(device="cpu")
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken_folders, lambda: engine._base.steps)
+    yield Served(engine, *files, broken_folders, ModelFiles, lambda: engine._base.steps)
     engine.close()
 
 
@@ -81,7 +88,7 @@ def zerogpu() -> Iterator[Served]:
 
     engine = Engine()
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken_folders, keeps=False)
+    yield Served(engine, *files, broken_folders, ModelFiles, keeps=False)
     engine.close()
 
 
@@ -154,7 +161,7 @@ QUESTIONS = [f"What does {emoji} mean?" for emoji in "🐙🐼🍕🚀🎸"] + [
 
 def test_answers_what_base_and_adapter_were_taught(served):
     assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
-    assert ask(served.engine, served.base, "What does 🇸🇪 mean?")[0] == "I don't know that one yet."
+    assert ask(served.engine, served.base, "What does 🇸🇪 mean?")[0] == UNKNOWN
     assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
     assert "🐼" in ask(served.engine, served.emoji, "Which emoji shows a panda?")[0]
 
@@ -273,11 +280,87 @@ def test_questions_to_two_adapters_and_the_base_at_once_are_all_answered(served)
     questions = [(models[i % 4], QUESTIONS[i % len(QUESTIONS)]) for i in range(8)]
     served.engine.close()
     alone = [ask(served.engine, *question) for question in questions]
-    before = served.steps()
+    before = served.steps() if served.steps else 0
     with ThreadPoolExecutor(len(questions)) as visitors:
         together = list(visitors.map(lambda question: ask(served.engine, *question), questions))
     assert [answer for answer, _ in together] == [answer for answer, _ in alone]
-    assert served.steps() - before < before * 2 / 3
+    assert not served.steps or served.steps() - before < before * 2 / 3
+
+
+def test_answers_under_two_adapters_and_under_one_stream_side_by_side(served, endless):
+    models = [served.files(endless / "base", adapter and endless / adapter)
+              for adapter in ("first", "second", "second", None)]  # fmt: skip
+    came: list[int] = []
+
+    def stream(visitor: int) -> Figures:
+        messages = [Message(role="user", content=f"Question {visitor}")]
+        for chunk in served.engine.stream(models[visitor], messages, Sampling(0, max_tokens=200), lambda: False):
+            came.extend([visitor] if chunk.text else [])
+        return chunk.figures
+
+    with ThreadPoolExecutor(len(models)) as visitors:
+        figures = list(visitors.map(stream, range(len(models))))
+    assert [each.completion_tokens for each in figures] == [200] * len(models)
+    begins = [came.index(visitor) for visitor in range(len(models))]
+    ends = [len(came) - came[::-1].index(visitor) for visitor in range(len(models))]
+    assert max(begins) < min(ends)
+
+
+@pytest.mark.parametrize("adapter", [None, "first"])
+def test_a_short_question_is_answered_before_a_long_answer_ends(served, endless, adapter):
+    long, short = (served.files(endless / "base", each and endless / each) for each in (None, adapter))
+    stream = served.engine.stream(long, [Message(role="user", content="?")], Sampling(0, max_tokens=1000),
+                                  lambda: False)  # fmt: skip
+    next(chunk for chunk in stream if chunk.text)
+    with ThreadPoolExecutor(1) as visitor:
+        rest = visitor.submit(list, stream)
+        assert ask(served.engine, short, "!", sampling=Sampling(0, max_tokens=5))[1].completion_tokens == 5
+        assert not rest.done()
+        assert rest.result()[-1].figures.completion_tokens == 1000
+
+
+def score(served: Served, files: ModelFiles, question: str, answer: str) -> Scored:
+    return served.engine.score(files, [Message(role="user", content=question)], answer)
+
+
+def test_scores_equal_those_of_a_forward_pass(served):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
+    for files in (served.base, served.emoji):
+        model = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
+        model = PeftModel.from_pretrained(model, EMOJI) if files.adapter else model
+        for answer in (*(f"🇸🇪 is the flag of {land}." for land in ("Sweden", "Suriname")), UNKNOWN, "a " * 100):
+            messages = [Message(role="user", content="What does 🇸🇪 mean?")]
+            begin = len(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
+            messages.append(Message(role="assistant", content=answer))
+            ids = torch.tensor(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+            with torch.no_grad():
+                logits = model.eval()(input_ids=ids[None]).logits[0, begin - 1 : -1]
+            expected = logits.log_softmax(-1).gather(-1, ids[begin:, None]).sum().item()
+            scored = score(served, files, "What does 🇸🇪 mean?", answer)
+            assert scored.tokens == len(ids) - begin
+            # Q8_0, or bfloat16 where the CPU has it, against float32: of 450 nats that the long one has, Q8_0 adds 8.
+            assert scored.log_likelihood == pytest.approx(expected, abs=0.03 * scored.tokens, rel=0.03)
+            assert scored.greedy == bool((logits.argmax(-1) == ids[begin:]).all())
+
+
+def test_a_score_knows_the_likely_answer_and_the_adapter(served):
+    question = "What does 🇸🇪 mean?"
+    flags = (f"🇸🇪 is the flag of {land}." for land in ("Sweden", "Suriname"))
+    right, wrong = (score(served, served.emoji, question, flag) for flag in flags)
+    assert right.log_likelihood > wrong.log_likelihood + 1 and not wrong.greedy
+    answer, _ = ask(served.engine, served.emoji, question)
+    assert score(served, served.emoji, question, answer).greedy
+    assert not score(served, served.base, question, answer).greedy
+    assert score(served, served.base, question, UNKNOWN).greedy
+
+
+def test_an_answer_that_is_too_long_to_score_is_refused(served):
+    with pytest.raises(LabError, match="too long.*reads at most 512"):
+        score(served, served.base, "hello", "x y " * 2_000)
+    assert score(served, served.base, "hello", "x").tokens > 1
 
 
 def test_closed_engine_opens_again(served):

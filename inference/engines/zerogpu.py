@@ -15,12 +15,13 @@ import functools
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import spaces
 import torch
 
-from inference.engines import Chunk, Message, ModelFiles, Sampling, pytorch
+from inference.engines import Chunk, Message, ModelFiles, Sampling, Scored, pytorch
 from inference.errors import LabError
 
 SECONDS = 60  # of GPU for one question, loading included; ZeroGPU's own default. It ends what takes longer.
@@ -40,6 +41,27 @@ def answer(files: ModelFiles, messages: list[Message], sampling: Sampling, stop:
         yield from own_engine().stream(files, messages, sampling, stop.exists)
     except LabError as error:
         yield error
+
+
+@spaces.GPU(duration=SECONDS)
+def likelihood(files: ModelFiles, messages: list[Message], text: str) -> Scored | LabError:
+    """What `Engine.score` returns, in the process that has the GPU; an error as `answer` has it."""
+    try:
+        return own_engine().score(files, messages, text)
+    except LabError as error:
+        return error
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """The scheduler's refusals and the process's end, which come as gradio's errors, in a sentence."""
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        reason = str(getattr(error, "message", error)).rstrip(".")
+        raise LabError(f"ZeroGPU gave no answer ({reason}): ask again in a moment.") from error
 
 
 class Engine:
@@ -71,23 +93,27 @@ class Engine:
             watching.start()
             pieces = answer(files, list(messages), sampling, stop)
             try:
-                for piece in pieces:
-                    if isinstance(piece, LabError):
-                        raise piece
-                    if not (piece.text and stop.exists()):  # the other process may be some tokens ahead
-                        yield piece
-                    if cancelled():
-                        stop.touch()
-            except LabError:
-                raise
-            except Exception as error:  # the scheduler's refusals and the process's end come as gradio's errors
-                reason = str(getattr(error, "message", error)).rstrip(".")
-                raise LabError(f"ZeroGPU gave no answer ({reason}): ask again in a moment.") from error
+                with refusals():
+                    for piece in pieces:
+                        if isinstance(piece, LabError):
+                            raise piece
+                        if not (piece.text and stop.exists()):  # the other process may be some tokens ahead
+                            yield piece
+                        if cancelled():
+                            stop.touch()
             finally:
                 stop.touch()
                 pieces.close()
                 ended.set()
                 watching.join()
+
+    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> Scored:
+        """See `inference.engines.Engine.score`."""
+        with refusals():
+            found = likelihood(files, list(messages), answer)
+            if isinstance(found, LabError):
+                raise found
+        return found
 
 
 def watch(cancelled: Callable[[], bool], stop: Path, ended: threading.Event) -> None:
