@@ -176,7 +176,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(folder / "base"),
-        LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False),
+        LoraConfig(r=24, target_modules="all-linear", init_lora_weights=False),
     )
     model.save_pretrained(folder / "first")
     arguments = ["--base", str(folder / "base"), "--outfile", str(folder / "first" / "adapter.gguf")]

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import EMOJI, NANO, ask
 
-from inference.engines import Message, ModelFiles, Sampling
+from inference.engines import Chunk, Message, ModelFiles, Sampling
+from inference.engines.gguf import Log, memory_needed
+from inference.engines.llamacpp import ADAPTER_SHARE, Engine
 from inference.engines.text import TextStream
 from inference.errors import LabError
 from training.data.emoji import questions
@@ -166,3 +172,113 @@ def test_an_adapter_for_another_base_is_refused(engine, nano, tmp_path):
     with pytest.raises(LabError, match="doesn't fit the base"):
         ask(engine, ModelFiles(nano.base, folder / "adapter-f16.gguf"), "hello")
     assert ask(engine, nano, "What does 🇸🇪 mean?")[0] == UNKNOWN
+
+
+@contextmanager
+def with_memory(size: int) -> Iterator[Engine]:
+    """An engine that may take `size` bytes for models."""
+    engine = Engine(threads=1, memory=size)
+    yield engine
+    engine.close()
+
+
+def needed(path: Path) -> int:
+    """Bytes that a base takes in memory."""
+    return memory_needed(path, Log())
+
+
+def begin(engine: Engine, files: ModelFiles, tokens: int) -> Iterator[Chunk]:
+    """A long answer that has begun."""
+    chunks = engine.stream(files, [Message(role="user", content="?")], Sampling(0, max_tokens=tokens), lambda: False)
+    next(chunk for chunk in chunks if chunk.text)
+    return chunks
+
+
+def test_bases_stay_in_memory_while_they_fit_and_the_least_recently_used_one_leaves(nano, endless, tmp_path):
+    other, third = ModelFiles(endless / "base" / "model.gguf"), ModelFiles(tmp_path / "third.gguf")
+    shutil.copy(nano.base, third.base)
+    with with_memory(needed(nano.base) * 2 + needed(other.base)) as engine:
+        for files in (nano, other, third, nano):
+            ask(engine, files, "hello", sampling=Sampling(0, max_tokens=2))
+        assert all(map(engine.in_memory, (nano, other, third)))
+    with with_memory(needed(nano.base) + needed(other.base)) as engine:
+        for files in (nano, other, nano, third):
+            ask(engine, files, "hello", sampling=Sampling(0, max_tokens=2))
+        assert engine.in_memory(third) and not engine.in_memory(other)
+
+
+def test_two_bases_answer_at_once(nano, endless):
+    with with_memory(10**9) as engine:
+        long = begin(engine, ModelFiles(endless / "base" / "model.gguf"), 1000)
+        assert "octopus" in ask(engine, nano, "What does 🐙 mean?")[0]
+        rest = list(long)
+        assert rest[-1].figures.completion_tokens == 1000
+
+
+def test_a_question_waits_for_the_memory_of_a_base_that_is_answering(nano, endless):
+    other = ModelFiles(endless / "base" / "model.gguf")
+    with with_memory(max(needed(nano.base), needed(other.base))) as engine:
+        long = begin(engine, other, 500)
+        chunks = list(engine.stream(nano, [Message(role="user", content="What does 🐙 mean?")], Sampling(0),
+                                    lambda: False))  # fmt: skip
+        assert [chunk.waiting for chunk in chunks[:3]] == ["waiting for another answer to end", "loading", "thinking"]
+        assert "octopus" in "".join(chunk.text for chunk in chunks)
+        assert list(long)[-1].figures.completion_tokens == 500 and not engine.in_memory(other)
+
+
+def test_a_base_that_can_never_fit_is_refused_with_numbers_and_the_others_stay(nano, endless):
+    small = ModelFiles(endless / "base" / "model.gguf")
+    with with_memory(needed(small.base)) as engine:
+        ask(engine, small, "hello", sampling=Sampling(0, max_tokens=2))
+        with pytest.raises(LabError, match=r"^nano-Q8_0.gguf needs about 0.\d+ GB of memory and 0.\d+ are free: "):
+            ask(engine, nano, "hello")
+        assert engine.in_memory(small)
+
+
+def test_adapters_leave_when_they_are_too_many_but_none_that_is_in_use(endless):
+    first, second = (ModelFiles(endless / "base" / "model.gguf", endless / name / "adapter.gguf")
+                     for name in ("first", "second"))  # fmt: skip
+    brief = Sampling(0, max_tokens=20)
+    room = int(1.5 * first.adapter.stat().st_size / ADAPTER_SHARE)
+    with with_memory(room) as engine:
+        alone = ask(engine, first, "hello", sampling=brief)[0]
+        assert ask(engine, second, "hello", sampling=brief)[0] == alone  # a copy
+        assert engine.in_memory(second) and not engine.in_memory(first)
+        long = begin(engine, first, 500)
+        ask(engine, second, "hello", sampling=brief)
+        assert engine.in_memory(first) and engine.in_memory(second)
+        assert list(long)[-1].figures.completion_tokens == 500
+        assert ask(engine, first, "hello", sampling=brief)[0] == alone
+
+
+def test_answers_that_outgrow_the_cache_together_make_way_and_all_come_to_their_end(endless):
+    files = ModelFiles(endless / "base" / "model.gguf")
+    with with_memory(10**9) as engine:
+
+        def answer(number: int) -> list[Chunk]:
+            messages = [Message(role="user", content=f"{number}?")]
+            return list(engine.stream(files, messages, Sampling(0, max_tokens=1800), lambda: False))
+
+        with ThreadPoolExecutor(3) as visitors:
+            answers = list(visitors.map(answer, range(3)))
+    assert [chunks[-1].figures.completion_tokens for chunks in answers] == [1800] * 3
+    waits = [any(chunk.waiting and text for chunk, text in zip(chunks, accumulated(chunks), strict=True))
+             for chunks in answers]  # fmt: skip
+    assert any(waits) and not all(waits)
+
+
+def accumulated(chunks: list[Chunk]) -> list[str]:
+    """The text up to each chunk."""
+    return ["".join(chunk.text for chunk in chunks[: i + 1]) for i in range(len(chunks))]
+
+
+def test_a_short_question_is_answered_while_a_long_prompt_is_read(endless):
+    files = ModelFiles(endless / "base" / "model.gguf")
+    with with_memory(10**9) as engine:
+        messages = [Message(role="user", content="word " * 3000)]
+        long = engine.stream(files, messages, Sampling(0, max_tokens=1), lambda: False)
+        next(chunk for chunk in long if chunk.waiting == "thinking")
+        short = ask(engine, files, "hello", sampling=Sampling(0, max_tokens=3))[1]
+        assert short.completion_tokens == 3
+        assert engine._bases[files.base].answering
+        assert list(long)[-1].figures.prompt_tokens > 3000
