@@ -23,8 +23,8 @@ ROUNDS = 7
 
 def bare_rate(base: LoadedBase, adapter: object, prompt: list[int]) -> float:
     """Tokens/s of `llama_decode` and llama.cpp's greedy sampler, with nothing around them."""
-    base.keep(0)
-    base.decode(prompt)
+    base.clear()
+    base.decode([(base.sequences[0], prompt)])
     sampler = cpp.llama_sampler_init_greedy()
     token = (cpp.llama_token * 1)(cpp.llama_sampler_sample(sampler, base.context, -1))
     started = time.perf_counter()
@@ -33,7 +33,7 @@ def bare_rate(base: LoadedBase, adapter: object, prompt: list[int]) -> float:
         token[0] = cpp.llama_sampler_sample(sampler, base.context, -1)
     rate = (TOKENS - 1) / (time.perf_counter() - started)
     cpp.llama_sampler_free(sampler)
-    base.keep(0)
+    base.clear()
     return rate
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     models = [ModelFiles(path, adapter) for adapter in adapters]
     for model in models:
         ask(engine, model, 8)
-    base = engine._base
+    base = engine._bases[path]
     prompt = base.encode(question())
     base.use(adapters[0])
     ours, bare = [], []
@@ -65,9 +65,9 @@ def main() -> None:
     stay, switch = [], []
     for number in range(20):
         ask(engine, models[0], 2, number)
-        base.keep(0)  # a switch has to read the whole prompt, so the other one does so as well
-        stay.append(ask(engine, models[0], 2, number).seconds_to_first_token)
-        switch.append(ask(engine, models[1], 2, number).seconds_to_first_token)
+        for model, seconds in ((models[0], stay), (models[1], switch)):
+            base.clear()  # a switch has to read the whole prompt, so the other one does so as well
+            seconds.append(ask(engine, model, 2, number).seconds_to_first_token)
     process = psutil.Process()
     resident = []
     for number in range(100):

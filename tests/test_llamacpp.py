@@ -84,6 +84,14 @@ def test_the_cache_is_reused_within_a_conversation_and_never_across_adapters(eng
     assert figures.cached_tokens > 40
 
 
+def test_each_of_several_conversations_finds_its_own_in_the_cache(engine, nano):
+    asked = [f"What does {emoji} mean?" for emoji in "🐙🐼🍕"]
+    answers = [ask(engine, nano, question)[0] for question in asked]
+    for question, answer in zip(asked, answers, strict=True):
+        before = len(engine._bases[nano.base].encode([Message(role="user", content=question)]))
+        assert ask(engine, nano, question, answer, "And 🚀?")[1].cached_tokens >= before
+
+
 def test_figures_add_up(engine, emoji):
     answer, figures = ask(engine, emoji, "What does 🐼 mean?")
     assert answer and figures.finish_reason == "stop"

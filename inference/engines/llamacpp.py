@@ -246,8 +246,8 @@ def free_sampler(question: Question) -> None:
 
 
 class Engine(Worker):
-    """Runs GGUF models on the CPU. `threads` None takes every core this process may use. `memory` is the bytes that bases
-    may take, None what is free; adapters may take ADAPTER_SHARE of it besides."""
+    """Runs GGUF models on the CPU. `threads` None takes every core this process may use. `memory` is the bytes that
+    bases may take, None what is free; adapters may take ADAPTER_SHARE of it besides."""
 
     request_type = Question
 
