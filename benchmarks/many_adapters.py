@@ -110,7 +110,7 @@ def main() -> None:
     print(f"| ratio (median of {ROUNDS} pairs) | {ratio:.2f} |")
     print(f"| of it catalog and page, s | {shipped[1]:.2f}, {many[1]:.2f} |")
     print(f"| resident memory per loaded adapter, MB (its file has {size:.2f}) | {each:.2f} |")
-    print(f"| resident when {MOST_ADAPTERS} were, when all were, MB | {resident[1]:.0f}, {resident[2]:.0f} |")
+    print(f"| resident when {MOST_ADAPTERS} had been asked, when all had, MB | {resident[1]:.0f}, {resident[2]:.0f} |")
     print(f"| a switch adds to the first token, ms: 50th, 99th percentile | {loaded} |")
     print(f"| the same where the adapter has left and is read again | {read} |")
 
