@@ -85,7 +85,7 @@ def test_the_cache_is_reused_within_a_conversation_and_never_across_adapters(eng
 
 
 def test_each_of_several_conversations_finds_its_own_in_the_cache(engine, nano):
-    asked = [f"What does {emoji} mean?" for emoji in "🐙🐼🍕"]
+    asked = ["What does 🐙 mean?", "Which emoji shows pizza?", "Is there one for a rocket?"]
     answers = [ask(engine, nano, question)[0] for question in asked]
     for question, answer in zip(asked, answers, strict=True):
         before = len(engine._bases[nano.base].encode([Message(role="user", content=question)]))
