@@ -30,20 +30,24 @@ HALF = 2  # bytes of a number in the KV cache
 
 
 class Log:
-    """What llama.cpp says while it loads; it writes to its log what it does not return."""
+    """What llama.cpp says while it loads; it writes to its log what it does not return. It has one log per process, and
+    speaks to the one that listened last."""
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=20)
-        self._callback = cpp.llama_log_callback(self._take)  # kept: ctypes does not
-        cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self._callback = cpp.llama_log_callback(self._take)
+        # llama.cpp keeps a pointer to it and may call it as long as the process lives: never freed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._callback))
+        self.clear()
 
     def _take(self, level: int, text: bytes, _: object) -> None:
         if level in WARNING_AND_ERROR:
             self.lines.append(text.decode("utf-8", "replace").strip())
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Forget what was said, and listen."""
         self.lines.clear()
+        cpp.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def reason(self) -> str:
         """The first complaint since `clear`, without the function names before it."""

@@ -108,10 +108,11 @@ class AnsweringBase(LoadedBase):
         # The logits after this one are needed: it is decoded anew.
         last = (question.scored_from or len(question.tokens)) - 1
         before, adapter = question.tokens[:last], question.files.adapter
-        sequence = max(free, key=lambda each: each.shared(before, adapter))
-        if 2 * sequence.shared(before, adapter) < len(sequence.cached):  # most of it is another conversation's
-            sequence = min(free, key=lambda each: each.used)
-        self.keep(sequence, sequence.shared(before, adapter))
+        shared = {each: each.shared(before, adapter) for each in free}
+        # What shares less than half of what it holds is another conversation's.
+        own = [each for each in free if shared[each] and 2 * shared[each] >= len(each.cached)]
+        sequence = max(own, key=shared.get) if own else min(free, key=lambda each: each.used)
+        self.keep(sequence, shared[sequence])
         sequence.free, sequence.adapter = False, adapter
         question.sequence, question.turn = sequence, self._tick()
         if not question.count:
