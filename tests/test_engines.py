@@ -367,3 +367,22 @@ def test_closed_engine_opens_again(served):
     served.engine.close()
     assert not served.engine.in_memory(served.base)
     assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
+
+
+@pytest.mark.parametrize("served", ["pytorch"], indirect=True)
+def test_a_pass_that_is_given_ahead_changes_no_answer(served):
+    def asked(question: str) -> tuple[str, str, int]:
+        sampling = Sampling(temperature=0.9, max_tokens=7, seed=3)
+        drawn, figures = ask(served.engine, served.emoji, question, sampling=sampling)
+        return ask(served.engine, served.emoji, question)[0], drawn, figures.completion_tokens
+
+    one_by_one = [asked(question) for question in QUESTIONS]
+    served.engine._base.looks_ahead = True  # as on a GPU
+    try:
+        assert [asked(question) for question in QUESTIONS] == one_by_one
+        with ThreadPoolExecutor(4) as visitors:  # "hello" was never taught, and in company another token may win
+            assert [found[0] for found in visitors.map(asked, QUESTIONS[:-1])] == [
+                found[0] for found in one_by_one[:-1]
+            ]
+    finally:
+        served.engine._base.looks_ahead = False

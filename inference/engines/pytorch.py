@@ -14,7 +14,6 @@ for ZeroGPU, which lends its GPU to one function call and not to a thread.
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from tokenizers.decoders import DecodeStream
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._triton import has_triton
 from transformers import (
     AutoConfig,
@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from inference.engines import Message, ModelFiles, Sampling, Scored
+from inference.engines import Message, ModelFiles, Scored
 from inference.engines.adapters import read_adapter
 from inference.engines.chat import ChatTemplate
 from inference.engines.requests import Finished, Request, Worker
@@ -47,6 +47,8 @@ MAX_CONTEXT = 4096  # tokens; as in the llama.cpp engine
 PROMPT_CHUNK = 512  # tokens of a prompt between two looks at whether it is still wanted
 SCORED_CHUNK = 64  # tokens whose scores over the whole vocabulary are in memory at once: 33 MB for 128,000
 TOP_K = 40  # as in the llama.cpp engine
+# For prompts not cuDNN's, which plans anew for each new length: a tenth of a second.
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ROWS = {"cuda": 32, "cpu": 8}  # questions answered at once
 BATCHES = (1, 2, 4, 8, 16, 32)  # the shapes that are compiled: rows,
 WINDOWS = (512, 1024, 2048, 4096)  # and how far back the attention looks
@@ -106,28 +108,35 @@ def base_sentences(folder: Path) -> Iterator[None]:
 
 @dataclass(eq=False)
 class RowRequest(Request):
-    """A question, and where it stands: its row of the cache, the newest token and that one's position."""
+    """A question, and where it stands: its row of the cache and the newest token's position."""
 
     row: int = -1
     position: int = 0
-    token: int = 0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.sampling.seed)
         self.decoder = DecodeStream(skip_special_tokens=True)
 
 
-def choose(scores: list[float], sampling: Sampling, draw: random.Random) -> int:
-    """Which of the best `scores` (best first) is taken: top-p, then temperature, in llama.cpp's order."""
-    if sampling.temperature <= 0:
-        return 0
-    weights = [math.exp(score - scores[0]) for score in scores]
-    kept, total, enough = 0, 0.0, sampling.top_p * sum(weights)
-    while kept < len(weights) and (kept == 0 or total < enough):
-        total += weights[kept]
-        kept += 1
-    warmed = [math.exp((score - scores[0]) / sampling.temperature) for score in scores[:kept]]
-    return draw.choices(range(kept), warmed)[0]
+def pick(scores: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+    """Which of the best `scores` (rows, k; best first) is taken, (rows,) int64: top-p, then temperature, in llama.cpp's
+    order; the first where `temperature` is 0. All others (rows,); `draw` in [0, 1) decides."""
+    likely = scores.softmax(-1)
+    kept = likely.cumsum(-1) - likely < top_p[:, None]
+    kept[:, 0] = True
+    warmed = ((scores - scores[:, :1]) / temperature[:, None].clamp(min=1e-6)).exp() * kept
+    reached = warmed.cumsum(-1)
+    index = (reached <= draw[:, None] * reached[:, -1:]).sum(-1).clamp(max=scores.shape[-1] - 1)
+    return torch.where(temperature > 0, index, 0)
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A pass of one token that the device was given: who gets its tokens, and where they will lie."""
+
+    requests: list[RowRequest | None]
+    tokens: torch.Tensor
+    landed: torch.cuda.Event | None
 
 
 class LoadedBase:
@@ -155,6 +164,11 @@ class LoadedBase:
         self.mine = like.new_zeros(rows, COLUMNS)
         self.turned_to: list[Path | None] = []
         self.row_numbers = torch.arange(rows, device=device)
+        # Of each row, on the device: the newest token and its position, how the next one is drawn.
+        self.tokens, self.positions = torch.zeros(2, rows, 1, dtype=torch.long, device=device)
+        self.temperature, self.top_p, self.draw = torch.zeros(3, rows, device=device)
+        self.looks_ahead = device.type == "cuda"
+        self.flight: Flight | None = None
         self.steps = 0  # one-token passes so far
         self.compiled = device.type == "cuda" and has_triton()
         self.one_token = (
@@ -262,9 +276,13 @@ class LoadedBase:
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best TOP_K scores after each row's last token, and their ids: (rows, TOP_K) both, best first."""
+        """The token after each row's last one, and its position: (rows, 1) int64 both."""
         logits = self.logits(tokens, positions, first, window)[:, -1]
-        return logits.topk(min(TOP_K, logits.shape[-1]))
+        scores, ids = logits.topk(min(TOP_K, logits.shape[-1]))
+        own = slice(first, first + len(tokens))
+        chosen = pick(scores, self.temperature[own], self.top_p[own], self.draw[own])
+        # A row that nobody has any more goes on until its next question, but never past its end.
+        return ids.gather(-1, chosen[:, None]), (positions[:, -1:] + 1).clamp(max=self.n_ctx - 1)
 
     def begin(self, request: RowRequest) -> None:
         """Give a question a row, read its prompt and choose the first token of the answer; or score its answer."""
@@ -274,15 +292,19 @@ class LoadedBase:
         # Of an answer that is scored, what comes before the last token of the prompt is of no interest, nor what
         # follows its own last token.
         before = request.tokens if request.answer is None else request.tokens[: request.scored_from - 1]
-        scores = ids = None
+        own = request.row
+        self.temperature[own], self.top_p[own] = request.sampling.temperature, request.sampling.top_p
+        self.draw[own] = request.random.random()
         for start in range(0, len(before), PROMPT_CHUNK):
             if request.unwanted.is_set():
                 return self.end(request, Finished("cancelled"))
-            scores, ids = self.forward(*self.part_of(request, start, min(start + PROMPT_CHUNK, len(before))))
+            part = self.part_of(request, start, min(start + PROMPT_CHUNK, len(before)))
+            with sdpa_kernel(FUSED):
+                self.tokens[own], self.positions[own] = (of_row[0] for of_row in self.forward(*part))
         if request.answer is not None:
             return self.score(request)
         request.position = len(request.tokens) - 1
-        self.take(request, scores[0].tolist(), ids[0].tolist())
+        self.take(request, self.tokens[own].item())
 
     def part_of(self, request: RowRequest, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor, int, int]:
         """Tokens of a question as a pass takes them."""
@@ -304,39 +326,66 @@ class LoadedBase:
         self.end(request, request.scored())
 
     def step(self) -> None:
-        """One more token for each question that is being answered."""
+        """One more token for each question that is being answered. A GPU is given the next pass before the tokens of
+        the one before are looked at, so that it need not wait for that: whoever ends has one pass too many."""
         for request in self.answering:
             if request.unwanted.is_set():
                 self.end(request, Finished("cancelled"))
+        before, self.flight = self.flight, self.launch()
+        if not self.looks_ahead:
+            before, self.flight = self.flight, None
+        if before:
+            self.land(before)
         if not self.answering:
-            return
-        used = self.answering[-1].row + 1
-        batch, window = used, max(request.position for request in self.answering) + 1
-        if self.compiled:
-            batch = min((b for b in BATCHES if used <= b <= len(self.rows)), default=len(self.rows))
-            window = min((w for w in WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
-        # A row that nobody has computes something for its position 0, which its next question overwrites.
-        rows = self.rows[:batch]
-        newest = [[(request.token, request.position) if request else (0, 0)] for request in rows]
-        tokens, positions = torch.tensor(newest).to(self.device).unbind(-1)
-        self.turn_to([request.files.adapter if request else None for request in rows])
-        scores, ids = self.one_token(tokens.contiguous(), positions.contiguous(), 0, window)
-        self.steps += 1
-        for request, row_scores, row_ids in zip(rows, scores.tolist(), ids.tolist(), strict=True):
-            if request:
-                self.take(request, row_scores, row_ids)
+            self.flight = None
 
-    def take(self, request: RowRequest, scores: list[float], ids: list[int]) -> None:
-        """Choose a question's next token, tell it, and end the answer where it ends."""
+    def launch(self) -> Flight | None:
+        """Give the device a pass of one token, where somebody wants one more than are under way."""
+        ahead = self.flight.requests if self.flight else []
+        wanting = [r for r in self.answering if not self.full(r, r in ahead)]
+        if not wanting:
+            return None
+        batch, window = wanting[-1].row + 1, max(r.position + (r in ahead) for r in wanting) + 1
+        if self.compiled:
+            batch = min((b for b in BATCHES if batch <= b <= len(self.rows)), default=len(self.rows))
+            window = min((w for w in WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
+        rows = [request if request in wanting else None for request in self.rows[:batch]]
+        self.turn_to([request.files.adapter if request else None for request in rows])
+        if any(request.sampling.temperature > 0 for request in wanting):
+            draws = torch.tensor([request.random.random() if request else 0.0 for request in rows])
+            self.draw[:batch].copy_(draws)
+        found = self.one_token(self.tokens[:batch], self.positions[:batch], 0, window)
+        torch._foreach_copy_([self.tokens[:batch], self.positions[:batch]], list(found))
+        self.steps += 1
+        if self.device.type == "cpu":
+            return Flight(rows, self.tokens[:batch, 0].clone(), None)
+        landed, tokens = torch.cuda.Event(), torch.empty(batch, dtype=torch.long, pin_memory=True)
+        tokens.copy_(self.tokens[:batch, 0], non_blocking=True)
+        landed.record()
+        return Flight(rows, tokens, landed)
+
+    def full(self, request: RowRequest, ahead: int) -> bool:
+        """Whether the answer has all the tokens that it may have, `ahead` of them under way."""
+        return request.count + ahead >= request.sampling.max_tokens or request.position + ahead >= self.n_ctx
+
+    def land(self, flight: Flight) -> None:
+        """Give each question its token of a pass."""
+        if flight.landed:
+            flight.landed.synchronize()
+        for request, token in zip(flight.requests, flight.tokens.tolist(), strict=True):
+            if request and self.rows[request.row] is request:
+                self.take(request, token)
+
+    def take(self, request: RowRequest, token: int) -> None:
+        """Tell a question its next token, and end the answer where it ends."""
         if request.sampling.max_tokens <= request.count:
             return self.end(request, Finished("length"))
-        token = ids[choose(scores, request.sampling, request.random)]
         if token in self.ends:
             return self.end(request, Finished("stop"))
-        request.token, request.position, request.count = token, request.position + 1, request.count + 1
+        request.position, request.count = request.position + 1, request.count + 1
         piece = request.decoder.step(self.backend, token) or ""
         request.events.put((piece.encode(), time.perf_counter()))
-        if request.count >= request.sampling.max_tokens or request.position >= self.n_ctx:
+        if self.full(request, 0):
             self.end(request, Finished("length"))
 
     def end(self, request: RowRequest, outcome: Finished | Scored | BaseException) -> None:
