@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from conftest import EMOJI, GREEDY, NANO, ask
 
 from inference.engines import Engine, Figures, Message, ModelFiles, Sampling, Scored
+from inference.engines.isolated import Isolated
 from inference.engines.text import unfinished
 from inference.errors import LabError
 from training.data.unknown import UNKNOWN
@@ -41,11 +43,24 @@ class Served:
     keeps: bool = True
 
 
-@contextmanager
-def llamacpp() -> Iterator[Served]:
-    """llama.cpp with the shipped GGUF files."""
-    from inference.engines.llamacpp import Engine
+def lying(folder: Path) -> Iterator[Path]:
+    """GGUF files whose headers promise what isn't there: 2**60 tensors, keys, or letters of a key; a tensor that lies
+    beyond the end, one of another shape."""
+    whole = (NANO / "nano-Q8_0.gguf").read_bytes()
+    tensor = whole.index(b"output_norm.weight") + len(b"output_norm.weight")  # 1 dimension, its length, type, offset
+    for name, place, number in (
+        ("tensors", 8, 2**60), ("keys", 16, 2**60), ("letters", 24, 2**60), ("beyond", tensor + 16, 2**40),
+        ("shape", tensor + 4, 255),
+    ):  # fmt: skip
+        data = bytearray(whole)
+        struct.pack_into("<Q", data, place, number)
+        path = folder / f"{name}.gguf"
+        path.write_bytes(data)
+        yield path
 
+
+def gguf_models(engine: Engine, steps: Callable[[], int] | None = None) -> Served:
+    """The shipped GGUF files on `engine`."""
     base = NANO / "nano-Q8_0.gguf"
 
     def broken(folder: Path) -> dict[str, ModelFiles]:
@@ -58,15 +73,31 @@ def llamacpp() -> Iterator[Served]:
             "missing.gguf can't be read": ModelFiles(folder / "missing.gguf"),
             "doesn't fit the base": ModelFiles(base, base),
             "absent.gguf can't be read": ModelFiles(base, folder / "absent.gguf"),
-        }
+        } | {f"{path.name} can't be loaded": ModelFiles(path) for path in lying(folder)}
 
-    engine = Engine(threads=1)
     files = [ModelFiles(base, adapter and adapter / "adapter-f16.gguf") for adapter in (None, EMOJI, ONE_EPOCH)]
 
     def in_folders(base: Path, adapter: Path | None) -> ModelFiles:
         return ModelFiles(base / "model.gguf", adapter and adapter / "adapter.gguf")
 
-    yield Served(engine, *files, broken, in_folders, lambda: engine._bases[base].steps)
+    return Served(engine, *files, broken, in_folders, steps)
+
+
+@contextmanager
+def llamacpp() -> Iterator[Served]:
+    """llama.cpp in this process."""
+    from inference.engines.llamacpp import Engine
+
+    engine = Engine(threads=1)
+    yield gguf_models(engine, lambda: engine._bases[NANO / "nano-Q8_0.gguf"].steps)
+    engine.close()
+
+
+@contextmanager
+def isolated() -> Iterator[Served]:
+    """llama.cpp in a process of its own, as users get it."""
+    engine = Isolated("llamacpp", threads=1)
+    yield gguf_models(engine)
     engine.close()
 
 
@@ -92,7 +123,7 @@ def zerogpu() -> Iterator[Served]:
     engine.close()
 
 
-ENGINES = {"llamacpp": llamacpp, "pytorch": pytorch, "zerogpu": zerogpu}
+ENGINES = {"llamacpp": llamacpp, "isolated": isolated, "pytorch": pytorch, "zerogpu": zerogpu}
 
 
 def broken_folders(folder: Path) -> dict[str, ModelFiles]:

@@ -22,15 +22,17 @@ from inference.validation import nearest
 @dataclass(frozen=True)
 class Kind:
     """What is known of an engine before its runtime is imported: how the page names it, and what of a model it takes: a
-    GGUF file, a folder as transformers and PEFT write it, or the name under which a server serves it."""
+    GGUF file, a folder as transformers and PEFT write it, or the name under which a server serves it. One that a broken
+    file can end the process of runs `isolated`, in a process of its own."""
 
     label: str
     takes: Literal["gguf", "folder", "served"]
+    isolated: bool = False
 
 
 # By the name of an engine's module.
 ENGINES = {
-    "llamacpp": Kind("CPU, llama.cpp", "gguf"),
+    "llamacpp": Kind("CPU, llama.cpp", "gguf", isolated=True),
     "pytorch": Kind("PyTorch", "folder"),
     "remote": Kind("remote server", "served"),
 }
@@ -140,5 +142,7 @@ def choose(setting: str) -> str:
 def load_engine(name: str) -> Engine:
     """The engine of that name. Its runtime is imported now and not before: the page is up before any model is. On
     ZeroGPU the PyTorch engine is another one, in `zerogpu`."""
+    if ENGINES[name].isolated:
+        return importlib.import_module("inference.engines.isolated").Isolated(name)
     module = "zerogpu" if name == "pytorch" and zero_gpu() else name
     return importlib.import_module(f"inference.engines.{module}").Engine.from_environment()
