@@ -1,6 +1,6 @@
 """From chat messages to token ids, through the chat template that comes with the model.
 
-The template runs in jinja's sandbox. What a message says stays text: where it spells a special token
+The template runs in a sandbox. What a message says stays text: where it spells a special token
 (`<|eot_id|>`), the spelling is hidden from the template's output until the special tokens are found. This module
 knows nothing of llama.cpp: it is handed a tokenizer for plain text and the special tokens' ids.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SecurityError
 
 from inference.engines import Message
+from inference.engines.sandbox import Bounded
 from inference.errors import LabError
 
 
@@ -32,12 +32,10 @@ class ChatTemplate:
     def __init__(
         self, source: str, special: Mapping[str, int], tokenize: Callable[[str], list[int]], bos: str, eos: str
     ) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._environment = Bounded()
         try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
+            self._template = self._environment.from_string(source)
+        except (TemplateError, RecursionError) as error:
             raise LabError(f"The model's chat template is not valid ({error}): use another copy of it.") from error
         self._special = dict(special)
         self._tokenize = tokenize
@@ -49,9 +47,16 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to where the answer begins."""
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._names)
+            return self._environment.render(
+                self._template, messages=messages, add_generation_prompt=True, **self._names
+            )
+        except SecurityError as error:
+            raise LabError(f"The model's chat template can't be used ({error}): use another copy of it.") from error
         except TemplateError as error:
             reason = f"The model's chat template refuses this conversation ({error}): start a new one."
+            raise LabError(reason) from error
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            reason = f"The model's chat template fails ({type(error).__name__}: {error}): use another copy of it."
             raise LabError(reason) from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
@@ -98,7 +103,3 @@ def fit(
         turns = turns[next_question:]
         dropped += 1
     return tokens, dropped
-
-
-def _refuse(message: str) -> None:
-    raise TemplateError(message)
