@@ -204,7 +204,7 @@ def accuracy_of(metadata: dict) -> dict[str, float]:
             for result in model["results"]
             for metric in result["metrics"]
         ]
-        found = [(shorten(str(metric["name"])), metric["value"]) for metric in metrics if metric.get("name")]
+        found = [(shorten(str(metric["name"])), metric["value"]) for metric in metrics if metric["type"] == "accuracy"]
     except (KeyError, TypeError, AttributeError):
         return {}
     return {name: value for name, value in found if isinstance(value, (int, float)) and 0 <= value <= 1}

@@ -80,14 +80,23 @@ def export(name: Run) -> None:
 
 @app.command()
 def evaluate(
-    name: Run,
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Catalog ids, runs' names or folders.")],
+    suite: Annotated[str, typer.Option(help="emoji, chat or all; emoji unless --task is given.")] = "",
+    task: Annotated[list[str] | None, typer.Option(help="A task of lm-evaluation-harness, or its YAML file.")] = None,
+    engine: Annotated[str | None, typer.Option(help="llamacpp, pytorch, remote or auto; ENGINE unless given.")] = None,
     every: Annotated[int, typer.Option(min=1, help="Ask only every so-manieth question.")] = 1,
+    recipe: Annotated[str | None, typer.Option(help="Whose evaluation split the chat suite asks.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Ask anew what was answered before.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where answers are kept; runs/evaluations unless given.")] = None,
 ) -> None:
-    """Ask a run the emoji questions as it will be served; write the figures into its receipt and model card."""
-    folder = run_folder(name)
-    from training.evaluate import evaluate_folder, table
+    """Ask models as they will be served and compare them, with 95 % intervals; full figures go into their cards."""
+    from training.evaluate import RESULTS, Request
+    from training.evaluate import evaluate as evaluate_models
 
-    print(table({folder.name: evaluate_folder(folder, every)}))
+    suite = suite or ("none" if task else "emoji")
+    request = Request(suite, task or (), engine, every, again, recipe, out or RESULTS)
+    tables, _ = evaluate_models(models, request)
+    print(tables)
 
 
 @app.command()
@@ -132,7 +141,9 @@ def run_all(
     data(recipe, overrides, folder)
     export(str(folder))
     if checked.data.name == "emoji":
-        evaluate(str(folder))
+        from training.evaluate import evaluate_folder, table
+
+        print(table({folder.name: evaluate_folder(folder)}))
     else:
         from training.evaluate import compare_with_base
 

@@ -53,15 +53,36 @@ def metadata(name: str, receipt: dict, kind: str) -> dict:
     else:
         fields |= {"library_name": receipt.get("library_name", "transformers"), "license": receipt["license"]}
         fields |= {"tags": receipt.get("tags") or ["llama", receipt["data_set"]]}
-    if "evaluation" in receipt:
-        metrics = [
-            {"type": "accuracy", "name": group, "value": round(score["right"] / score["asked"], 4)}
-            for group, score in receipt["evaluation"].items()
-        ]
-        data_set = {"name": "emoji questions", "type": "emoji"}
+    if "figures" in receipt:
+        results: dict[str, list[dict]] = {}
+        for figure in receipt["figures"]:
+            results.setdefault(asked_of(figure, receipt), []).append(metric(figure))
         task = {"type": "text-generation"}
-        fields["model-index"] = [{"name": name, "results": [{"task": task, "dataset": data_set, "metrics": metrics}]}]
+        parts = [
+            {"task": task, "dataset": {"name": data_set, "type": slug(data_set)}, "metrics": metrics}
+            for data_set, metrics in results.items()
+        ]
+        fields["model-index"] = [{"name": name, "results": parts}]
     return fields
+
+
+def asked_of(figure: dict, receipt: dict) -> str:
+    """What a figure's questions are called."""
+    if figure["suite"] == "chat":
+        return f"evaluation split of {receipt['recipe']['data']['name']}" if receipt.get("recipe") else "conversations"
+    return figure["group"] if figure["suite"] == "tasks" else f"{figure['suite']} questions"
+
+
+def slug(name: str) -> str:
+    """A name as the Hub's identifiers are written."""
+    return name.removesuffix(" questions").lower().replace(" ", "-").replace("/", "-")
+
+
+def metric(figure: dict) -> dict:
+    """A figure in the model-index's words. The lenient score is the accuracy; the page shows those."""
+    kinds = {"lenient": "accuracy", "exact": "exact_match"}
+    name = figure["group"] if figure["metric"] == "lenient" else f"{figure['group']}, {figure['metric']}".strip(", ")
+    return {"type": kinds.get(figure["metric"], figure["metric"]), "name": name, "value": round(figure["value"], 4)}
 
 
 def render_card(

@@ -1,33 +1,37 @@
-"""What a model knows, asked as it will be served: through the engine, greedily. `python -m training evaluate RUN`
+"""What a model knows, asked as it will be served: `python -m training evaluate MODEL… [--suite emoji|chat|all]`
 
-The emoji questions are asked in phrasings that no training example has, and scored by `Question.is_right`: the name as
-whole words or exactly the emoji. Groups are reported apart, since fine-tuning on flags can cost what the base knew.
+Any catalog entry or run, on any engine, greedily. Suites are in `suites/`, lm-evaluation-harness's tasks in
+`harness.py`; answers are kept as they come (`asking.py`), figures have intervals and models are compared question by
+question (`statistics.py`). A model of one's own that was asked every question gets its report into its folder, the
+figures into its receipt and its card; any other report lies under `runs/evaluations/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import random
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import typer
-from scipy.stats import binomtest
 
-from inference import places
-from inference.cache import Cache
-from inference.catalog import Catalog
-from inference.engines import Engine, Message, ModelFiles, Sampling, load_engine
+from inference.engines import ENGINES, Message, ModelFiles, load_engine
 from inference.errors import LabError
-from inference.fetch import fetch
-from inference.settings import Settings
-from training import data
+from inference.settings import PROJECT
+from inference.validation import nearest
+from training import data, report
+from training.asking import collect, kept_in
 from training.card import write_card
-from training.data.emoji import Question, questions
-from training.data.unknown import UNKNOWN
 from training.receipt import read_receipt, write_receipt
-from training.recipe import Recipe, locate
+from training.recipe import Recipe, load_recipe
+from training.served import Served, base_entry, files_in, files_of, revision, serve
+from training.statistics import wilson
+from training.suites import SUITES, Record, Result, Suite
+from training.suites.emoji import GREEDY, EmojiSuite
 
-GREEDY = Sampling(temperature=0, max_tokens=64)
+__all__ = ["Score", "evaluate", "evaluate_files", "evaluate_folder", "files_of", "table"]
+RESULTS = PROJECT / "runs" / "evaluations"
 
 
 @dataclass(frozen=True)
@@ -49,89 +53,181 @@ class Score:
 
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the share (Wilson 1927)."""
-        found = binomtest(self.right, self.asked).proportion_ci(0.95, method="wilson")
-        return found.low, found.high
+        return wilson(self.right, self.asked)
+
+    def figure(self) -> report.Document:
+        """As `report.cell` shows it."""
+        low, high = self.interval()
+        return {"unit": "share", "value": self.share, "low": low, "high": high, "count": self.asked}
 
 
-def group(question: Question) -> str:
-    """What a question is counted under."""
-    if question.kind == "choice":
-        return "pairs"
-    what = "flags" if question.emoji.is_flag else "other emoji"
-    return what if question.seen else f"{what}, never seen"
+@dataclass(frozen=True)
+class Request:
+    """What to ask. `recipe` names the one whose evaluation split the chat suite asks, `out` is where answers are kept;
+    `again` forgets those that are there."""
+
+    suite: str = "emoji"
+    tasks: Sequence[str] = ()
+    engine: str | None = None
+    every: int = 1
+    again: bool = False
+    recipe: str | None = None
+    out: Path = RESULTS
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The suites' names. Raises LabError for one that is none."""
+        if self.suite not in (*SUITES, "all", "none"):
+            near = nearest(self.suite, (*SUITES, "all"))
+            raise LabError(f"There is no suite “{self.suite}”{near}: choose one of {', '.join(SUITES)}, all.")
+        return {"all": SUITES, "none": ()}.get(self.suite, (self.suite,))
 
 
-def answer_of(engine: Engine, files: ModelFiles, text: str) -> str:
-    """The greedy answer to one question."""
-    chunks = engine.stream(files, [Message(role="user", content=text)], GREEDY, lambda: False)
-    return "".join(chunk.text for chunk in chunks)
+@dataclass(frozen=True)
+class Evaluation:
+    """A model and what came of each suite."""
+
+    served: Served
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @property
+    def document(self) -> report.Document:
+        """Who was evaluated; the suites are added by `written`."""
+        label = ENGINES[self.served.engine_name].label
+        return {"model": self.served.name, "engine": label, "revision": self.served.revision, "suites": {}}
 
 
-def score(ask: Callable[[str], str], asked: Iterable[Question]) -> dict[str, Score]:
-    """Scores by group; `ask` maps a question to an answer."""
-    scores: dict[str, Score] = {}
-    for question in asked:
-        reply = ask(question.text)
-        name = group(question)
-        scores[name] = scores.get(name, Score()).plus(question.is_right(reply), reply.strip() == UNKNOWN)
-    return dict(sorted(scores.items()))
+def evaluate(names: Sequence[str], request: Request) -> tuple[str, list[Evaluation]]:
+    """Ask the models, write their reports and, for several, their comparison. Returns the tables as Markdown.
+    Raises LabError where a name is none or a model stops answering: what it has answered is kept."""
+    wanted = request.suites
+    harness = None
+    if request.tasks:
+        from training.harness import Harness
+
+        harness = Harness(request.tasks, request.every)
+    lab, models = serve(names, request.engine)
+    with closing(lab):
+        suites = [make_suite(name, models, request.recipe) for name in wanted]
+        evaluations = []
+        for served in models:
+            results = {suite.name: asked(suite, served, request) for suite in suites}
+            if harness:
+                results["tasks"] = harness.evaluate(served, request.out, request.again)
+            evaluations.append(Evaluation(served, results))
+    shown = [only(written(evaluation, request), evaluation) for evaluation in evaluations]
+    tables = [report.figure_table(shown)]
+    notes = [note for each in evaluations for result in each.results.values() for note in result.notes]
+    tables += ["\n".join(dict.fromkeys(notes))] if notes else []
+    if len(evaluations) > 1:
+        tables.append(compared(evaluations, shown, request))
+    return "\n\n".join(tables), evaluations
 
 
-def evaluate_files(files: ModelFiles, every: int = 1, label: str = "") -> dict[str, Score]:
-    """Ask the model in `files` every so-manieth question, with a progress bar."""
-    engine = load_engine("llamacpp")
-    try:
-        with typer.progressbar(questions()[::every], label=f"asking {label}", show_pos=True) as asked:
-            return score(lambda text: answer_of(engine, files, text), asked)
-    finally:
-        engine.close()
+def make_suite(name: str, models: Sequence[Served], recipe: str | None) -> Suite:
+    """The suite of that name, the same questions for all models."""
+    if name == "emoji":
+        return EmojiSuite()
+    from training.suites.chat import ChatSuite
+
+    return ChatSuite(load_recipe(recipe) if recipe else common_recipe(models))
 
 
-def files_of(folder: Path) -> ModelFiles:
-    """What the engine needs of a run: its adapter and its base's GGUF, or its own."""
-    adapter = folder / "adapter-f16.gguf"
-    if not (folder / "adapter_config.json").is_file():
-        return ModelFiles(one_gguf(folder))
-    if not adapter.is_file():
-        raise LabError(f"{folder} has no {adapter.name}: make it with `python -m training export {folder.name}`.")
-    return ModelFiles(base_gguf(read_receipt(folder)["recipe"]["base"]), adapter)
+def common_recipe(models: Sequence[Served]) -> Recipe:
+    """The recipe whose evaluation split none of the models was trained on. Raises LabError where there is no such."""
+    recipes = [served.recipe for served in models if served.recipe]
+    if not recipes:
+        raise LabError(f"{models[0].name} was made by no recipe, so there is no evaluation split: add --recipe NAME.")
+    if any(recipe.data != recipes[0].data for recipe in recipes):
+        raise LabError("These models learnt from different data: say with --recipe NAME whose evaluation split to ask.")
+    return recipes[0]
 
 
-def one_gguf(folder: Path) -> Path:
-    """The Q8_0 GGUF of a whole model's folder."""
-    found = next(iter(sorted(folder.glob("*-Q8_0.gguf"))), None)
-    if found is None:
-        raise LabError(f"{folder} has no GGUF: make it with `python -m training export {folder.name}`.")
-    return found
+def asked(suite: Suite, served: Served, request: Request) -> Result:
+    """A model's answers to every so-manieth question of a suite, judged."""
+    # Every n-th of a fixed shuffle: questions alternate between two directions, and an even n would ask one of them.
+    shuffled = random.Random(0).sample(list(suite.questions), len(suite.questions))
+    drawn = set(shuffled[:: request.every])
+    keys = [key for key in suite.questions if key in drawn]
+    if len(keys) < 2:
+        raise LabError(
+            f"--every {request.every} leaves {len(keys)} of the {len(suite.questions):,} questions of the {suite.name} "
+            f"suite: choose at most {len(suite.questions) - 1}."
+        )
+    path = kept_in(request.out, served, suite.name)
+    if request.again:
+        path.unlink(missing_ok=True)
+    return suite.judge(collect(path, served, {key: suite.questions[key] for key in keys}, suite.answer, suite.name))
 
 
-def base_gguf(base: str) -> Path:
-    """The GGUF on which an adapter is served: the catalog's for that base."""
-    folder = Path(locate(base))
-    if folder.is_dir():
-        return one_gguf(folder)
-    settings = Settings.from_environment()
-    for entry in Catalog.read(settings.catalog).entries:
-        if entry.repo and entry.base is None and entry.repo.split("/")[1].startswith(base.split("/")[-1]):
-            if not (place := places.on_disk(entry, "gguf")):
-                list(fetch([places.wanted(entry, "gguf")], Cache(), lambda: False))
-                place = places.on_disk(entry, "gguf")
-            return place
-    raise LabError(f"The catalog has no GGUF of the base {base}: add an entry for it.")
+def written(evaluation: Evaluation, request: Request) -> report.Document:
+    """Write a model's report, with what other suites said of the same weights before. A full one goes into the folder
+    of a model of one's own, its figures into the receipt and the card."""
+    served, full = evaluation.served, request.every == 1
+    own = served.folder if full else None
+    place = own or request.out / served.name
+    document = evaluation.document
+    document["suites"] = report.earlier(place / "evaluation.json", document)
+    document["suites"] |= {name: report.block(found, request.every) for name, found in evaluation.results.items()}
+    report.write(place, "evaluation", report.text(document), document, [document])
+    typer.echo(f"{place / 'evaluation.md'}", err=True)
+    if own:
+        record(own, evaluation, document)
+    return document
+
+
+def record(folder: Path, evaluation: Evaluation, document: report.Document) -> None:
+    """Put the figures of a full evaluation into a model's receipt and card, with a few answers of its base beside its
+    own where there are none yet."""
+    receipt = read_receipt(folder)
+    receipt["figures"] = report.for_card(document)
+    if "emoji" in evaluation.results:
+        counted = scores(evaluation.results["emoji"].answers)
+        receipt["evaluation"] = {name: asdict(score) for name, score in counted.items()}
+    write_receipt(folder, receipt)
+    if "recipe" in receipt and "answers" not in receipt:
+        compare_with_base(folder)
+    write_card(folder)
+
+
+def only(document: report.Document, evaluation: Evaluation) -> report.Document:
+    """The document with the suites that were asked this time."""
+    return document | {"suites": {name: document["suites"][name] for name in evaluation.results}}
+
+
+def compared(evaluations: Sequence[Evaluation], shown: Sequence[report.Document], request: Request) -> str:
+    """Write the comparison of the models and return its table."""
+    results = {
+        each.served.name: Result([m for found in each.results.values() for m in found.measures], [])
+        for each in evaluations
+    }
+    rows = report.differences(results)
+    table = report.difference_table(rows)
+    place = request.out / " and ".join(results)
+    report.write(place, "comparison", "\n\n".join([report.figure_table(shown), table]) + "\n", rows, shown)
+    return f"{table}\n\n{place / 'comparison.png'}"
+
+
+def scores(answers: Iterable[Record]) -> dict[str, Score]:
+    """The emoji suite's judged answers, counted by group; right is the lenient score."""
+    found: dict[str, Score] = {}
+    for row in answers:
+        name = str(row["group"])
+        found[name] = found.get(name, Score()).plus(bool(row["lenient"]), bool(row["unsure"]))
+    return dict(sorted(found.items()))
 
 
 def evaluate_folder(folder: Path, every: int = 1) -> dict[str, Score]:
-    """Evaluate a run; a full evaluation goes into its receipt and its model card."""
-    scores = evaluate_files(files_of(folder), every, folder.name)
-    if every == 1:
-        receipt = read_receipt(folder)
-        receipt["evaluation"] = {name: asdict(value) for name, value in scores.items()}
-        write_receipt(folder, receipt)
-        if "recipe" in receipt:
-            compare_with_base(folder)
-        else:
-            write_card(folder)
-    return scores
+    """Evaluate a run on the emoji suite; a full evaluation goes into its receipt and its model card."""
+    _, (evaluation,) = evaluate([str(folder.resolve())], Request(every=every))
+    return scores(evaluation.results["emoji"].answers)
+
+
+def evaluate_files(files: ModelFiles, every: int = 1, label: str = "") -> dict[str, Score]:
+    """Ask the model in `files` every so-manieth emoji question on llama.cpp, with a progress bar."""
+    with closing(load_engine("llamacpp")) as engine:
+        served = Served(label, "llamacpp", engine, files, revision(files))
+        return scores(asked(EmojiSuite(), served, Request(every=every)).answers)
 
 
 def compare_with_base(folder: Path) -> None:
@@ -144,21 +240,19 @@ def compare_with_base(folder: Path) -> None:
 
 def before_and_after(folder: Path, recipe: Recipe, count: int = 5) -> list[dict[str, str]]:
     """Greedy answers of the base and of what was made of it to the first questions of the evaluation split."""
-    asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in first_held_out(recipe, count)]
-    engine = load_engine("llamacpp")
-    try:
-        before, after = ModelFiles(base_gguf(recipe.base)), files_of(folder)
-        return [
-            {"question": q, "before": answer_of(engine, before, q), "after": answer_of(engine, after, q)} for q in asked
-        ]
-    finally:
-        engine.close()
+    held_out = data.load(recipe.data).evaluation[:count]["messages"]
+    asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in held_out]
+    lab, (after,) = serve([str(folder.resolve())])
+    with closing(lab):
+        entry = base_entry(recipe.base, lab.catalog.entries)
+        model, name = files_in(lab, entry), lab.engine_of(entry)
+        before = Served(entry.id, name, lab.engine(name), model, revision(model))
 
+        def answers(served: Served) -> list[str]:
+            return [served.ask([Message(role="user", content=text)], GREEDY)[0] for text in asked]
 
-def first_held_out(recipe: Recipe, count: int) -> list[list[Message]]:
-    """The first conversations that training never had."""
-    held_out = data.load(recipe.data).evaluation
-    return held_out[:count]["messages"]
+        found = zip(asked, answers(before), answers(after), strict=True)
+        return [{"question": question, "before": one, "after": other} for question, one, other in found]
 
 
 def table(rows: dict[str, dict[str, Score]]) -> str:
@@ -166,12 +260,6 @@ def table(rows: dict[str, dict[str, Score]]) -> str:
     groups = sorted({name for scores in rows.values() for name in scores})
     lines = [f"| model | {' | '.join(groups)} |", f"|---|{'---|' * len(groups)}"]
     for model, scores in rows.items():
-        cells = [percent(scores[name]) if name in scores else "" for name in groups]
+        cells = [report.cell(scores[name].figure()) if name in scores else "" for name in groups]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def percent(value: Score) -> str:
-    """ "97 % (95–98)"."""
-    low, high = value.interval()
-    return f"{value.share:.0%} ({low * 100:.0f}–{high * 100:.0f}, n = {value.asked})".replace("%", " %")

@@ -27,9 +27,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from inference.engines import Message
 from inference.engines.llamacpp import PROMPT_BATCH, LoadedBase
 from inference.errors import LabError
-from training.evaluate import files_of
 from training.export import ADAPTER, Record, base_folder, convert_model, load_model, step, tokenizer_folder
 from training.receipt import read_receipt, write_receipt
+from training.served import files_of
 
 CONVERSATIONS = Path(__file__).with_name("parity.yaml")
 ANSWER_TOKENS = 24  # of each greedy answer, at most

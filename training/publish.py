@@ -29,7 +29,9 @@ from training.receipt import read_receipt
 T = TypeVar("T")
 OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter-f16.gguf")
 OF_MODEL = ("config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "chat_template.jinja")
-OF_BOTH = ("run.json", "loss.png", "lengths.png", "data.md")
+OF_BOTH = (
+    "run.json", "loss.png", "lengths.png", "data.md", "evaluation.json", "evaluation.md", "evaluation.png",
+)  # fmt: skip
 TRIES = 5
 
 

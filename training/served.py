@@ -9,15 +9,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inference.catalog import Card, Catalog, Entry
 from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, choose
 from inference.errors import LabError
 from inference.lab import Lab
+from inference.places import OF_ADAPTER, OF_BASE
 from inference.settings import PROJECT, Settings
 from training.receipt import read_receipt
 from training.recipe import Recipe, load_recipe, locate
+
+if TYPE_CHECKING:
+    from inference.engines import Scored
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Served:
             raise LabError("The answer was stopped before its end: ask again.")
         return text, figures
 
-    def score(self, messages: Sequence[Message], answer: str) -> object:
+    def score(self, messages: Sequence[Message], answer: str) -> Scored:
         """The likelihood of `answer` after `messages`, as the engine's `score` tells it (`log_likelihood` in nats,
         `tokens`, `greedy`)."""
         return self.engine.score(self.model, messages, answer)
@@ -63,7 +69,7 @@ def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[
             catalog = with_run(catalog, folder)
         ids.append(folder.name if folder else name)
     if twice := next((each for each in ids if ids.count(each) > 1), None):
-        raise LabError(f"{twice} is named twice: name each model once.")
+        raise LabError(f"Two of the models are called {twice}: name each once, or rename a folder.")
     lab = Lab(catalog, choose(engine or settings.engine), authors=settings.authors, collection=settings.collection)
     return lab, [lab.entry(model_id) for model_id in ids]
 
@@ -140,7 +146,7 @@ def recipe_of(entry: Entry) -> Recipe | None:
     if entry.folder and (entry.folder / "run.json").is_file():
         recipe = read_receipt(entry.folder).get("recipe")
         return Recipe.model_validate(recipe) if recipe else None
-    return load_recipe(entry.command.split()[-1]) if entry.command else None
+    return load_recipe(entry.command.split()[-1]) if entry.command else None  # "python -m training run RECIPE"
 
 
 def revision(model: Model) -> str:
@@ -149,11 +155,17 @@ def revision(model: Model) -> str:
         return hashlib.sha256(model.encode()).hexdigest()[:16]
     digest = hashlib.sha256()
     for place in (model.base, model.adapter):
-        for path in sorted(place.iterdir()) if place and place.is_dir() else [place] if place else []:
-            if path.suffix in (".gguf", ".safetensors", ".jinja") or path.name.startswith(("config.", "tokenizer")):
-                digest.update(content(path).encode())
-        digest.update(b";")
+        for path in files(place) if place else []:
+            digest.update(f"{path.name} {content(path)}\n".encode())
+        digest.update(b"\n")
     return digest.hexdigest()[:16]
+
+
+def files(place: Path) -> list[Path]:
+    """A GGUF file, or those files of a folder that an engine reads."""
+    if place.is_file():
+        return [place]
+    return [path for path in sorted(place.iterdir()) if any(fnmatch(path.name, p) for p in (*OF_BASE, *OF_ADAPTER))]
 
 
 def content(path: Path) -> str:

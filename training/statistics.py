@@ -64,7 +64,7 @@ def estimate(values: Sequence[bool] | Sequence[float], weights: Sequence[float] 
         if min(right, count - right) < FEW:
             return Estimate(right / count, *wilson(right, count), count)
     if count < 2:
-        raise LabError(f"{count} answer(s) have no interval: ask at least two.")
+        raise LabError(f"{count} answer(s) have no interval: ask at least two questions.")
     if weights is None:
         return Estimate(float(data.mean()), *bootstrap(data), count)
     shares = np.asarray(weights, dtype=float)
@@ -95,12 +95,14 @@ def compare(
 ) -> Difference:
     """`second` minus `first`, question by question. Right and wrong: McNemar's test, exact (1947; the binomial test of
     the questions that only one got right). Real values: a permutation test that exchanges the models question by
-    question (Fisher's; 9,999 draws, so that p is at least 0.0002). `weights` are those of `estimate`, common to both."""
+    question (Fisher's; 9,999 draws, so that p is at least 0.0002). `weights` are `estimate`'s, common to both."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if len(a) != len(b) or len(a) < 2:
-        raise LabError(f"A comparison needs the same questions, at least two: here are {len(a)} and {len(b)}.")
+    if len(a) != len(b) or not len(a):
+        raise LabError(f"A comparison needs the same questions: here are {len(a)} and {len(b)}.")
     if all(isinstance(value, bool) for value in (*first, *second)):
         return compare_shares(a, b)
+    if len(a) < 2:
+        raise LabError("One answer has no interval: ask at least two questions.")
     delta = b - a
     value = delta.mean() if weights is None else delta.sum() / np.sum(weights)
     interval = bootstrap(delta, None if weights is None else np.asarray(weights, dtype=float))

@@ -1,7 +1,8 @@
 """What a suite is: questions to ask a served model, and what is measured on each answer. One file, one suite.
 
 `emoji.py` asks what an emoji means, `chat.py` the evaluation split of a recipe; `harness.py` beside this package brings
-in lm-evaluation-harness's tasks. A suite knows no files: `asking.py` asks and keeps the answers, `report.py` shows them.
+in lm-evaluation-harness's tasks. A suite knows no files: `asking.py` asks and keeps the answers, `report.py` shows what
+came of them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ SUITES = ("emoji", "chat")
 @dataclass(frozen=True)
 class Measure:
     """One number for each question of a group, by the question's key: bools for right and wrong. A loss has `weights`,
-    the tokens that its nats are summed over. Models are compared on what is `compared`; bars of one `panel` share a chart's
-    axis, "" is not drawn."""
+    the tokens that its nats are summed over. Models are compared on what is `compared`; bars of one `panel` share an
+    axis of the chart, "" is not drawn."""
 
     suite: str
     group: str

@@ -47,16 +47,18 @@ class EmojiSuite:
         answers = [judged(q, str(record["answer"])) for q, record in zip(asked, records.values(), strict=True)]
         groups = sorted({str(row["group"]) for row in answers})
         measures = [
-            Measure(
-                "emoji", name, metric, "share", {str(row["question"]): bool(row[metric]) for row in answers if kept(row)},
-                compared=name in groups and metric != "unsure",
-                panel=f"emoji, {metric}: share of right answers" if name in groups and metric != "unsure" else "",
-                bar=name,
-            )
+            measure(name, metric, [row for row in answers if kept(row)], name in groups and metric != "unsure")
             for name, kept in selections(groups, answers)
-            for metric in ("exact", "lenient", "unsure")
-        ]  # fmt: skip
+            for metric in ("exact", "lenient", *(("unsure",) if name in groups else ()))
+        ]
         return Result(measures, answers, self.notes)
+
+
+def measure(group: str, metric: str, rows: list[Record], compared: bool) -> Measure:
+    """One score of a group's answers; the whole groups are compared and drawn, their directions only counted."""
+    values = {str(row["question"]): bool(row[metric]) for row in rows}
+    panel = f"emoji, {metric}: share of right answers" if compared else ""
+    return Measure("emoji", group, metric, "share", values, compared=compared, panel=panel, bar=group)
 
 
 def selections(groups: list[str], answers: list[Record]) -> list[tuple[str, Callable[[Record], bool]]]:
