@@ -7,6 +7,7 @@ is missing, one that had ended asks nothing. They are kept unjudged, so that a c
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -56,7 +57,7 @@ def collect(
         path.parent.mkdir(parents=True, exist_ok=True)
         label = f"asking {served.name}: {what}"
         with path.open("a", encoding="utf-8") as file, typer.progressbar(
-            length=len(questions), label=label, show_pos=True
+            length=len(questions), label=label, show_pos=True, file=sys.stderr
         ) as bar:  # fmt: skip
             bar.update(len(questions) - len(missing))
 

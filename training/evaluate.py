@@ -203,7 +203,7 @@ def compared(evaluations: Sequence[Evaluation], shown: Sequence[report.Document]
     }
     rows = report.differences(results)
     table = report.difference_table(rows)
-    place = request.out / " and ".join(results)
+    place = request.out / "-and-".join(results)[:200]  # a file's name may have 255 bytes
     report.write(place, "comparison", "\n\n".join([report.figure_table(shown), table]) + "\n", rows, shown)
     return f"{table}\n\n{place / 'comparison.png'}"
 

@@ -109,15 +109,20 @@ def difference_table(rows: Sequence[Document]) -> str:
     """The paired differences as a Markdown table; shares in points of a percent."""
     lines = ["| compared | suite | measured | difference | 95 % | p | adjusted |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        scale, sign, unit = (100, "+.0f", " pp") if row["unit"] == "share" else (1, "+.4g", "")
+        scale, sign, unit = (100, "+z.0f", " pp") if row["unit"] == "share" else (1, "+z.4g", "")
         value, low, high = (format(row[name] * scale, sign) for name in ("value", "low", "high"))
         measured = ", ".join(filter(None, (row["group"], row["metric"])))
         lines.append(
             f"| {row['second']} − {row['first']} | {row['suite']} | {measured} | {value}{unit} | {low} to {high} | "
-            f"{row['p']:.2g} | {row['adjusted']:.2g} |"
+            f"{probability(row['p'])} | {probability(row['adjusted'])} |"
         )
     tests = " · ".join(dict.fromkeys(f"{row['suite']} {row['metric']}: {row['test']}" for row in rows))
     return "\n".join([*lines, "", f"Tests: {tests}. Adjusted by Holm over all rows of one suite's measure."])
+
+
+def probability(p: float) -> str:
+    """A p value as one reads it."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
 def text(document: Document) -> str:
@@ -193,6 +198,6 @@ def for_card(document: Document) -> list[Document]:
 def write(folder: Path, name: str, text: str, values: Document | list, documents: Sequence[Document]) -> None:
     """The three files `name`.json, .md and .png."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
     draw(documents, folder / f"{name}.png")

@@ -125,7 +125,11 @@ def compare_shares(a: np.ndarray, b: np.ndarray) -> Difference:
     discordant = only_first + only_second
     p = stats.binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
     alike = len(a) - discordant
-    interval = bootstrap(b - a) if min(discordant, alike) >= FEW_DISCORDANT else newcombe(both, only_second, only_first, len(a))
+    interval = (
+        bootstrap(b - a)
+        if min(discordant, alike) >= FEW_DISCORDANT
+        else newcombe(both, only_second, only_first, len(a))
+    )
     return Difference(float((b - a).mean()), *interval, len(a), float(p), "McNemar, exact")
 
 
