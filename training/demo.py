@@ -2,7 +2,8 @@
 
 Trains the emoji recipe for one epoch, is killed on the way, goes on in an empty folder from the Hub; trains it in full;
 exports, compares, evaluates and publishes both; then starts the page, which lists them from the Hub and answers with
-them. Prints what each step took and what fine-tuning changed.
+them. Prints what each step took, and at the end what fine-tuning changed: base, one epoch and all of them compared,
+with the chart's path.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from gradio_client import Client
 from inference.errors import LabError
 from inference.settings import PROJECT
 from tests.hub import LocalHub
-from training.evaluate import Score, evaluate_files, files_of, table
-from training.receipt import read_receipt
+from training.evaluate import Request, evaluate
 from training.recipe import load_recipe
 
 ACCOUNT = "me"
@@ -101,21 +101,19 @@ def main(folder: Annotated[Path | None, typer.Option(help="Keep the runs there."
         for recipe, what in ((short, "the same command in an empty folder"), (full, "the whole way")):
             with step(f"{recipe}: {what}, to published"):
                 finish(start(recipe, runs / load_recipe(recipe).name, environment))
-        with step("nano: evaluate"):
-            scores = {"nano": evaluate_files(files_of(PROJECT / "adapters" / "nano"), label="nano")}
-        for recipe in RECIPES:
-            receipt = read_receipt(runs / load_recipe(recipe).name)
-            scores[recipe] = {name: Score(**found) for name, found in receipt["evaluation"].items()}
+        with step("nano: evaluate, compare with both"):
+            models = ["nano", *(str(runs / load_recipe(recipe).name) for recipe in RECIPES)]
+            tables, _ = evaluate(models, Request())  # their own `run` has asked the two: their answers are kept
         with step("page: list, fetch from the Hub, answer"), page(environment) as lab:
-            listed = lab.predict(api_name="/models")
-            models = [row for row in listed if row["id"] == "nano" or row["id"].startswith(f"{ACCOUNT}/")]
+            rows = lab.predict(api_name="/models")
+            listed = [row for row in rows if row["id"] == "nano" or row["id"].startswith(f"{ACCOUNT}/")]
             answers = [
                 f"{model['id']} ({model['state']}): {question} "
                 f"{lab.predict(question, model['id'], temperature=0, api_name='/ask')}"
-                for model in models
+                for model in listed
                 for question in ASKED
             ]
-    print("\n".join(["", *lines, "", table(scores), "", *answers]))
+    print("\n".join(["", *lines, "", *answers, "", tables]))
 
 
 if __name__ == "__main__":

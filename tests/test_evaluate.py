@@ -1,0 +1,283 @@
+"""What is asked, how it is judged, and what becomes of the answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import EMOJI, NANO, assert_refused, command
+
+from inference.catalog import read_card
+from inference.engines import load_engine
+from inference.errors import LabError
+from training.asking import collect, kept_in
+from training.data.emoji import questions
+from training.evaluate import Evaluation, Request, asked, evaluate, written
+from training.recipe import load_recipe
+from training.report import differences
+from training.served import Served, files_of, revision, serve
+from training.suites import Measure, Result
+from training.suites.chat import ChatSuite, is_refusal, repetition
+from training.suites.emoji import EmojiSuite, confusions, judged
+
+SWEDEN = next(q for q in questions() if q.kind == "name" and q.emoji.text == "🇸🇪")
+FIND = next(q for q in questions() if q.kind == "find" and q.emoji.text == "🇸🇪")
+
+
+def served(engine, folder: Path = EMOJI) -> Served:
+    """A shipped model on the shared llama.cpp engine."""
+    files = files_of(folder)
+    recipe = load_recipe("emoji-nano") if folder == EMOJI else None
+    return Served(folder.name, "llamacpp", engine, files, revision(files), recipe=recipe)
+
+
+class Dying:
+    """An engine that answers so many questions and then no more."""
+
+    def __init__(self, engine, answers: int) -> None:
+        self.engine, self.left = engine, answers
+
+    def stream(self, *arguments):
+        """As the engine's own."""
+        if not self.left:
+            raise LabError("nano-Q8_0.gguf failed to compute an answer.")
+        self.left -= 1
+        return self.engine.stream(*arguments)
+
+
+def test_exact_is_the_whole_sentence_or_the_name_alone_and_lenient_the_name_in_it():
+    scores = {
+        given: (row["exact"], row["lenient"])
+        for given in ("🇸🇪 is the flag of Sweden.", "Sweden", "It's Sweden's flag, of course", "the flag of Suriname")
+        for row in [judged(SWEDEN, given)]
+    }
+    assert list(scores.values()) == [(True, True), (True, True), (False, True), (False, False)]
+    assert judged(FIND, "🇸🇪")["exact"] and judged(FIND, "It is 🇸🇪!")["lenient"]
+    assert not judged(FIND, "🇸🇪 or 🇸🇷")["lenient"]
+
+
+def test_confusions_are_counted_by_what_was_expected_and_given():
+    given = ["🇸🇪 is the flag of Suriname.", "suriname", "I don't know that one yet.", "Sweden", "No idea."]
+    rows = [judged(SWEDEN, text) for text in given] + [judged(FIND, "The flag of Sweden is 🇸🇷.")]
+    assert confusions(rows) == [
+        ("Sweden", "Suriname", 3),
+        ("Sweden", "no emoji's name", 1),
+        ("Sweden", "“I don't know”", 1),
+    ]
+
+
+def test_two_models_are_compared_and_a_second_call_asks_nothing(tmp_path):
+    arguments = ["training", "evaluate", "nano", "nano-emoji", "--every", "40", "--out", str(tmp_path)]
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "nano-emoji − nano" in done.stdout and "McNemar" in done.stdout and "asking nano" in done.stderr
+    document = json.loads((tmp_path / "nano-emoji" / "evaluation.json").read_text("utf-8"))
+    row = document["suites"]["emoji"]["answers"][0]
+    assert {"question", "expected", "answer", "exact", "lenient", "group"} <= set(row)
+    assert (tmp_path / "nano-emoji" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    comparison = tmp_path / "nano-and-nano-emoji"
+    assert {path.suffix for path in comparison.iterdir()} == {".json", ".md", ".png"}
+    flags = next(row for row in json.loads((comparison / "comparison.json").read_text("utf-8"))
+                 if (row["group"], row["metric"]) == ("flags", "lenient"))  # fmt: skip
+    assert flags["low"] > 0.5 and flags["adjusted"] < 0.05  # the adapter knows flags, the base none
+    again = command(*arguments)
+    assert again.stdout == done.stdout and "asking" not in again.stderr
+    assert "every" not in read_card("", EMOJI, None).accuracy  # a part of the questions reaches no card
+
+
+def test_a_model_that_dies_keeps_its_answers_and_goes_on_with_the_rest(tmp_path, engine):
+    model, suite = served(engine), EmojiSuite(questions()[:12])
+    whole = asked(suite, model, Request(out=tmp_path / "whole"))
+    dying = Served(model.name, "llamacpp", Dying(engine, 5), model.model, model.revision)
+    with pytest.raises(LabError, match="stopped after 5 of 12 answers .* goes on from there"):
+        asked(suite, dying, Request(out=tmp_path))
+    path = kept_in(tmp_path, model, "emoji")
+    with path.open("ab") as file:
+        file.write('{"key": "half an answer 🇸'.encode()[:-2])  # as a kill leaves it
+    counted = Dying(engine, 7)
+    assert (
+        asked(suite, Served(model.name, "llamacpp", counted, model.model, model.revision), Request(out=tmp_path))
+        == whole
+    )
+    assert counted.left == 0  # seven were missing
+    path.write_text("no JSON\n", encoding="utf-8")
+    with pytest.raises(LabError, match="--again"):
+        asked(suite, model, Request(out=tmp_path))
+    assert asked(suite, model, Request(out=tmp_path, again=True)) == whole
+
+
+def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_path):
+    lab, (model,) = serve(["nano-emoji"], "pytorch")
+    suite = EmojiSuite(questions()[:16])
+    try:
+        found = collect(tmp_path / "a.jsonl", model, suite.questions, suite.answer, "emoji")
+    finally:
+        lab.close()
+    assert list(found) == list(suite.questions)
+    result = suite.judge(found)
+    assert [row["question"] for row in result.answers] == list(suite.questions)
+    assert sum(bool(row["lenient"]) for row in result.answers) >= 8  # each answer is its own question's
+
+
+def test_a_question_that_is_there_twice_counts_once(tmp_path, engine):
+    suite = EmojiSuite([*questions()[:6], questions()[0]])
+    result = asked(suite, served(engine), Request(out=tmp_path))
+    assert len(result.answers) == 6
+    assert result.notes == ["1 of the emoji questions are there more than once: each counts once."]
+
+
+def test_a_full_evaluation_goes_into_receipt_card_and_folder(tmp_path, engine):
+    folder = Path(shutil.copytree(EMOJI, tmp_path / "nano-emoji"))
+    model, suite = served(engine, folder), EmojiSuite(questions()[:8])
+    own = Served(model.name, "llamacpp", engine, model.model, model.revision, folder)
+    result = asked(suite, own, Request(out=tmp_path))
+    written(Evaluation(own, {"emoji": result}), Request(out=tmp_path))
+    receipt = json.loads((folder / "run.json").read_text("utf-8"))
+    (score,) = receipt["evaluation"].values()
+    assert score["asked"] == 8 and {"right", "unsure"} < set(score)
+    card = (folder / "README.md").read_text("utf-8")
+    assert "![evaluation](evaluation.png)" in card and (folder / "evaluation.png").is_file()
+    metrics = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"][0]["metrics"]
+    assert {metric["type"] for metric in metrics} == {"accuracy", "exact_match"}
+    assert read_card("", folder, None).accuracy == {"other emoji": score["right"] / 8}
+
+
+@pytest.mark.parametrize(
+    ("request_", "names", "words"),
+    [
+        (Request(suite="emojy"), ["nano"], "no suite “emojy” .*did you mean “emoji”"),
+        (Request(), ["nano-emojy"], "no model “nano-emojy” .*did you mean “nano-emoji”"),
+        (Request(), ["finetome-1b"], "not published yet"),
+        (Request(engine="llama"), ["nano"], "no engine “llama”"),
+        (Request(every=5000), ["nano"], "--every 5000 leaves 1 of the 1,474 questions"),
+        (Request(), ["nano", "nano"], "Two of the models are called nano"),
+        (Request(suite="chat"), ["nano"], "no evaluation split: add --recipe"),
+        (Request(suite="chat", recipe="finetome-nanu"), ["nano"], "no recipe “finetome-nanu”"),
+        (Request(suite="none", tasks=["arc_eazy"]), ["nano"], "no task “arc_eazy” .*did you mean “arc_easy”"),
+    ],
+)
+def test_what_can_not_be_evaluated_is_refused_in_a_sentence(tmp_path, request_, names, words):
+    with pytest.raises(LabError, match=words):
+        evaluate(names, Request(**{**vars(request_), "out": tmp_path}))
+
+
+def test_the_command_ends_without_a_traceback(tmp_path):
+    assert_refused(command("training", "evaluate", "nano", "--suite", "emojy"), "emojy", "emoji, chat, all")
+
+
+def test_a_recipe_without_an_evaluation_split_is_refused():
+    with pytest.raises(LabError, match="keeps no evaluation split"):
+        ChatSuite(load_recipe("emoji-nano", ["data.evaluation=0"]))
+
+
+def test_refusals_and_repetition_by_their_definitions():
+    assert is_refusal("I'm sorry, but I can’t help.") and is_refusal("I don't know that one yet.")
+    assert not is_refusal("Sweden. I'm sorry to say so.")
+    # Nine words make six 4-grams, of which three are new: "a b c a", "b c a b", "c a b c", and again.
+    assert repetition("a b c a b c a b c") == 0.5
+    assert repetition("no word is here again") == repetition("too short") == 0
+
+
+def test_the_held_out_loss_is_pytorchs(tmp_path):
+    """Against transformers' own loss: labels on the assistant's tokens, end of turn included, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    lab, (model,) = serve(["nano"], "llamacpp")
+    suite = ChatSuite(load_recipe("emoji-nano", ["data.evaluation=6"]))
+    try:
+        found = suite.judge(collect(tmp_path / "a.jsonl", model, suite.questions, suite.answer, "chat"))
+    finally:
+        lab.close()
+    loss = found.measures[0]
+    assert loss.metric == "loss"
+    reference, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(NANO),
+    )
+    for key, messages in suite.questions.items():
+        nats = tokens = 0
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = tokenizer.apply_chat_template(messages[:i], add_generation_prompt=True, return_dict=False)
+                answer = tokenizer(message["content"] + "<|eot_id|>", add_special_tokens=False)["input_ids"]
+                with torch.no_grad():
+                    scores = reference(torch.tensor([before + answer])).logits[0].log_softmax(-1)
+                at = range(len(before) - 1, len(before) + len(answer) - 1)
+                nats -= sum(scores[place, token].item() for place, token in zip(at, answer, strict=True))
+                tokens += len(answer)
+        assert loss.weights[key] == tokens
+        assert loss.values[key] == pytest.approx(nats, rel=0.02, abs=0.1)  # the served one has 8-bit weights
+
+
+def test_an_engine_that_tells_no_likelihoods_gives_the_rest():
+    suite = ChatSuite(load_recipe("emoji-nano", ["data.evaluation=4"]))
+    record = {
+        "answer": "I don't know that one yet.",
+        "tokens": 8,
+        "cut": False,
+        "unscored": "host can't score answers.",
+    }
+    result = suite.judge({key: record for key in suite.questions})
+    assert [m.metric for m in result.measures] == ["refusals", "repetition", "cut off", "length"]
+    assert result.notes[-1] == "No loss: host can't score answers."
+
+
+def test_a_loss_is_compared_only_over_the_same_tokens():
+    def loss(tokens: float) -> Result:
+        values = {str(i): float(i % 5) for i in range(10)}
+        return Result([Measure("chat", "", "loss", "nats per token", values, dict.fromkeys(values, tokens))], [])
+
+    assert differences({"a": loss(4.0), "b": loss(5.0)}) == []
+    (row,) = differences({"a": loss(4.0), "b": loss(4.0)})
+    assert row["value"] == 0 and row["p"] == row["adjusted"] == 1
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Two tasks of lm-evaluation-harness on files of this disk: a choice and a free answer."""
+    pytest.importorskip("lm_eval")
+    rows = [
+        {"sign": "🐼", "right": 0, "a": "panda", "b": "camel"},
+        {"sign": "🐙", "right": 1, "a": "lion", "b": "octopus"},
+    ]
+    rows += [
+        {"sign": "🦁", "right": 0, "a": "lion", "b": "panda"},
+        {"sign": "🐸", "right": 0, "a": "frog", "b": "lion"},
+    ]
+    data = tmp_path / "signs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shared = {
+        "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test",
+        "doc_to_text": "What does {{sign}} mean?",
+    }  # fmt: skip
+    choice = shared | {
+        "task": "signs_choice", "output_type": "multiple_choice", "doc_to_target": "right",
+        "doc_to_choice": "{{[sign + ' is the ' + a + ' emoji.', sign + ' is the ' + b + ' emoji.']}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    free = shared | {
+        "task": "signs_free", "output_type": "generate_until", "doc_to_target": "{{[a, b][right]}}",
+        "generation_kwargs": {"until": [" emoji."], "max_gen_toks": 32},
+        "filter_list": [{"name": "last", "filter": [
+            {"function": "regex", "regex_pattern": "is the (.+)"}, {"function": "take_first"},
+        ]}],
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    for values in (choice, free):
+        (tmp_path / f"{values['task']}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_task_of_the_harness_is_answered_through_the_engine(task):
+    files = [str(task / name) for name in ("signs_choice.yaml", "signs_free.yaml")]
+    request = Request(suite="none", tasks=files, out=task / "out")
+    tables, (evaluation,) = evaluate(["nano"], request)
+    found = {measure.group: measure for measure in evaluation.results["tasks"].measures}
+    assert found["signs_choice"].values == {"0": True, "1": True, "2": True, "3": True}
+    assert sum(found["signs_free"].values.values()) >= 3 and found["signs_free"].metric == "exact_match (last)"
+    assert "tasks | signs_choice | acc |" in tables and "chat template" in tables
+    assert len(kept_in(request.out, evaluation.served, "tasks").read_text("utf-8").splitlines()) == 12
