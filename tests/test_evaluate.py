@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ import yaml
 from conftest import EMOJI, NANO, assert_refused, command
 
 from inference.catalog import read_card
-from inference.engines import load_engine
 from inference.errors import LabError
 from training.asking import collect, kept_in
 from training.data.emoji import questions
@@ -23,6 +24,7 @@ from training.suites import Measure, Result
 from training.suites.chat import ChatSuite, is_refusal, repetition
 from training.suites.emoji import EmojiSuite, confusions, judged
 
+TAUGHT = [q for q in questions() if q.seen]
 SWEDEN = next(q for q in questions() if q.kind == "name" and q.emoji.text == "🇸🇪")
 FIND = next(q for q in questions() if q.kind == "find" and q.emoji.text == "🇸🇪")
 
@@ -82,7 +84,7 @@ def test_two_models_are_compared_and_a_second_call_asks_nothing(tmp_path):
     assert {path.suffix for path in comparison.iterdir()} == {".json", ".md", ".png"}
     flags = next(row for row in json.loads((comparison / "comparison.json").read_text("utf-8"))
                  if (row["group"], row["metric"]) == ("flags", "lenient"))  # fmt: skip
-    assert flags["low"] > 0.5 and flags["adjusted"] < 0.05  # the adapter knows flags, the base none
+    assert flags["low"] > 0.2 and flags["adjusted"] < 0.05  # the adapter knows flags, the base none
     again = command(*arguments)
     assert again.stdout == done.stdout and "asking" not in again.stderr
     assert "every" not in read_card("", EMOJI, None).accuracy  # a part of the questions reaches no card
@@ -97,12 +99,9 @@ def test_a_model_that_dies_keeps_its_answers_and_goes_on_with_the_rest(tmp_path,
     path = kept_in(tmp_path, model, "emoji")
     with path.open("ab") as file:
         file.write('{"key": "half an answer 🇸'.encode()[:-2])  # as a kill leaves it
-    counted = Dying(engine, 7)
-    assert (
-        asked(suite, Served(model.name, "llamacpp", counted, model.model, model.revision), Request(out=tmp_path))
-        == whole
-    )
-    assert counted.left == 0  # seven were missing
+    rest = Served(model.name, "llamacpp", Dying(engine, 7), model.model, model.revision)
+    assert asked(suite, rest, Request(out=tmp_path)) == whole
+    assert rest.engine.left == 0  # seven were missing
     path.write_text("no JSON\n", encoding="utf-8")
     with pytest.raises(LabError, match="--again"):
         asked(suite, model, Request(out=tmp_path))
@@ -111,7 +110,7 @@ def test_a_model_that_dies_keeps_its_answers_and_goes_on_with_the_rest(tmp_path,
 
 def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_path):
     lab, (model,) = serve(["nano-emoji"], "pytorch")
-    suite = EmojiSuite(questions()[:16])
+    suite = EmojiSuite(TAUGHT[:16])
     try:
         found = collect(tmp_path / "a.jsonl", model, suite.questions, suite.answer, "emoji")
     finally:
@@ -119,7 +118,7 @@ def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_pa
     assert list(found) == list(suite.questions)
     result = suite.judge(found)
     assert [row["question"] for row in result.answers] == list(suite.questions)
-    assert sum(bool(row["lenient"]) for row in result.answers) >= 8  # each answer is its own question's
+    assert sum(bool(row["lenient"]) for row in result.answers) >= 12  # each answer is its own question's
 
 
 def test_a_question_that_is_there_twice_counts_once(tmp_path, engine):
@@ -131,7 +130,7 @@ def test_a_question_that_is_there_twice_counts_once(tmp_path, engine):
 
 def test_a_full_evaluation_goes_into_receipt_card_and_folder(tmp_path, engine):
     folder = Path(shutil.copytree(EMOJI, tmp_path / "nano-emoji"))
-    model, suite = served(engine, folder), EmojiSuite(questions()[:8])
+    model, suite = served(engine, folder), EmojiSuite(TAUGHT[:8])
     own = Served(model.name, "llamacpp", engine, model.model, model.revision, folder)
     result = asked(suite, own, Request(out=tmp_path))
     written(Evaluation(own, {"emoji": result}), Request(out=tmp_path))
@@ -194,10 +193,8 @@ def test_the_held_out_loss_is_pytorchs(tmp_path):
         lab.close()
     loss = found.measures[0]
     assert loss.metric == "loss"
-    reference, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32),
-        AutoTokenizer.from_pretrained(NANO),
-    )
+    reference = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(NANO)
     for key, messages in suite.questions.items():
         nats = tokens = 0
         for i, message in enumerate(messages):
@@ -239,15 +236,13 @@ def test_a_loss_is_compared_only_over_the_same_tokens():
 @pytest.fixture
 def task(tmp_path):
     """Two tasks of lm-evaluation-harness on files of this disk: a choice and a free answer."""
-    pytest.importorskip("lm_eval")
-    rows = [
-        {"sign": "🐼", "right": 0, "a": "panda", "b": "camel"},
-        {"sign": "🐙", "right": 1, "a": "lion", "b": "octopus"},
+    signs = [
+        ("🐼", 0, "panda", "camel"),
+        ("🐙", 1, "lion", "octopus"),
+        ("🦁", 0, "lion", "panda"),
+        ("🐸", 0, "frog", "lion"),
     ]
-    rows += [
-        {"sign": "🦁", "right": 0, "a": "lion", "b": "panda"},
-        {"sign": "🐸", "right": 0, "a": "frog", "b": "lion"},
-    ]
+    rows = [dict(zip(("sign", "right", "a", "b"), row, strict=True)) for row in signs]
     data = tmp_path / "signs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     shared = {
@@ -281,3 +276,10 @@ def test_a_task_of_the_harness_is_answered_through_the_engine(task):
     assert sum(found["signs_free"].values.values()) >= 3 and found["signs_free"].metric == "exact_match (last)"
     assert "tasks | signs_choice | acc |" in tables and "chat template" in tables
     assert len(kept_in(request.out, evaluation.served, "tasks").read_text("utf-8").splitlines()) == 12
+
+
+def test_without_the_harness_a_task_is_refused_with_the_command_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "training.harness", raising=False)
+    with pytest.raises(LabError, match="pip install lm_eval==0.4.13"):
+        importlib.import_module("training.harness")

@@ -6,7 +6,7 @@ its end included and its first space left out. Published figures are mostly of r
 continuations without an end: compare these with each other, not with those. Tasks that need the likelihood of a whole
 text (`loglikelihood_rolling`) can't be asked in a chat and are refused.
 
-lm_eval is not among the requirements: `pip install lm_eval==0.4.13`.
+lm_eval is imported only where a task is named; where it is missing: `pip install lm_eval==0.4.13`.
 """
 
 from __future__ import annotations
