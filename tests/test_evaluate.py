@@ -19,7 +19,7 @@ from training.data.emoji import questions
 from training.evaluate import Evaluation, Request, asked, evaluate, written
 from training.recipe import load_recipe
 from training.report import differences
-from training.served import Served, files_of, revision, serve
+from training.served import Served, files_of, lab_for, revision, serve
 from training.suites import Measure, Result
 from training.suites.chat import ChatSuite, is_refusal, repetition
 from training.suites.emoji import EmojiSuite, confusions, judged
@@ -32,8 +32,7 @@ FIND = next(q for q in questions() if q.kind == "find" and q.emoji.text == "🇸
 def served(engine, folder: Path = EMOJI) -> Served:
     """A shipped model on the shared llama.cpp engine."""
     files = files_of(folder)
-    recipe = load_recipe("emoji-nano") if folder == EMOJI else None
-    return Served(folder.name, "llamacpp", engine, files, revision(files), recipe=recipe)
+    return Served(folder.name, "llamacpp", engine, files, revision(files))
 
 
 class Dying:
@@ -109,10 +108,10 @@ def test_a_model_that_dies_keeps_its_answers_and_goes_on_with_the_rest(tmp_path,
 
 
 def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_path):
-    lab, (model,) = serve(["nano-emoji"], "pytorch")
+    lab, (entry,) = lab_for(["nano-emoji"], "pytorch")
     suite = EmojiSuite(TAUGHT[:16])
     try:
-        found = collect(tmp_path / "a.jsonl", model, suite.questions, suite.answer, "emoji")
+        found = collect(tmp_path / "a.jsonl", serve(lab, entry), suite.questions, suite.answer, "emoji")
     finally:
         lab.close()
     assert list(found) == list(suite.questions)
@@ -180,17 +179,14 @@ def test_refusals_and_repetition_by_their_definitions():
     assert repetition("no word is here again") == repetition("too short") == 0
 
 
-def test_the_held_out_loss_is_pytorchs(tmp_path):
+def test_the_held_out_loss_is_pytorchs(tmp_path, engine):
     """Against transformers' own loss: labels on the assistant's tokens, end of turn included, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    lab, (model,) = serve(["nano"], "llamacpp")
     suite = ChatSuite(load_recipe("emoji-nano", ["data.evaluation=6"]))
-    try:
-        found = suite.judge(collect(tmp_path / "a.jsonl", model, suite.questions, suite.answer, "chat"))
-    finally:
-        lab.close()
+    answers = collect(tmp_path / "a.jsonl", served(engine, NANO), suite.questions, suite.answer, "chat")
+    found = suite.judge(answers)
     loss = found.measures[0]
     assert loss.metric == "loss"
     reference = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
@@ -267,15 +263,20 @@ def task(tmp_path):
     return tmp_path
 
 
-def test_a_task_of_the_harness_is_answered_through_the_engine(task):
-    files = [str(task / name) for name in ("signs_choice.yaml", "signs_free.yaml")]
-    request = Request(suite="none", tasks=files, out=task / "out")
-    tables, (evaluation,) = evaluate(["nano"], request)
-    found = {measure.group: measure for measure in evaluation.results["tasks"].measures}
+def test_a_task_of_the_harness_is_answered_through_the_engine(task, engine):
+    from training.harness import Harness
+
+    model = served(engine, NANO)
+    result = Harness([str(task / name) for name in ("signs_choice.yaml", "signs_free.yaml")]).evaluate(
+        model, task, False
+    )
+    found = {measure.group: measure for measure in result.measures}
     assert found["signs_choice"].values == {"0": True, "1": True, "2": True, "3": True}
     assert sum(found["signs_free"].values.values()) >= 3 and found["signs_free"].metric == "exact_match (last)"
-    assert "tasks | signs_choice | acc |" in tables and "chat template" in tables
-    assert len(kept_in(request.out, evaluation.served, "tasks").read_text("utf-8").splitlines()) == 12
+    assert "chat template" in result.notes[0]
+    assert (
+        len(kept_in(task, model, "tasks").read_text("utf-8").splitlines()) == 12
+    )  # two for a choice, one for an answer
 
 
 def test_without_the_harness_a_task_is_refused_with_the_command_to_install_it(monkeypatch):

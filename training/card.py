@@ -57,9 +57,12 @@ def metadata(name: str, receipt: dict, kind: str) -> dict:
         results: dict[str, list[dict]] = {}
         for figure in receipt["figures"]:
             results.setdefault(asked_of(figure, receipt), []).append(metric(figure))
-        task = {"type": "text-generation"}
         parts = [
-            {"task": task, "dataset": {"name": data_set, "type": slug(data_set)}, "metrics": metrics}
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"name": data_set, "type": slug(data_set)},
+                "metrics": metrics,
+            }
             for data_set, metrics in results.items()
         ]
         fields["model-index"] = [{"name": name, "results": parts}]

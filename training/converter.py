@@ -1,4 +1,4 @@
-"""Run one of llama.cpp's own converters in a process of its own: `python converter.py FOLDER SCRIPT ARGUMENT…`
+"""Run one of llama.cpp's own converters in a process of its own: `python -P converter.py FOLDER SCRIPT ARGUMENT…`
 
 FOLDER is `vendor/llama.cpp` of llama-cpp-python's sdist. Its `gguf-py` must come before any installed gguf, which may
 be too old for it. A converter knows tokenizers by a hash of what they produce, so it refuses every newly trained one;

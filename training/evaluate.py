@@ -16,6 +16,7 @@ from pathlib import Path
 
 import typer
 
+from inference.catalog import Entry
 from inference.engines import ENGINES, Message, ModelFiles, load_engine
 from inference.errors import LabError
 from inference.settings import PROJECT
@@ -25,7 +26,7 @@ from training.asking import collect, kept_in
 from training.card import write_card
 from training.receipt import read_receipt, write_receipt
 from training.recipe import Recipe, load_recipe
-from training.served import Served, base_entry, files_in, files_of, revision, serve
+from training.served import Served, base_entry, files_of, lab_for, recipe_of, revision, serve
 from training.statistics import wilson
 from training.suites import SUITES, Record, Result, Suite
 from training.suites.emoji import GREEDY, EmojiSuite
@@ -106,11 +107,13 @@ def evaluate(names: Sequence[str], request: Request) -> tuple[str, list[Evaluati
         from training.harness import Harness
 
         harness = Harness(request.tasks, request.every)
-    lab, models = serve(names, request.engine)
+    lab, entries = lab_for(names, request.engine)
+    suites = [make_suite(name, entries, request.recipe) for name in wanted]
+    for suite in suites:
+        drawn(suite, request.every)
     with closing(lab):
-        suites = [make_suite(name, models, request.recipe) for name in wanted]
         evaluations = []
-        for served in models:
+        for served in [serve(lab, entry) for entry in entries]:
             results = {suite.name: asked(suite, served, request) for suite in suites}
             if harness:
                 results["tasks"] = harness.evaluate(served, request.out, request.again)
@@ -124,40 +127,45 @@ def evaluate(names: Sequence[str], request: Request) -> tuple[str, list[Evaluati
     return "\n\n".join(tables), evaluations
 
 
-def make_suite(name: str, models: Sequence[Served], recipe: str | None) -> Suite:
+def make_suite(name: str, entries: Sequence[Entry], recipe: str | None) -> Suite:
     """The suite of that name, the same questions for all models."""
     if name == "emoji":
         return EmojiSuite()
     from training.suites.chat import ChatSuite
 
-    return ChatSuite(load_recipe(recipe) if recipe else common_recipe(models))
+    return ChatSuite(load_recipe(recipe) if recipe else common_recipe(entries))
 
 
-def common_recipe(models: Sequence[Served]) -> Recipe:
+def common_recipe(entries: Sequence[Entry]) -> Recipe:
     """The recipe whose evaluation split none of the models was trained on. Raises LabError where there is no such."""
-    recipes = [served.recipe for served in models if served.recipe]
+    recipes = [recipe for entry in entries if (recipe := recipe_of(entry))]
     if not recipes:
-        raise LabError(f"{models[0].name} was made by no recipe, so there is no evaluation split: add --recipe NAME.")
+        raise LabError(f"{entries[0].id} was made by no recipe, so there is no evaluation split: add --recipe NAME.")
     if any(recipe.data != recipes[0].data for recipe in recipes):
         raise LabError("These models learnt from different data: say with --recipe NAME whose evaluation split to ask.")
     return recipes[0]
 
 
-def asked(suite: Suite, served: Served, request: Request) -> Result:
-    """A model's answers to every so-manieth question of a suite, judged."""
+def drawn(suite: Suite, every: int) -> dict[str, object]:
+    """Every so-manieth question, in the suite's order. Raises LabError where fewer than two are left."""
     # Every n-th of a fixed shuffle: questions alternate between two directions, and an even n would ask one of them.
     shuffled = random.Random(0).sample(list(suite.questions), len(suite.questions))
-    drawn = set(shuffled[:: request.every])
-    keys = [key for key in suite.questions if key in drawn]
-    if len(keys) < 2:
+    chosen = set(shuffled[::every])
+    questions = {key: question for key, question in suite.questions.items() if key in chosen}
+    if len(questions) < 2:
         raise LabError(
-            f"--every {request.every} leaves {len(keys)} of the {len(suite.questions):,} questions of the {suite.name} "
+            f"--every {every} leaves {len(questions)} of the {len(suite.questions):,} questions of the {suite.name} "
             f"suite: choose at most {len(suite.questions) - 1}."
         )
+    return questions
+
+
+def asked(suite: Suite, served: Served, request: Request) -> Result:
+    """A model's answers to every so-manieth question of a suite, judged."""
     path = kept_in(request.out, served, suite.name)
     if request.again:
         path.unlink(missing_ok=True)
-    return suite.judge(collect(path, served, {key: suite.questions[key] for key in keys}, suite.answer, suite.name))
+    return suite.judge(collect(path, served, drawn(suite, request.every), suite.answer, suite.name))
 
 
 def written(evaluation: Evaluation, request: Request) -> report.Document:
@@ -242,11 +250,9 @@ def before_and_after(folder: Path, recipe: Recipe, count: int = 5) -> list[dict[
     """Greedy answers of the base and of what was made of it to the first questions of the evaluation split."""
     held_out = data.load(recipe.data).evaluation[:count]["messages"]
     asked = [next(m["content"] for m in messages if m["role"] == "user") for messages in held_out]
-    lab, (after,) = serve([str(folder.resolve())])
+    lab, (entry,) = lab_for([str(folder.resolve())])
     with closing(lab):
-        entry = base_entry(recipe.base, lab.catalog.entries)
-        model, name = files_in(lab, entry), lab.engine_of(entry)
-        before = Served(entry.id, name, lab.engine(name), model, revision(model))
+        before, after = serve(lab, base_entry(recipe.base, lab.catalog.entries)), serve(lab, entry)
 
         def answers(served: Served) -> list[str]:
             return [served.ask([Message(role="user", content=text)], GREEDY)[0] for text in asked]

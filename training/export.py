@@ -126,7 +126,8 @@ def converters() -> Path:
 
 def convert(script: str, *arguments: str) -> None:
     """Run a converter; what it says of a failure becomes the error."""
-    command = [sys.executable, str(CONVERTER), str(converters()), script, *arguments]
+    # -P: else this folder would be searched first, and its statistics.py be taken for Python's own.
+    command = [sys.executable, "-P", str(CONVERTER), str(converters()), script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         # Of exceptions the last is what ended it; of its own errors the first, which the others explain.

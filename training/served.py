@@ -37,7 +37,6 @@ class Served:
     model: Model
     revision: str
     folder: Path | None = None
-    recipe: Recipe | None = None
 
     def ask(
         self, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool] = lambda: False
@@ -58,8 +57,8 @@ class Served:
 
 
 def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[Entry]]:
-    """A lab whose catalog holds the models of these names, and their entries. `engine` None takes ENGINE's choice.
-    Raises LabError for a name that is none."""
+    """A lab whose catalog holds the models of these names, and their entries; no runtime is imported. `engine` None
+    takes ENGINE's choice. Raises LabError for a name that is none and for a model that isn't to be had."""
     settings = Settings.from_environment()
     catalog = Catalog.read(settings.catalog, settings.namespace)
     ids = []
@@ -71,19 +70,18 @@ def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[
     if twice := next((each for each in ids if ids.count(each) > 1), None):
         raise LabError(f"Two of the models are called {twice}: name each once, or rename a folder.")
     lab = Lab(catalog, choose(engine or settings.engine), authors=settings.authors, collection=settings.collection)
-    return lab, [lab.entry(model_id) for model_id in ids]
-
-
-def serve(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[Served]]:
-    """The models of these names with their engines; what is missing is fetched. Close the lab in the end."""
-    lab, entries = lab_for(names, engine)
-    found = []
+    entries = [lab.entry(model_id) for model_id in ids]
     for entry in entries:
-        model, name = files_in(lab, entry), lab.engine_of(entry)
-        folder = entry.folder if entry.folder and (entry.folder / "run.json").is_file() else None
-        recipe = recipe_of(entry)
-        found.append(Served(entry.id, name, lab.engine(name), model, revision(model), folder, recipe))
-    return lab, found
+        if why := lab.state(entry).explanation:
+            raise LabError(why)
+    return lab, entries
+
+
+def serve(lab: Lab, entry: Entry) -> Served:
+    """An entry with its engine; what is missing is fetched. The engine is the lab's, which closes it."""
+    model, name = files_in(lab, entry), lab.engine_of(entry)
+    folder = entry.folder if entry.folder and (entry.folder / "run.json").is_file() else None
+    return Served(entry.id, name, lab.engine(name), model, revision(model), folder)
 
 
 def files_in(lab: Lab, entry: Entry) -> Model:
@@ -93,7 +91,7 @@ def files_in(lab: Lab, entry: Entry) -> Model:
             pass
     model = lab.model(entry)
     if model is None:
-        raise LabError(lab.state(entry).explanation or f"{entry.name} was fetched and is not whole: try again.")
+        raise LabError(f"{entry.name} was fetched and is not whole: try again.")
     return model
 
 
