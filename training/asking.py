@@ -20,7 +20,7 @@ from inference.errors import LabError
 from training.served import Served
 from training.suites import Record
 
-# llama.cpp has its own order of sums for each number of rows: its answers are those of one question at a time.
+# One by one on llama.cpp: eight at once changed 6 of 492 greedy answers of nano-emoji, and took 8.9 instead of 11.6 s.
 AT_ONCE = {"llamacpp": 1}
 OTHERWISE = 8
 Answer = Callable[[Served, object, Callable[[], bool]], Record]
