@@ -14,7 +14,7 @@ from test_page import ask, choose, wait_for_answer
 from tests.hub import LocalHub
 
 pytestmark = [pytest.mark.xdist_group("publish"), needs_browser]
-FAULTS = ("401", "403", "429", "503", "cut")
+FAULTS = ("401", "403", "429", "500", "503", "cut", "corrupt")
 QUESTION = "What does 🇸🇪 mean?"
 
 
@@ -134,7 +134,7 @@ def test_a_fault_of_the_hub_is_a_sentence_and_the_next_question_works(hub, page,
     refresh(page)
     choose(page, f"Fault {fault} (me) — 1 MB")
     page.locator("#card", has_text="By me").wait_for()
-    hub.fault(fault, match=f"Fault-{fault}-lora/resolve", times=None, retry_after=0)
+    hub.fault(fault, match=f"Fault-{fault}-lora/resolve", times=None, retry_after=600)
     ask(page, QUESTION)
     page.locator("#notice", has_text=re.compile(r"Fault-.*\.")).wait_for(timeout=60_000)
     assert chosen(page).startswith(f"Fault {fault} (me)")
