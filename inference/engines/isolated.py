@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from inference.engines import Chunk, Message, ModelFiles, Sampling, Scored
 from inference.errors import LabError
@@ -278,6 +280,9 @@ class Server:
 def main(descriptor: str, name: str, options: str) -> None:
     """Serve the parent at the other end of the socket `descriptor`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the model would be in it
+    with suppress(OSError):  # where memory runs out, Linux ends this process and not the page
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     try:
         Server(Connection(int(descriptor)), name, json.loads(options)).run()
     except (EOFError, OSError):
