@@ -20,6 +20,7 @@ from ui.api import add_endpoints
 from ui.chat import ChatTab
 from ui.compare import CompareTab
 from ui.compare_api import add_compare_endpoints
+from ui.models import ModelsTab
 from ui.theme import CSS, HEAD, THEME
 
 
@@ -29,11 +30,13 @@ def build(lab: Lab, votes: Votes) -> gr.Blocks:
         add_endpoints(lab)  # first: the names /models and /ask are theirs
         add_compare_endpoints(lab, votes)
         gr.Markdown("# Llama Finetuning Lab")
-        with gr.Tabs():
-            with gr.Tab("Chat"):
+        with gr.Tabs() as tabs:
+            with gr.Tab("Chat", id="chat"):
                 chat = ChatTab(lab)
             with gr.Tab("Compare"):
                 compare = CompareTab(lab, votes)
+            with gr.Tab("Models") as models:
+                ModelsTab(lab, chat, tabs, models)
         gr.Markdown("Built with Llama", elem_classes="figures")  # as Llama 3.2's licence asks of those who show it
         page.unload(chat.stops.leave)
         page.unload(compare.stops.leave)

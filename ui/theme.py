@@ -30,6 +30,29 @@ mark {color: inherit; background: var(--color-accent-soft); text-decoration: und
 }
 footer {display: none !important;}
 @media (max-width: 480px) {.examples button {min-width: 100% !important;}}
+#models {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(260px, 100%), 1fr)); align-items: start;}
+.model {
+  gap: 8px; padding: 12px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);
+  background: var(--block-background-fill);
+}
+.model:has(button.open) {grid-column: 1 / -1;}
+.model .choices {align-items: center;}
+.model h3 {margin: 0;}
+.model p, .model dl {margin: 4px 0; font-size: var(--text-sm); overflow-wrap: anywhere;}
+.model dl {display: grid; grid-template-columns: auto 1fr; gap: 2px 10px;}
+.model dt {opacity: 0.8;}
+.model dd {margin: 0;}
+.model section {margin: 12px 0;}
+.model pre {max-height: 300px; overflow: auto; font-size: var(--text-sm);}
+.curve {width: 100%; max-width: 520px; font-size: 11px; fill: currentColor;}
+.curve line {stroke: var(--border-color-primary);}
+.curve polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5;}
+.bar {width: 40%;}
+.bar div {position: relative; height: 12px; background: var(--background-fill-secondary);}
+.bar i {position: absolute; inset: 0 auto 0 0; background: var(--color-accent);}
+.bar b {position: absolute; top: 4px; height: 4px; background: currentColor;}
+#model-differences {position: sticky; bottom: 0; z-index: 5; background: var(--background-fill-primary);}
+#model-differences [role=region] {max-height: 55vh; overflow: auto;}
 """
 
 # Gradio has no keyboard shortcuts: Escape presses the stop button of the tab that is shown.

@@ -1,0 +1,114 @@
+"""How two models differ: field by field of what their receipts say, and question by question of what both were asked.
+
+Inputs are receipts and evaluations as `receipts` reads them; what is returned is text and counts, the page draws it.
+The difference's interval and the other measures are `python -m training evaluate`'s, which needs SciPy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from inference.receipts import Evaluation, Receipt
+
+NAMES = ("name", "title")  # of a recipe: they differ by nature
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that both could say; `first` and `second` are empty where one of them doesn't."""
+
+    part: str
+    field: str
+    first: str
+    second: str
+
+    @property
+    def same(self) -> bool:
+        """Whether both say the same."""
+        return self.first == self.second
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Questions of one group that both were asked, by who answered rightly. `p` is McNemar's exact test's (1947): the
+    two-sided binomial test of the questions that only one of them got right."""
+
+    group: str
+    both: int = 0
+    only_first: int = 0
+    only_second: int = 0
+    neither: int = 0
+
+    @property
+    def count(self) -> int:
+        """All of them."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def p(self) -> float:
+        """That as many or more favour one of them by chance."""
+        discordant, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        tail = sum(math.comb(discordant, k) for k in range(fewer + 1))
+        return float(min(1, 2 * tail / 2**discordant))
+
+
+def rows(first: Receipt, second: Receipt) -> list[Row]:
+    """All that the two receipts say, side by side."""
+    return [
+        Row(part, field, one.get(field, ""), other.get(field, ""))
+        for (part, one), other in zip(said(first).items(), said(second).values(), strict=True)
+        for field in dict.fromkeys((*one, *other))
+    ]
+
+
+def said(receipt: Receipt) -> dict[str, dict[str, str]]:
+    """A receipt as parts, fields and texts."""
+    recipe = {name: value for name, value in receipt.recipe.items() if name not in NAMES}
+    trained = {"steps": receipt.steps, "tokens": receipt.tokens, "seconds": receipt.seconds, "device": receipt.device}
+    trained |= {"final loss": float(f"{receipt.curve[-1][1]:.3g}") if receipt.curve else None}
+    return {
+        "Recipe": dict(flat(recipe)),
+        "Data": dict(flat({"set": receipt.data_name, **receipt.data})),
+        "Training": dict(flat(trained)),
+        "Versions": dict(receipt.versions),
+        "Figures": {f"{figure.group or figure.suite}, {figure.metric}": figure.text for figure in receipt.figures},
+    }
+
+
+def flat(values: dict[str, JsonValue], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested fields by their dotted names, as the command line takes them; empty ones are left out."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        elif value not in (None, ""):
+            yield f"{prefix}{name}", value if isinstance(value, str) else number(value)
+
+
+def number(value: JsonValue) -> str:
+    """A value as YAML and people write it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if abs(value) >= 10_000 else f"{value:g}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def paired(first: Evaluation, second: Evaluation) -> list[Paired]:
+    """The groups of questions that both were asked and judged on, by lenient scoring."""
+    judged = [
+        {(suite, a.group, a.question, a.expected): a.lenient
+         for suite, part in evaluation.suites.items() for a in part.answers if a.lenient is not None}
+        for evaluation in (first, second)
+    ]  # fmt: skip
+    counts: dict[str, dict[tuple[bool, bool], int]] = {}
+    for key, right in judged[0].items():
+        if key in judged[1]:
+            found = counts.setdefault(key[1] or key[0], {})
+            found[right, judged[1][key]] = found.get((right, judged[1][key]), 0) + 1
+    outcomes = ((True, True), (True, False), (False, True), (False, False))
+    return [Paired(group, *(found.get(outcome, 0) for outcome in outcomes)) for group, found in sorted(counts.items())]
