@@ -58,9 +58,9 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def powers(losses: Sequence[float]) -> list[float]:
-    """The powers of ten among losses, of more than five every so-manieth."""
-    ends = [math.ceil(math.log10(min(losses))), math.floor(math.log10(max(losses)))]
-    return [10.0**power for power in range(ends[0], ends[1] + 1, math.ceil((ends[1] - ends[0] + 1) / 5))]
+    """The powers of ten around losses, of more than five every so-manieth."""
+    low, high = math.floor(math.log10(min(losses))), math.ceil(math.log10(max(losses)))
+    return [10.0**power for power in range(low, high + 1, math.ceil((high - low + 1) / 5))]
 
 
 def round_numbers(low: float, high: float) -> list[float]:
@@ -74,8 +74,7 @@ def round_numbers(low: float, high: float) -> list[float]:
 def share_bars(figures: Sequence[Figure]) -> str:
     """A table of shares: a bar with its interval, and the numbers."""
     return "".join(
-        f'<tr><th scope="row">{html.escape(figure.group or figure.metric)}</th>'
-        f'<td class="bar" aria-hidden="true">{bar(figure)}</td><td>{figure.text}</td></tr>'
+        f'<tr><th scope="row">{html.escape(figure.group or figure.metric)}</th><td>{bar(figure)}{figure.text}</td></tr>'
         for figure in figures
     )
 
@@ -83,6 +82,5 @@ def share_bars(figures: Sequence[Figure]) -> str:
 def bar(figure: Figure) -> str:
     """The bar up to the value, the line over the interval."""
     value, low, high = (min(max(part, 0), 1) * 100 for part in (figure.value, figure.low, figure.high))
-    return (
-        f'<div><i style="width:{value:.1f}%"></i><b style="left:{low:.1f}%;width:{max(high - low, 0):.1f}%"></b></div>'
-    )
+    interval = f"left:{low:.1f}%;width:{max(high - low, 0):.1f}%"
+    return f'<div class="bar" aria-hidden="true"><i style="width:{value:.1f}%"></i><b style="{interval}"></b></div>'

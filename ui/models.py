@@ -28,32 +28,42 @@ class ModelsTab:
     """The components of the tab `tab` of `tabs`. A card's “Ask it” chooses the model in `chat`."""
 
     def __init__(self, lab: Lab, chat: ChatTab, tabs: gr.Tabs, tab: gr.Tab) -> None:
-        self.lab, self.chat, self.tabs, self.receipts = lab, chat, tabs, Receipts()
+        self.lab, self.chat, self.tabs, self.tab, self.receipts = lab, chat, tabs, tab, Receipts()
         gr.Markdown("Open a card to see how the model was made; tick two for their differences.")
-        gr.render(triggers=[tab.select], concurrency_limit=8, show_progress="hidden")(self.draw)
+        ids = gr.State([])
+        gr.render(inputs=ids, triggers=[ids.change], concurrency_limit=8, show_progress="hidden")(self.draw)
         self.differences = gr.HTML("", elem_id="model-differences")
+        tab.select(lambda: [entry.id for entry in lab.catalog.entries], None, ids, **QUIET)
 
-    def draw(self) -> None:
-        """The cards, as things stand now. What a visitor ticked and opened stays."""
-        entries = list(self.lab.catalog.entries)
+    def draw(self, ids: list[str]) -> None:
+        """The cards of these models: drawn anew only where there are other ones, so that what a visitor ticked and
+        opened stays. A later look at the tab brings what they show up to date."""
         with gr.Row(elem_id="models"):
-            ticks = [self.draw_card(entry) for entry in entries]
-        ids = gr.State([entry.id for entry in entries])
-        gr.on([tick.input for tick in ticks], self.compare, [ids, *ticks], self.differences, **QUIET)
+            cards = [self.draw_card(model_id) for model_id in ids]
+        known = gr.State(ids)
+        shown, ticks = [card[0] for card in cards], [card[1] for card in cards]
+        self.tab.select(self.redraw, known, shown, **QUIET)
+        gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], self.differences, **QUIET)
 
-    def draw_card(self, entry: Entry) -> gr.Checkbox:
-        """One card; returns its tick."""
+    def draw_card(self, model_id: str) -> tuple[gr.HTML, gr.Checkbox]:
+        """One card; returns its facts and its tick."""
         with gr.Column(elem_classes="model", min_width=0):
-            shown = gr.HTML(self.facts(entry))
+            shown = gr.HTML(self.facts(self.lab.catalog[model_id]))
             with gr.Row(elem_classes="choices"):
-                tick = gr.Checkbox(False, label="Compare", key=("tick", entry.id), container=False, min_width=90)
+                tick = gr.Checkbox(False, label="Compare", container=False, min_width=90)
                 ask = gr.Button("Ask it", size="sm", min_width=70)
             with gr.Accordion("Loss, evaluation, recipe", open=False) as opened:
                 inside = gr.HTML("")
-        model = gr.State(entry.id)
+        model = gr.State(model_id)
         opened.expand(self.open, model, [shown, inside], **QUIET)
         ask.click(self.ask, model, [self.tabs, self.chat.model], **QUIET)
-        return tick
+        return shown, tick
+
+    def redraw(self, ids: list[str]) -> list[object]:
+        """The facts as things stand now; those of a model that has just left the catalog stay until the next look."""
+        known = {entry.id: entry for entry in self.lab.catalog.entries}
+        texts = [self.facts(known[model_id]) if model_id in known else gr.skip() for model_id in ids]
+        return texts if len(texts) > 1 else texts[0]
 
     def facts(self, entry: Entry) -> str:
         """What its card shows, without asking the network."""

@@ -91,7 +91,8 @@ def details(receipt: Receipt) -> str:
     if receipt.unread:
         names = ", ".join(receipt.unread)
         sections.append(f"<p>What run.json says of {html.escape(names)} can't be read, so it isn't shown.</p>")
-    return "".join(sections) or "<p>Its run.json says nothing that can be shown.</p>"
+    shown = "".join(sections)
+    return f'<div class="receipt">{shown}</div>' if shown else "<p>Its run.json says nothing that can be shown.</p>"
 
 
 def as_yaml(receipt: Receipt) -> str:
