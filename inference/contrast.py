@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from inference.catalog import Entry
 from inference.receipts import Evaluation, Receipt
 
 NAMES = ("name", "title")  # of a recipe: they differ by nature
@@ -57,26 +58,30 @@ class Paired:
         return float(min(1, 2 * tail / 2**discordant))
 
 
-def rows(first: Receipt, second: Receipt) -> list[Row]:
-    """All that the two receipts say, side by side."""
+def rows(pair: Sequence[Entry], receipts: Sequence[Receipt]) -> list[Row]:
+    """All that the catalog and the receipts say of two models, side by side."""
+    first, second = (said(entry, receipt) for entry, receipt in zip(pair, receipts, strict=True))
     return [
         Row(part, field, one.get(field, ""), other.get(field, ""))
-        for (part, one), other in zip(said(first).items(), said(second).values(), strict=True)
+        for (part, one), other in zip(first.items(), second.values(), strict=True)
         for field in dict.fromkeys((*one, *other))
     ]
 
 
-def said(receipt: Receipt) -> dict[str, dict[str, str]]:
-    """A receipt as parts, fields and texts."""
+def said(entry: Entry, receipt: Receipt) -> dict[str, dict[str, str]]:
+    """A model as parts, fields and texts. The model card stands in for figures that the receipt lacks."""
+    shares = {f"{what}, lenient": f"{share * 100:.0f}\u00a0%" for what, share in entry.card.accuracy.items()}
+    figures = {f"{figure.group or figure.suite}, {figure.metric}": figure.text for figure in receipt.figures}
     recipe = {name: value for name, value in receipt.recipe.items() if name not in NAMES}
     trained = {"steps": receipt.steps, "tokens": receipt.tokens, "seconds": receipt.seconds, "device": receipt.device}
-    trained |= {"final loss": float(f"{receipt.curve[-1][1]:.3g}") if receipt.curve else None}
+    trained |= {"last loss": float(f"{receipt.curve[-1][1]:.3g}") if receipt.curve else None}
     return {
+        "Model": dict(flat({"base": entry.base, "licence": entry.card.license or receipt.license})),
         "Recipe": dict(flat(recipe)),
         "Data": dict(flat({"set": receipt.data_name, **receipt.data})),
         "Training": dict(flat(trained)),
         "Versions": dict(receipt.versions),
-        "Figures": {f"{figure.group or figure.suite}, {figure.metric}": figure.text for figure in receipt.figures},
+        "Figures": figures or shares,
     }
 
 

@@ -12,20 +12,25 @@ from inference.errors import LabError
 from inference.receipts import Receipt, Receipts
 
 
-def difference_table(pair: Sequence[Entry], said: Sequence[Receipt], receipts: Receipts) -> str:
-    """All of it, foldable. The answers of both evaluations are read for it, from the Hub where they lie there."""
+def difference_table(
+    pair: Sequence[Entry], said: Sequence[Receipt], problems: Sequence[str], receipts: Receipts
+) -> str:
+    """All of it, foldable. `problems` are HTML: why a receipt couldn't be read. Reads the answers of both evaluations,
+    from the Hub where they lie there."""
     first, second = (html.escape(entry.name) for entry in pair)
-    found = rows(*said)
+    found = rows(pair, said)
     differing = [row for row in found if not row.same]
     same = [row for row in found if row.same]
-    head = f'<thead><tr><th></th><th scope="col">{first}</th><th scope="col">{second}</th></tr></thead>'
-    shown = f"<table>{head}{bodies(differing)}</table>" if differing else "<p>Their receipts say the same.</p>"
-    folded = ", ".join(f"{row.field} {row.first}" for row in same)
+    head = f'<thead><tr><td></td><th scope="col">{first}</th><th scope="col">{second}</th></tr></thead>'
+    shown = f"<table>{head}{bodies(differing)}</table>" if differing else ""
     if same:
+        folded = ", ".join(f"{row.field} {row.first}" for row in same)
         shown += f"<details><summary>{len(same)} the same</summary><p>{html.escape(folded)}</p></details>"
+    count = f"{len(differing)} difference{'' if len(differing) == 1 else 's'}"
+    asked = by_question(pair, receipts) if not problems else ""
     return (
-        f"<details open><summary>{first} and {second}: {len(differing)} differences</summary>"
-        f'<div role="region" aria-label="Differences" tabindex="0">{shown}{by_question(pair, receipts)}</div></details>'
+        f"<details open><summary><span role=status>{first} and {second}: {count}</span></summary>"
+        f'<div role="region" aria-label="Differences" tabindex="0">{"".join(problems)}{shown}{asked}</div></details>'
     )
 
 
@@ -55,10 +60,11 @@ def by_question(pair: Sequence[Entry], receipts: Receipts) -> str:
     if not counted:
         return "<p>Their evaluations have no question in common.</p>"
     first, second = (html.escape(entry.name) for entry in pair)
-    head = "".join(f'<th scope="col">{text}</th>' for text in ("", "both", f"only {first}", f"only {second}", "p"))
+    names = ("both", f"only {first}", f"only {second}", "p")
+    head = "<td></td>" + "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
-        f"<table><caption>Right answers to the same questions (lenient scoring)</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(map(counts, counted))}</tbody></table>"
+        "<table><caption>Right answers to the same questions (lenient scoring)</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(counts, counted))}</tbody></table>"
         "<p>p: McNemar's exact test, not adjusted for how many rows there are.</p>"
     )
 

@@ -32,29 +32,30 @@ class ModelsTab:
         gr.Markdown("Open a card to see how the model was made; tick two for their differences.")
         ids = gr.State([])
         gr.render(inputs=ids, triggers=[ids.change], concurrency_limit=8, show_progress="hidden")(self.draw)
-        self.differences = gr.HTML("", elem_id="model-differences")
+        self.differences = gr.HTML("", visible=False, elem_id="model-differences")
         tab.select(lambda: [entry.id for entry in lab.catalog.entries], None, ids, **QUIET)
 
     def draw(self, ids: list[str]) -> None:
         """The cards of these models: drawn anew only where there are other ones, so that what a visitor ticked and
         opened stays. A later look at the tab brings what they show up to date."""
         with gr.Row(elem_id="models"):
-            cards = [self.draw_card(model_id) for model_id in ids]
-        known = gr.State(ids)
+            entries = [entry for entry in self.lab.catalog.entries if entry.id in ids]
+            cards = [self.draw_card(entry) for entry in entries]
+        known = gr.State([entry.id for entry in entries])
         shown, ticks = [card[0] for card in cards], [card[1] for card in cards]
         self.tab.select(self.redraw, known, shown, **QUIET)
         gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], self.differences, **QUIET)
 
-    def draw_card(self, model_id: str) -> tuple[gr.HTML, gr.Checkbox]:
+    def draw_card(self, entry: Entry) -> tuple[gr.HTML, gr.Checkbox]:
         """One card; returns its facts and its tick."""
         with gr.Column(elem_classes="model", min_width=0):
-            shown = gr.HTML(self.facts(self.lab.catalog[model_id]))
+            shown = gr.HTML(self.facts(entry))
             with gr.Row(elem_classes="choices"):
                 tick = gr.Checkbox(False, label="Compare", container=False, min_width=90)
                 ask = gr.Button("Ask it", size="sm", min_width=70)
             with gr.Accordion("Loss, evaluation, recipe", open=False) as opened:
                 inside = gr.HTML("")
-        model = gr.State(model_id)
+        model = gr.State(entry.id)
         opened.expand(self.open, model, [shown, inside], **QUIET)
         ask.click(self.ask, model, [self.tabs, self.chat.model], **QUIET)
         return shown, tick
@@ -72,9 +73,9 @@ class ModelsTab:
             receipt = self.receipts.here(entry)
         except LabError as error:
             problem = str(error)
-        base = self.lab.catalog.base_of(entry)
-        state, size = self.lab.state(entry).text, self.size_of(entry)
-        return facts(entry, receipt, base.name if base is not entry else "", state, size, problem)
+        names = {other.id: other.name for other in self.lab.catalog.entries}
+        base = names.get(entry.base, entry.base) if entry.base else ""
+        return facts(entry, receipt, base, self.lab.state(entry).text, self.size_of(entry), problem)
 
     def size_of(self, entry: Entry) -> int | None:
         """Bytes of its own weights on this disk, without its base's."""
@@ -85,7 +86,7 @@ class ModelsTab:
     def open(self, model_id: str) -> Iterator[tuple]:
         """What the card opens to; from the Hub where it lies there."""
         try:
-            entry = self.lab.entry(model_id)
+            entry = self.lab.catalog[model_id]
             if entry.folder is None and entry.repo:
                 yield gr.skip(), f"<p>Asking {html.escape(entry.repo)}…</p>"
             receipt = self.read(entry)
@@ -99,25 +100,39 @@ class ModelsTab:
             raise LabError(self.lab.state(entry).explanation or f"{entry.name} is served elsewhere, without a receipt.")
         return self.receipts.read(entry)
 
-    def compare(self, ids: list[str], *ticked: bool) -> Iterator[str]:
+    def compare(self, ids: list[str], *ticked: bool) -> Iterator[gr.HTML]:
         """The differences of two; how many are still to be ticked, of one, and to be unticked, of more."""
         chosen = [model_id for model_id, tick in zip(ids, ticked, strict=True) if tick]
         if len(chosen) != 2:
-            hints = ["", "<p role=status>One is ticked: tick another for their differences.</p>"]
-            more = f"<p role=status>{len(chosen)} are ticked: leave two for their differences.</p>"
-            yield hints[len(chosen)] if len(chosen) < len(hints) else more
+            one = "One is ticked: tick another for their differences."
+            yield told(
+                one if len(chosen) == 1 else f"{len(chosen)} are ticked: leave two for their differences.", chosen
+            )
             return
         try:
-            pair = [self.lab.entry(model_id) for model_id in chosen]
-            if any(entry.folder is None for entry in pair):
-                yield "<p role=status>Reading their receipts…</p>"
-            yield difference_table(pair, [self.read(entry) for entry in pair], self.receipts)
+            pair = [self.lab.catalog[model_id] for model_id in chosen]
         except LabError as error:
-            yield sentence(error)
+            yield told(str(error), chosen)
+            return
+        if any(entry.folder is None for entry in pair):
+            yield told("Reading their receipts…", chosen)
+        found, problems = [], []
+        for entry in pair:
+            try:
+                found.append(self.read(entry))
+            except LabError as error:
+                found.append(Receipt())
+                problems.append(sentence(error))
+        yield gr.HTML(difference_table(pair, found, problems, self.receipts), visible=True)
 
     def ask(self, model_id: str) -> tuple[gr.Tabs, gr.Dropdown]:
         """To the chat, with that model."""
         return gr.Tabs(selected="chat"), gr.Dropdown(self.chat.choices(), value=model_id)
+
+
+def told(text: str, about: list[str]) -> gr.HTML:
+    """A sentence in the place of the differences, which is there only where something is ticked."""
+    return gr.HTML(f"<p role=status>{html.escape(text)}</p>" if about else "", visible=bool(about))
 
 
 def sentence(error: LabError) -> str:

@@ -37,31 +37,34 @@ footer {display: none !important;}
 }
 .model:has(button.open) {grid-column: 1 / -1;}
 .model .choices {align-items: center; margin-top: auto;}
-.model .form {border: none;}
+.model .choices .block {border: none !important;}
 .model h3 {margin: 0;}
 .model p, .model dl {margin: 4px 0; font-size: var(--text-sm); overflow-wrap: anywhere;}
 .model a {padding: 0;}
 .model dl {display: grid; grid-template-columns: auto 1fr; gap: 2px 10px;}
 .model dt {opacity: 0.8;}
 .model dd {margin: 0;}
-.receipt {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(280px, 100%), 1fr)); gap: 12px 24px;}
-.receipt section {min-width: 0;}
-.receipt pre {max-height: 300px; overflow: auto; font-size: var(--text-sm);}
+.receipt {columns: 280px 2; column-gap: 24px;}
+.receipt section {break-inside: avoid; margin-bottom: 16px;}
+.receipt pre {white-space: pre-wrap; font-size: var(--text-sm);}
 .receipt table, #model-differences table {
   width: 100%; table-layout: fixed; border: none; margin: 4px 0; font-size: var(--text-sm); text-align: left;
 }
 .receipt :is(tr, th, td), #model-differences :is(tr, th, td) {border: none; padding: 3px 10px 3px 0;}
+.receipt :is(td, th):last-child, #model-differences :is(td, th):last-child {padding-right: 0;}
 .receipt th, #model-differences :is(td, th) {font-weight: normal; overflow-wrap: anywhere; vertical-align: top;}
 #model-differences :is(thead th, [scope=rowgroup]) {font-weight: 600;}
 .receipt caption, #model-differences caption {text-align: left; font-weight: 600;}
 .curve {width: 100%; max-width: 420px; font-size: 11px; fill: currentColor;}
 .curve line {stroke: var(--border-color-primary);}
 .curve polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5;}
-.bar {position: relative; height: 12px; background: var(--background-fill-secondary);}
+.bar {position: relative; height: 12px; background: var(--border-color-primary);}
 .bar i {position: absolute; inset: 0 auto 0 0; background: var(--color-accent);}
 .bar b {position: absolute; top: 4px; height: 4px; min-width: 2px; background: currentColor;}
 .gradio-container {overflow: clip !important;}  /* as hidden as before, but what is sticky in it sticks */
-#model-differences {position: sticky; bottom: 0; z-index: 5; background: var(--background-fill-primary);}
+#model-differences {position: sticky; bottom: 0; z-index: 5;}
+#model-differences {background: var(--background-fill-primary); border-top: 2px solid var(--color-accent) !important;}
+html:has(#model-differences details[open]) {scroll-padding-bottom: 60vh;}  /* what has the focus stays in view */
 #model-differences [role=region] {max-height: 55vh; overflow: auto;}
 """
 
