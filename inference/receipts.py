@@ -27,6 +27,10 @@ from inference.errors import LabError
 
 RECEIPT, EVALUATION = "run.json", "evaluation.json"
 LARGEST = {RECEIPT: 2_000_000, EVALUATION: 20_000_000}  # bytes; a run of 100,000 logged losses has less
+MISSING = {
+    RECEIPT: "nothing says how it was made. What `python -m training run` makes has one",
+    EVALUATION: "its answers can't be told question by question. `python -m training evaluate` writes it",
+}
 TIMEOUT = 10  # seconds to wait for the Hub
 
 
@@ -186,7 +190,7 @@ class Receipts:
             return from_hub(entry.repo, name)
         raw = from_folder(entry, name) if entry.folder else None
         if raw is None:
-            raise LabError(f"{entry.name} has no {name}: only what this lab's training made tells how.")
+            raise LabError(f"{entry.name} has no {name}: {MISSING[name]}.")
         return raw
 
 
@@ -220,9 +224,7 @@ def from_hub(repo: str, name: str) -> bytes:
                     raw += piece
                     check_size(name, len(raw), repo)
         except EntryNotFoundError as error:
-            raise LabError(
-                f"{repo} has no {name} on the Hub: only what this lab's training published tells how it was made."
-            ) from error
+            raise LabError(f"{repo} has no {name} on the Hub: {MISSING[name]}.") from error
     return bytes(raw)
 
 

@@ -26,10 +26,9 @@ def difference_table(
     if same:
         folded = ", ".join(f"{row.field} {row.first}" for row in same)
         shown += f"<details><summary>{len(same)} the same</summary><p>{html.escape(folded)}</p></details>"
-    count = f"{len(differing)} difference{'' if len(differing) == 1 else 's'}"
-    asked = by_question(pair, receipts) if not problems else ""
+    asked = "" if problems else by_question(pair, receipts)
     return (
-        f"<details open><summary><span role=status>{first} and {second}: {count}</span></summary>"
+        f"<details open><summary><span role=status>{first} and {second}: what differs</span></summary>"
         f'<div role="region" aria-label="Differences" tabindex="0">{"".join(problems)}{shown}{asked}</div></details>'
     )
 

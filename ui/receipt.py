@@ -18,9 +18,11 @@ def hyper_parameters(receipt: Receipt) -> str:
     """A recipe in a line."""
     recipe = receipt.recipe
     lora = recipe.get("lora") if isinstance(recipe.get("lora"), dict) else {}
+    full = recipe.get("method") == "full"
     said = [
-        ("LoRA r {}", lora.get("r") if recipe.get("method") != "full" else None),
-        ("alpha {}", lora.get("alpha") if recipe.get("method") != "full" else None),
+        ("full fine-tuning", full or None),
+        ("LoRA r {}", None if full else lora.get("r")),
+        ("alpha {}", None if full else lora.get("alpha")),
         ("packing {}", recipe.get("packing")),
         ("warm-up {} steps", recipe.get("warmup_steps")),
         ("learning rate {}", recipe.get("learning_rate")),

@@ -40,11 +40,12 @@ footer {display: none !important;}
 .model .choices .block {border: none !important;}
 .model h3 {margin: 0;}
 .model p, .model dl {margin: 4px 0; font-size: var(--text-sm); overflow-wrap: anywhere;}
-.model a {padding: 0;}
+.model a {padding: 0; color: inherit;}
 .model dl {display: grid; grid-template-columns: auto 1fr; gap: 2px 10px;}
 .model dt {opacity: 0.8;}
 .model dd {margin: 0;}
 .receipt {columns: 280px 2; column-gap: 24px;}
+.receipt h4 {margin-top: 0;}
 .receipt section {break-inside: avoid; margin-bottom: 16px;}
 .receipt pre {white-space: pre-wrap; font-size: var(--text-sm);}
 .receipt table, #model-differences table {
