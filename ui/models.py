@@ -17,7 +17,7 @@ from inference.catalog import Entry
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.receipts import Receipt, Receipts
-from ui.chat import ChatTab
+from ui.chat import ChatTab, choices
 from ui.difference_table import difference_table
 from ui.receipt import details, facts
 
@@ -57,7 +57,7 @@ class ModelsTab:
                 inside = gr.HTML("")
         model = gr.State(entry.id)
         opened.expand(self.open, model, [shown, inside], **QUIET)
-        ask.click(self.ask, model, [self.tabs, self.chat.model], **QUIET)
+        ask.click(self.ask, [model, self.chat.own], [self.tabs, self.chat.model], **QUIET)
         return shown, tick
 
     def redraw(self, ids: list[str]) -> list[object]:
@@ -125,9 +125,9 @@ class ModelsTab:
                 problems.append(sentence(error))
         yield gr.HTML(difference_table(pair, found, problems, self.receipts), visible=True)
 
-    def ask(self, model_id: str) -> tuple[gr.Tabs, gr.Dropdown]:
+    def ask(self, model_id: str, own: dict[str, Entry]) -> tuple[gr.Tabs, gr.Dropdown]:
         """To the chat, with that model."""
-        return gr.Tabs(selected="chat"), gr.Dropdown(self.chat.choices(), value=model_id)
+        return gr.Tabs(selected="chat"), gr.Dropdown(choices(self.lab, own.values()), value=model_id)
 
 
 def told(text: str, about: list[str]) -> gr.HTML:
