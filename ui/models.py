@@ -28,12 +28,15 @@ class ModelsTab:
     """The components of the tab `tab` of `tabs`. A card's “Ask it” chooses the model in `chat`."""
 
     def __init__(self, lab: Lab, chat: ChatTab, tabs: gr.Tabs, tab: gr.Tab) -> None:
-        self.lab, self.chat, self.tabs, self.tab, self.receipts = lab, chat, tabs, tab, Receipts()
+        self.lab, self.chat, self.tabs, self.receipts = lab, chat, tabs, Receipts()
         gr.Markdown("Open a card to see how the model was made; tick two for their differences.")
-        ids = gr.State([])
+        ids, self.looks = gr.State([]), gr.State(0)
         gr.render(inputs=ids, triggers=[ids.change], concurrency_limit=8, show_progress="hidden")(self.draw)
-        self.differences = gr.HTML("", visible=False, elem_id="model-differences")
-        tab.select(lambda: [entry.id for entry in lab.catalog.entries], None, ids, **QUIET)
+        tab.select(self.look, self.looks, [ids, self.looks], **QUIET)
+
+    def look(self, looks: int) -> tuple[list[str], int]:
+        """Which models there are, and that the visitor looks once more."""
+        return [entry.id for entry in self.lab.catalog.entries], looks + 1
 
     def draw(self, ids: list[str]) -> None:
         """The cards of these models: drawn anew only where there are other ones, so that what a visitor ticked and
@@ -41,10 +44,12 @@ class ModelsTab:
         with gr.Row(elem_id="models"):
             entries = [entry for entry in self.lab.catalog.entries if entry.id in ids]
             cards = [self.draw_card(entry) for entry in entries]
+        differences = gr.HTML("", visible=False, elem_id="model-differences")
         known = gr.State([entry.id for entry in entries])
         shown, ticks = [card[0] for card in cards], [card[1] for card in cards]
-        self.tab.select(self.redraw, known, shown, **QUIET)
-        gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], self.differences, **QUIET)
+        # Not `tab.select`: an event that is attached here takes the place of those outside on the same component.
+        self.looks.change(self.redraw, known, shown, **QUIET)
+        gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], differences, **QUIET)
 
     def draw_card(self, entry: Entry) -> tuple[gr.HTML, gr.Checkbox]:
         """One card; returns its facts and its tick."""
