@@ -100,6 +100,19 @@ def evaluate(
 
 
 @app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A sweep's name or path.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder; runs/sweeps/NAME unless given.")] = None,
+    report: Annotated[Path | None, typer.Option(help="A folder that gets a copy of the report.")] = None,
+) -> None:
+    """Train a recipe in many variants and compare them; the same command goes on where it was stopped."""
+    from training.sweep import sweep as run_sweep
+
+    print(run_sweep(file, workers, out, report))
+
+
+@app.command()
 def publish(name: Run, namespace: Annotated[str, typer.Option(help="Your account.")], private: Private = False,
             force: Force = False) -> None:  # fmt: skip
     """Put a run's adapter, GGUF files and card on the Hub, and read them back."""

@@ -61,6 +61,14 @@ def as_written(value: object) -> object:
 Choice = Annotated[Literal["auto", "on", "off"], BeforeValidator(as_written)]
 
 
+def steps_or_share(value: object) -> object:
+    """Refuses what is neither a number of steps nor, between 0 and 1, a share of all steps."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if whole or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError(f"“warmup_steps” can't be {value!r}: it is a number of steps, or a share of them such as 0.1.")
+
+
 class Speed(Part):
     """What only changes speed and memory, never what is learnt. "auto" asks the GPU's memory; see `training/fit.py`."""
 
@@ -85,7 +93,7 @@ class Recipe(Part):
     accumulation: Annotated[int, Field(gt=0)] = 4
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 5
+    warmup_steps: Annotated[int | float, BeforeValidator(steps_or_share)] = 5
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_length: Annotated[int, Field(gt=0)] = 2048
     packing: bool = False
@@ -105,27 +113,26 @@ def locate(base: str) -> str:
     return str(folder) if folder.is_dir() else base
 
 
-def recipe_path(name: str) -> Path:
-    """The file of a recipe given by its name or path."""
-    path = Path(name)
+def file_of(name: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
+    """The file of a recipe, or of what else `folder` holds, given by its name or path."""
+    path, known = Path(name), names(folder)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise LabError(f"There is no recipe file {name}: check the path, or name one of {', '.join(names())}.")
+            raise LabError(f"There is no {what} file {name}: check the path, or name one of {', '.join(known)}.")
         return path
-    path = RECIPES / f"{name}.yaml"
+    path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise LabError(f"There is no recipe “{name}”{nearest(name, names())}: choose one of {', '.join(names())}.")
+        raise LabError(f"There is no {what} “{name}”{nearest(name, known)}: choose one of {', '.join(known)}.")
     return path
 
 
-def names() -> list[str]:
-    """The names of the recipes that come with the project."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def names(folder: Path = RECIPES) -> list[str]:
+    """The names of the recipes that come with the project, or of what else `folder` holds."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of that name or path with `key=value` overrides. Raises LabError for anything that isn't right."""
-    path = recipe_path(name)
+def read_fields(path: Path, what: str = "recipe") -> dict:
+    """The fields in a recipe's file, or in one like it, unchecked. Raises LabError where it isn't one."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -133,7 +140,14 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     except yaml.YAMLError as error:
         raise LabError(f"{path.name} is not YAML ({where_not_yaml(error)}): mend it there.") from error
     if not isinstance(values, dict):
-        raise LabError(f"{path.name} is not a recipe: it has to be a list of `key: value` lines.")
+        raise LabError(f"{path.name} is not a {what}: it has to be a list of `key: value` lines.")
+    return values
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of that name or path with `key=value` overrides. Raises LabError for anything that isn't right."""
+    path = file_of(name)
+    values = read_fields(path)
     for override in overrides or []:
         apply_override(values, override)
     try:

@@ -1,0 +1,168 @@
+"""A sweep's design: which fields of a recipe vary, and by which figure the runs are judged; checked before any of them.
+
+A sweep is a YAML file in `training/sweeps/` (or anywhere). Every run that it asks for is made into a recipe at once, so
+that a value which the recipe refuses is told before anything is trained. `sweep.py` trains them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from inference.errors import LabError
+from inference.settings import PROJECT
+from inference.validation import explain
+from training.recipe import Part, Recipe, as_written, file_of, load_recipe, read_fields
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+SWEEPS = PROJECT / "training" / "sweeps"
+LOSS = "held-out loss"
+GROUPS = ("flags", "pairs", "other emoji")
+Value = bool | int | float | str | None
+Fields = dict[str, Value]
+POINT, SEED = "point", "seed"
+
+
+class Range(Part):
+    """Values of a field between two ends, both possible; whole numbers where both are. `log`: by their logarithm."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def in_order(self) -> Range:
+        """Refuses ends in the wrong order, and a logarithm of what has none."""
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}: exchange them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low} has no logarithm: set it above 0, or log to false")
+        return self
+
+
+class Sweep(Part):
+    """Runs of one recipe that differ in `fields` (every combination of listed values) and in named `points`.
+
+    Where a field is a range, TPE (Bergstra et al. 2011) chooses `trials` runs; else each combination runs with `seeds`
+    seeds. `objective` is the held-out loss, or the share of right answers to a group of emoji questions, of which every
+    `every`-th is asked, but all pairs. With `pruning`, a run is given up where its training loss is above the median.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    recipe: str
+    overrides: Fields = {}
+    fields: dict[str, list[Value] | Range] = {}
+    points: dict[str, Fields] = {}
+    trials: Annotated[int, Field(gt=0)] | None = None
+    seeds: Annotated[int, Field(gt=0)] = 1
+    objective: Literal["held-out loss", "flags", "pairs", "other emoji"] = LOSS
+    every: Annotated[int, Field(gt=0)] = 1
+    pruning: Annotated[Literal["on", "off"], BeforeValidator(as_written)] = "off"
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def values_or_range(cls, fields: object) -> object:
+        """Tells in a sentence which field has neither values nor a range."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: range_of(name, value) if isinstance(value, dict) else value for name, value in fields.items()}
+
+    @model_validator(mode="after")
+    def varies(self) -> Sweep:
+        """Refuses a sweep in which nothing varies, and settings that contradict each other."""
+        if not self.fields and not self.points:
+            raise ValueError("the sweep is empty: name fields with their values, or points")
+        for name, values in self.fields.items():
+            if isinstance(values, list) and len({json.dumps(value) for value in values}) < max(len(values), 1):
+                raise ValueError(f"“fields.{name}” needs one value or more, each once: it has {json.dumps(values)}")
+        if self.continuous != (self.trials is not None):
+            raise ValueError("“trials” says how many runs are chosen where a field is a range, and belongs only there")
+        if self.seeds > 1 and (self.continuous or SEED in self.fields):
+            raise ValueError("“seeds” repeats the points of a grid: leave it out where a field is a range, or the seed")
+        return self
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a field is a range: the runs are then chosen as results come in."""
+        return any(isinstance(values, Range) for values in self.fields.values())
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the objective is a loss."""
+        return self.objective == LOSS
+
+    @property
+    def varied(self) -> list[str]:
+        """What tells points apart."""
+        return [*([POINT] if self.points else []), *self.fields]
+
+    def choices(self) -> dict[str, list[Value]]:
+        """The listed values of everything that has some, the seed included."""
+        first = self.recipe_of({}).seed
+        listed = {name: values for name, values in self.fields.items() if isinstance(values, list)}
+        seeds = {} if SEED in self.fields else {SEED: list(range(first, first + self.seeds))}
+        return ({POINT: list(self.points)} if self.points else {}) | listed | seeds
+
+    def grid(self) -> list[Fields]:
+        """Every combination of the listed values; seeds apart from each other, so that all points are seen early."""
+        choices = self.choices()
+        order = [SEED, *(name for name in choices if name != SEED)] if SEED not in self.fields else [*choices]
+        return [dict(zip(order, values, strict=True)) for values in product(*(choices[name] for name in order))]
+
+    def choose(self, trial: Trial) -> Fields:
+        """What Optuna chooses for a trial."""
+        chosen: Fields = {name: trial.suggest_categorical(name, values) for name, values in self.choices().items()}
+        for name, ends in self.fields.items():
+            if isinstance(ends, Range):
+                whole = isinstance(ends.low, int) and isinstance(ends.high, int)
+                suggest = trial.suggest_int if whole else trial.suggest_float
+                chosen[name] = suggest(name, ends.low, ends.high, log=ends.log)
+        return chosen
+
+    def recipe_of(self, chosen: Fields) -> Recipe:
+        """The recipe of one run, which is called after the sweep and what was chosen. Raises LabError where the recipe
+        refuses a value."""
+        fields = self.overrides | self.points.get(str(chosen.get(POINT)), {}) | chosen
+        fields.pop(POINT, None)
+        # As a person would write them on the command line.
+        overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in fields.items()]
+        name = "_".join([self.name, *(f"{key}-{value}" for key, value in chosen.items())])
+        try:
+            return load_recipe(self.recipe, [*overrides, f"name={re.sub(r'[^A-Za-z0-9._-]+', '-', name)}"])
+        except LabError as error:
+            raise LabError(f"{self.name}: {error}") from error
+
+    def check(self) -> None:
+        """Raises LabError where the recipe refuses any of the runs, or couldn't be judged by the objective."""
+        ends = {name: (r.low, r.high) for name, r in self.fields.items() if isinstance(r, Range)}
+        corners = [dict(zip(ends, values, strict=True)) for values in product(*ends.values())]
+        recipes = [self.recipe_of(chosen | corner) for chosen in self.grid() for corner in corners]
+        if twice := next((recipe for recipe in recipes if [r.name for r in recipes].count(recipe.name) > 1), None):
+            raise LabError(f"{self.name}: two runs would both be called {twice.name}: write their values differently.")
+        if any(recipe.data.evaluation < 2 for recipe in recipes):
+            raise LabError(f"{self.name}: the held-out loss needs conversations kept apart: raise data.evaluation.")
+
+
+def range_of(name: str, ends: dict) -> Range:
+    """A field's range as written. Raises ValueError with a sentence."""
+    try:
+        return Range.model_validate(ends)
+    except ValidationError as error:
+        raise ValueError(f"“fields.{name}”: {explain(error, Range).rstrip('.')}") from error
+
+
+def load_sweep(name: str) -> Sweep:
+    """The sweep of that name or path, each of its runs checked. Raises LabError for anything that isn't right."""
+    path = file_of(name, SWEEPS, "sweep")
+    try:
+        sweep = Sweep.model_validate(read_fields(path, "sweep"))
+    except ValidationError as error:
+        raise LabError(f"{path.name}: {explain(error, Sweep).rstrip('.')}.") from error
+    sweep.check()
+    return sweep
