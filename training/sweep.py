@@ -53,7 +53,7 @@ def sweep(name: str, workers: int = 1, out: Path | None = None, report: Path | N
         ended = run_workers(name, folder, workers)
         from training.sweep_report import write_report
 
-        path = write_report(design, study, folder)
+        path = write_report(design, study, failures(study), folder)
     if report:
         report.mkdir(parents=True, exist_ok=True)
         for made in (path, *folder.glob("*.png")):
@@ -210,14 +210,19 @@ def run_trial(study: optuna.Study, trial: optuna.Trial, design: Sweep, recipe: R
         study.tell(trial, value)
 
 
-def complain(study: optuna.Study, ended: list[int]) -> None:
-    """Raise LabError where runs are not done."""
+def failures(study: optuna.Study) -> list[str]:
+    """Why runs failed that are not done since."""
     trials = study.get_trials(deepcopy=False)
     alive = [chosen(trial) for trial in trials if trial.state != TrialState.FAIL]
-    errors = [t.user_attrs["error"] for t in trials if t.state == TrialState.FAIL and chosen(t) not in alive]
-    if errors:
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL and "error" in trial.user_attrs]
+    return [trial.user_attrs["error"] for trial in failed if chosen(trial) not in alive]
+
+
+def complain(study: optuna.Study, ended: list[int]) -> None:
+    """Raise LabError where runs are not done."""
+    if errors := failures(study):
         raise LabError(f"{len(errors)} runs failed, the first because: {errors[0]} The same command tries them again.")
     if ended:
         raise LabError(f"A worker ended with {ended[0]}, see above: the same command goes on.")
-    if unfinished := sum(not trial.state.is_finished() for trial in trials):
+    if unfinished := sum(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
         raise LabError(f"{unfinished} runs are still another command's: call this one again when it has ended.")

@@ -1,12 +1,12 @@
 """What a sweep found: `report.md` with its tables, and three charts beside it.
 
-- *Points*: the means over a point's seeds. Intervals are over the questions (of a loss: the conversations), each counted
-  with its mean over the seeds; they tell how well the figure is known for such runs, not how much seeds differ: for
-  that there is the table of runs.
+- *Points*: the means over a point's seeds. Intervals are over the questions (of a loss: the conversations), each
+  counted with its mean over the seeds; they tell how well the figure is known for such runs, not how much seeds
+  differ: for that there is the table of runs.
 - *Pareto front*: the points that no other beats in both the objective and the time.
 - *Effect of a field*: the mean difference between runs that differ in it alone (same seed, too), with Student's 95 %
   interval over these pairs; seconds as a ratio (by logarithms). Where fields are ranges, such pairs don't exist, and
-  PED-ANOVA (Watanabe et al. 2023) tells each field's share of what made the best quarter of the runs the best.
+  PED-ANOVA (Watanabe et al. 2023) tells each field's share of what made the best tenth of the runs the best.
 """
 
 from __future__ import annotations
@@ -219,14 +219,14 @@ def importance_table(study: optuna.Study) -> str:
     return table(["field", "importance"], [[name, f"{share:.2f}"] for name, share in shares.items()])
 
 
-def write_report(design: Sweep, study: optuna.Study, folder: Path) -> Path:
-    """Write `report.md` and the charts from what the study holds, and return its path."""
+def write_report(design: Sweep, study: optuna.Study, errors: Sequence[str], folder: Path) -> Path:
+    """Write `report.md` and the charts from what the study holds, and return its path. `errors`: why runs failed."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     runs = [Run(trial.params, trial.user_attrs["measured"]) for trial in done]
     runs.sort(key=lambda run: position(run, design))
     path = folder / "report.md"
-    parts = [f"# Sweep {design.name}", introduction(design, trials)]
+    parts = [f"# Sweep {design.name}", introduction(design, trials), *(f"Failed: {error}" for error in errors)]
     if runs:
         parts += tables(design, study, runs, folder)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -244,21 +244,20 @@ def introduction(design: Sweep, trials: Sequence[optuna.trial.FrozenTrial]) -> s
     """What was run, and what became of it."""
     counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
     killed = sum(t.state == TrialState.FAIL and "error" not in t.user_attrs for t in trials)
-    failed = counts[TrialState.FAIL] - killed
     lines = [f"Recipe `{design.recipe}`" + "".join(f", {k}={shown(v)}" for k, v in design.overrides.items()) + "."]
     lines += [
         f"Point *{name}*: {', '.join(f'{k}={shown(v)}' for k, v in p.items())}." for name, p in design.points.items()
     ]
     told = [f"{counts[TrialState.COMPLETE]} runs are done"]
     told += [f"{counts[TrialState.PRUNED]} were given up by the pruner"] if counts[TrialState.PRUNED] else []
-    told += [f"{failed} failed"] if failed else []
     told += [f"{killed} times a worker was killed and its run taken up again"] if killed else []
     objective = "lower is better" if design.lower_is_better else "share of right answers, leniently judged"
     lines.append(f"{', '.join(told)}. The objective is {design.objective} ({objective}).")
     devices = sorted({t.user_attrs["measured"]["device"] for t in trials if t.state == TrialState.COMPLETE})
     if devices:
         lines.append(
-            f"Seconds are wall-clock on {', '.join(devices)}: as noisy as the machine was busy. Steps and tokens are not."
+            f"Seconds are training's, by the clock, on {', '.join(devices)}: as noisy as the machine was busy. Steps "
+            "and tokens are exact."
         )
     return "\n".join(lines)
 
@@ -286,7 +285,7 @@ def tables(design: Sweep, study: optuna.Study, runs: Sequence[Run], folder: Path
         plots.draw_effects(bars, f"change of {label}", folder / "effects.png")
         parts.append("![Effect of each field](effects.png)")
     if design.continuous and len(runs) >= ENOUGH:
-        parts += ["## Importance of each field", "By PED-ANOVA, of what made the best runs the best.",
+        parts += ["## Importance of each field", "By PED-ANOVA: each field's share of what made the best tenth of the runs the best.",
                   importance_table(study)]  # fmt: skip
     return [*parts, "## Runs", run_table(runs, design)]
 

@@ -18,8 +18,8 @@ from training.data.summary import training_template
 from training.design import GROUPS, LOSS, Sweep
 from training.evaluate import Request, asked
 from training.export import ADAPTER, default_formats, export, is_adapter, load_model
-from training.recipe import Recipe
 from training.receipt import read_receipt
+from training.recipe import Recipe
 from training.served import serve
 from training.sft import compute_dtype, fine_tune, tokenizer_of
 from training.statistics import estimate
@@ -30,8 +30,8 @@ Measured = dict  # {"steps", "tokens", "seconds", "device", "values": {what: {qu
 
 
 class Watch(TrainerCallback):
-    """Tells Optuna the training loss at each percent of the way, and gives up where the pruner says so; `began_at` is the
-    step that training went on from, 0 where it began anew."""
+    """Tells Optuna the training loss at each percent of the way, and gives up where the pruner says so. `began_at` is
+    the step that training went on from, 0 where it began anew."""
 
     def __init__(self, trial: optuna.Trial, sign: float) -> None:
         self.trial, self.sign, self.began_at, self.told = trial, sign, 0, -1

@@ -1,0 +1,225 @@
+"""Sweeps: what is refused before anything is trained, kill and resume, workers side by side, and the report."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import optuna
+import pytest
+import yaml
+from conftest import assert_refused, command
+
+from inference.errors import LabError
+from inference.settings import PROJECT
+from training.design import SWEEPS, load_sweep
+from training.recipe import load_recipe, names
+from training.sweep import complain, failures, hand_out, lock, open_study, run_trial, take
+from training.sweep_report import Point, Run, effects, pareto, write_report
+from training.trial import Watch
+
+pytestmark = pytest.mark.xdist_group("sft")
+
+OVERRIDES = {"data.examples": 32, "data.evaluation": 4, "accumulation": 1, "batch_size": 4, "checkpoints.steps": 2}
+TINY = {"name": "tiny", "recipe": "finetome-nano", "overrides": OVERRIDES, "fields": {"lora.r": [4, 2]}}
+
+
+def written(folder: Path, **fields: object) -> str:
+    """A sweep's file, as a path for the command; None takes a field away."""
+    path = folder / "tiny.yaml"
+    kept = {key: value for key, value in (TINY | fields).items() if value is not None}
+    path.write_text(yaml.safe_dump(kept), encoding="utf-8")
+    return str(path)
+
+
+def steps_of(folder: Path) -> set[str]:
+    """The checkpoints that are whole."""
+    return {path.parent.name for path in folder.glob("tiny_*/checkpoints/checkpoint-*/complete.json")}
+
+
+def test_a_killed_sweep_goes_on_by_two_workers_and_reports(tmp_path):
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    arguments = ["sweep", written(tmp_path), "--out", str(out)]
+    first = subprocess.Popen([sys.executable, "-m", "training", *arguments], cwd=PROJECT, stderr=subprocess.DEVNULL)
+    while not steps_of(out):
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)  # the command alone: its worker ends with it
+    first.wait()
+    killed = open_study(load_sweep(arguments[1]), out)
+    (running,) = killed.get_trials(states=[optuna.trial.TrialState.RUNNING])
+    while (held := lock(out, running.user_attrs["run"])) is None:
+        time.sleep(0.02)
+    held.close()
+    assert not list(out.glob("*/run.json"))  # it died on the way
+
+    done = command("training", *arguments, "--workers", "2", "--report", str(copy))
+    assert done.returncode == 0, done.stderr
+    report = (out / "report.md").read_text("utf-8")
+    assert "2 runs are done, 1 times a worker was killed and its run taken up again." in report
+    assert re.search(r"\| 4 \| 0 \| 8 \| .* \| went on from step [246] \|", report)
+    assert re.search(r"\| lora.r 4 → 2 \| 1 \| [+-]\d", report) and "on the Pareto front" in report
+    assert (copy / "report.md").read_text("utf-8") == report
+    for picture in ("time.png", "effects.png"):
+        assert (copy / picture).read_bytes().startswith(b"\x89PNG") and f"]({picture})" in report
+    trials = open_study(load_sweep(arguments[1]), out).get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    begun = sorted(trial.datetime_start for trial in trials)
+    assert begun[1] < min(trial.datetime_complete for trial in trials)  # side by side
+
+    again = command("training", *arguments)
+    assert again.returncode == 0 and (out / "report.md").read_text("utf-8") == report
+    assert "step/s" not in again.stderr  # nothing was trained
+
+
+def finished(path: str, folder: Path) -> tuple[optuna.Study, str]:
+    """The sweep's study and report, after this process has been its worker."""
+    folder.mkdir(exist_ok=True)
+    design = load_sweep(path)
+    study = open_study(design, folder)
+    hand_out(study, design, folder)
+    while taken := take(study, design, folder):
+        trial, recipe, held = taken
+        with held:
+            run_trial(study, trial, design, recipe, folder / recipe.name)
+    return study, write_report(design, study, failures(study), folder).read_text("utf-8")
+
+
+def test_where_a_field_is_a_range_runs_are_chosen_and_importance_is_told(tmp_path):
+    fields = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [4, 2]}
+    overrides = OVERRIDES | {"max_steps": 2, "data.examples": 8, "warmup_steps": 0}
+    study, report = finished(written(tmp_path, fields=fields, trials=10, overrides=overrides), tmp_path / "out")
+    assert "10 runs are done" in report and "PED-ANOVA" in report and re.search(r"\| learning_rate \| [01]\.\d", report)
+    rates = {trial.params["learning_rate"] for trial in study.get_trials()}
+    assert len(rates) == 10 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+@pytest.mark.parametrize(("objective", "sign"), [("held-out loss", 1.0), ("flags", -1.0)])
+def test_a_run_above_the_others_median_is_given_up(tmp_path, objective, sign):
+    study = open_study(load_sweep(written(tmp_path, pruning="on", objective=objective)), tmp_path)
+
+    def log(loss: float) -> optuna.Trial:
+        trial = study.ask()
+        Watch(trial, sign).on_log(None, SimpleNamespace(global_step=5, max_steps=10), None, {"loss": loss})
+        return trial
+
+    for loss in (1.0, 1.1, 1.2, 1.3, 1.4):
+        study.tell(log(loss), 0.5)
+    study.tell(log(1.1), 0.5)
+    with pytest.raises(optuna.TrialPruned):
+        log(1.3)
+
+
+def test_two_processes_never_take_the_same_run_and_a_dead_ones_is_taken_up(tmp_path):
+    design = load_sweep(written(tmp_path, seeds=2))
+    study = open_study(design, tmp_path)
+    hand_out(study, design, tmp_path)
+    hand_out(study, design, tmp_path)  # a second command finds all of them waiting
+    taken = [take(study, design, tmp_path) for _ in range(4)]
+    assert len({recipe.name for _, recipe, _ in taken}) == 4 and take(study, design, tmp_path) is None
+    hand_out(study, design, tmp_path)
+    assert take(study, design, tmp_path) is None  # they are worked on
+    taken[2][2].close()
+    hand_out(study, design, tmp_path)
+    _, recipe, held = take(study, design, tmp_path)
+    assert recipe == taken[2][1] and take(study, design, tmp_path) is None
+    held.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"feilds": {}}, "tiny.yaml: “feilds” is not a field (did you mean “fields”?)"),
+        ({"fields": {"lora.rr": [8]}}, "tiny: finetome-nano.yaml: “lora.rr” is not a field (did you mean “r”?)"),
+        ({"fields": {"pakcing": [True]}}, "“pakcing” is not a field (did you mean “packing”?)"),
+        ({"fields": {"lora.r": [8, -1]}}, "finetome-nano.yaml: “lora.r” can't be -1: input should be greater than 0"),
+        ({"fields": {"warmup_steps": [0.1, 2.5]}}, "“warmup_steps” can't be 2.5: it is a number of steps, or a share"),
+        ({"fields": {"lora.r": []}}, "“fields.lora.r” needs one value or more, each once: it has []"),
+        ({"fields": {"lora.r": [8, 8]}}, "“fields.lora.r” needs one value or more, each once: it has [8, 8]"),
+        ({"fields": None}, "the sweep is empty: name fields with their values, or points"),
+        ({"recipe": "finetome-nanu"}, "There is no recipe “finetome-nanu” (did you mean “finetome-nano”?)"),
+        ({"recipe": None}, "“recipe” is missing: add it"),
+        ({"objective": "flag"}, "“objective” can't be 'flag'"),
+        ({"fields": {"epochs": {"low": 2, "high": 1}}}, "low 2 is not below high 1"),
+        ({"fields": {"epochs": {"low": 1, "hihg": 2}}}, "“fields.epochs”: “hihg” is not a field (did you"),
+        ({"fields": {"epochs": {"low": 1.0, "high": 2.0}}}, "“trials” says how many runs are chosen"),
+        ({"seeds": 2, "fields": {"seed": [1, 2]}}, "“seeds” repeats the points of a grid"),
+        ({"overrides": {"data.evaluation": 0}}, "raise data.evaluation"),
+        ({"points": {"study": {"lora.q": 8}}}, "“lora.q” is not a field"),
+    ],
+)  # fmt: skip
+def test_a_sweep_that_is_wrong_is_one_sentence(tmp_path, fields, words):
+    with pytest.raises(LabError, match=re.escape(words)):
+        load_sweep(written(tmp_path, **fields))
+
+
+def test_what_keeps_a_sweep_from_starting_ends_the_command_without_a_traceback(tmp_path):
+    assert_refused(command("training", "sweep", "study-nanu"), "no sweep “study-nanu” (did you mean “study-nano”?)")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "study.db").write_bytes(b"no database " * 100)
+    done = command("training", "sweep", written(tmp_path), "--out", str(out))
+    assert_refused(done, "study.db can't be used (", "move it away")
+    (out / "study.db").unlink()
+    open_study(load_sweep(written(tmp_path)), out)
+    changed = command("training", "sweep", written(tmp_path, objective="flags"), "--out", str(out))
+    assert_refused(changed, "holds another sweep (objective: held-out loss → flags)")
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path):
+    """A file in the way of one run's folder stands for a disk that can't be written."""
+    out = tmp_path / "out"
+    path = written(tmp_path, overrides=OVERRIDES | {"max_steps": 2})
+    in_the_way = out / load_sweep(path).recipe_of({"lora.r": 4, "seed": 0}).name
+    out.mkdir()
+    in_the_way.write_text("mine", encoding="utf-8")
+    study, report = finished(path, out)
+    assert "1 runs are done." in report and re.search(r"Failed: .*can't be written", report)
+    with pytest.raises(LabError, match="1 runs failed, the first because: .*can't be written .* tries them again"):
+        complain(study, [])
+    in_the_way.unlink()
+    study, report = finished(path, out)  # the same command, later
+    assert "2 runs are done." in report and "Failed" not in report
+    complain(study, [])
+
+
+@pytest.mark.parametrize("name", names(SWEEPS))
+def test_the_sweeps_that_come_with_the_project_are_right(name):
+    design = load_sweep(name)
+    assert design.name == name and len(design.grid()) in (5, 8, 16)
+
+
+def test_warm_up_may_be_a_share_of_the_steps():
+    assert load_recipe("finetome-nano", ["warmup_steps=0.1"]).warmup_steps == 0.1
+    assert load_recipe("finetome-nano").warmup_steps == 5
+
+
+def run(chosen: dict, seconds: float, right: int) -> Run:
+    """A run that answered so many of ten questions."""
+    values = {str(number): number < right for number in range(10)}
+    return Run(chosen, {"seconds": seconds, "values": {"flags": values, "held-out loss": {"a": 1.0, "b": 2.0}},
+                        "weights": {"held-out loss": {"a": 1.0, "b": 1.0}}})  # fmt: skip
+
+
+def test_an_effect_is_the_mean_over_pairs_that_differ_in_one_field_alone(tmp_path):
+    design = load_sweep(written(tmp_path, fields={"lora.r": [4, 2], "packing": [False, True]}, objective="flags"))
+    right = {(4, False): 5, (2, False): 6, (4, True): 8, (2, True): 7}
+    runs = [run({"lora.r": r, "packing": p, "seed": 0}, 20 if p else 10, n) for (r, p), n in right.items()]
+    r, packing = effects(runs, design)
+    assert r.label == "lora.r 4 → 2" and packing.label == "packing false → true" and r.pairs == packing.pairs == 2
+    assert r.objective[0] == pytest.approx(0) and packing.objective[0] == pytest.approx(0.2)
+    # Differences 0.3 and 0.1: Student's interval with one degree of freedom, t = 12.706.
+    assert packing.objective[1:] == pytest.approx((0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1), abs=1e-3)
+    assert packing.seconds == pytest.approx((2, 2, 2))
+    lone = effects(runs[:3], design)
+    assert [one.pairs for one in lone] == [1, 1]
+
+
+def test_the_pareto_front_holds_what_nothing_beats_in_both(tmp_path):
+    design = load_sweep(written(tmp_path, objective="flags"))
+    points = [Point({}, [run({}, seconds, n)]) for seconds, n in ((30, 6), (10, 3), (20, 3), (40, 9), (50, 8))]
+    assert [point.mean("seconds") for point in pareto(points, design)] == [10, 30, 40]
