@@ -18,9 +18,11 @@ from conftest import assert_refused, command
 from inference.errors import LabError
 from inference.settings import PROJECT
 from training.design import SWEEPS, load_sweep
+from training.findings import Point, Run, effects, pareto
 from training.recipe import load_recipe, names
+from training.statistics import newcombe
 from training.sweep import complain, failures, hand_out, lock, open_study, run_trial, take
-from training.sweep_report import Point, Run, effects, pareto, write_report
+from training.sweep_report import write_report
 from training.trial import Watch
 
 pytestmark = pytest.mark.xdist_group("sft")
@@ -63,7 +65,7 @@ def test_a_killed_sweep_goes_on_by_two_workers_and_reports(tmp_path):
     report = (out / "report.md").read_text("utf-8")
     assert "2 runs are done, 1 times a worker was killed and its run taken up again." in report
     assert re.search(r"\| 4 \| 0 \| 8 \| .* \| went on from step [246] \|", report)
-    assert re.search(r"\| lora.r 4 → 2 \| 1 \| [+-]\d", report) and "on the Pareto front" in report
+    assert re.search(r"\| lora.r 4 → 2 \| 1 \| [+-]\d.* to ", report) and "on the Pareto front" in report
     assert (copy / "report.md").read_text("utf-8") == report
     for picture in ("time.png", "effects.png"):
         assert (copy / picture).read_bytes().startswith(b"\x89PNG") and f"]({picture})" in report
@@ -210,13 +212,19 @@ def test_an_effect_is_the_mean_over_pairs_that_differ_in_one_field_alone(tmp_pat
     right = {(4, False): 5, (2, False): 6, (4, True): 8, (2, True): 7}
     runs = [run({"lora.r": r, "packing": p, "seed": 0}, 20 if p else 10, n) for (r, p), n in right.items()]
     r, packing = effects(runs, design)
-    assert r.label == "lora.r 4 → 2" and packing.label == "packing false → true" and r.pairs == packing.pairs == 2
-    assert r.objective[0] == pytest.approx(0) and packing.objective[0] == pytest.approx(0.2)
+    assert (
+        (r.first, r.second) == (4, 2)
+        and (packing.first, packing.second) == (False, True)
+        and r.pairs == packing.pairs == 2
+    )
+    flags = packing.changes["flags"]
+    assert r.changes["flags"][0] == pytest.approx(0) and flags[0] == pytest.approx(0.2)
     # Differences 0.3 and 0.1: Student's interval with one degree of freedom, t = 12.706.
-    assert packing.objective[1:] == pytest.approx((0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1), abs=1e-3)
+    assert flags[1:] == pytest.approx((0.2 - 12.706 * 0.1, 0.2 + 12.706 * 0.1), abs=1e-3)
     assert packing.seconds == pytest.approx((2, 2, 2))
-    lone = effects(runs[:3], design)
-    assert [one.pairs for one in lone] == [1, 1]
+    r, packing = effects(runs[:3], design)  # one pair each: 5 → 6 and 5 → 8 of the same ten questions
+    assert r.pairs == 1 and r.changes["flags"] == pytest.approx((0.1, *newcombe(5, 1, 0, 10)))
+    assert packing.changes["flags"] == pytest.approx((0.3, *newcombe(5, 3, 0, 10)))
 
 
 def test_the_pareto_front_holds_what_nothing_beats_in_both(tmp_path):

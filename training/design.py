@@ -51,7 +51,8 @@ class Sweep(Part):
 
     Where a field is a range, TPE (Bergstra et al. 2011) chooses `trials` runs; else each combination runs with `seeds`
     seeds. `objective` is the held-out loss, or the share of right answers to a group of emoji questions, of which every
-    `every`-th is asked, but all pairs. With `pruning`, a run is given up where its training loss is above the median.
+    `every`-th is asked, but all pairs. Of those with the word `follow` in them it is told one by one how they
+    fared. With `pruning`, a run is given up where its training loss is above the median.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -63,6 +64,7 @@ class Sweep(Part):
     seeds: Annotated[int, Field(gt=0)] = 1
     objective: Literal["held-out loss", "flags", "pairs", "other emoji"] = LOSS
     every: Annotated[int, Field(gt=0)] = 1
+    follow: Annotated[str, Field(min_length=1)] | None = None
     pruning: Annotated[Literal["on", "off"], BeforeValidator(as_written)] = "off"
 
     @field_validator("fields", mode="before")

@@ -1,151 +1,37 @@
-"""What a sweep found: `report.md` with its tables, and three charts beside it.
+"""What a sweep found, as one reads it: `report.md` with its tables, and three charts beside it.
 
-- *Points*: the means over a point's seeds. Intervals are over the questions (of a loss: the conversations), each
-  counted with its mean over the seeds; they tell how well the figure is known for such runs, not how much seeds
-  differ: for that there is the table of runs.
-- *Pareto front*: the points that no other beats in both the objective and the time.
-- *Effect of a field*: the mean difference between runs that differ in it alone (same seed, too), with Student's 95 %
-  interval over these pairs; seconds as a ratio (by logarithms). Where fields are ranges, such pairs don't exist, and
-  PED-ANOVA (Watanabe et al. 2023) tells each field's share of what made the best tenth of the runs the best.
+What points, front and effects are, and what their intervals mean: `findings.py`. Where fields are ranges, there are no
+pairs of runs that differ in one alone, and PED-ANOVA (Watanabe et al. 2023) tells each field's share of what made the
+best tenth of the runs the best.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
-from scipy import stats
 
 from training import plots
-from training.design import LOSS, POINT, SEED, Fields, Range, Sweep, Value
-from training.report import cell
-from training.statistics import CONFIDENCE, Estimate, estimate
+from training.design import LOSS, POINT, SEED, Sweep
+from training.findings import Effect, Point, Run, effects, measured_in, pareto, points_of, position
+from training.report import cell, in_cell
+from training.statistics import Estimate
 
 ENOUGH = 10  # runs, for PED-ANOVA: TPE's first ones are random
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: what was chosen for it and what `trial.measure` found."""
-
-    chosen: Fields
-    measured: dict
-
-    def figure(self, what: str) -> Estimate:
-        """Its objective or loss."""
-        return pooled([self], what)
-
-
-@dataclass(frozen=True)
-class Point:
-    """The finished runs that differ only in their seed."""
-
-    fields: Fields
-    runs: list[Run]
-
-    def mean(self, name: str) -> float:
-        """Of `steps`, `tokens` or `seconds`."""
-        return float(np.mean([run.measured[name] for run in self.runs]))
-
-    def figure(self, what: str) -> Estimate:
-        """Objective or loss over all of its runs."""
-        return pooled(self.runs, what)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What going from one value of a field to another changed: means over pairs of runs and the intervals' ends."""
-
-    field: str
-    first: Value
-    second: Value
-    pairs: int
-    objective: tuple[float, float, float]
-    loss: tuple[float, float, float]
-    seconds: tuple[float, float, float]
-
-    @property
-    def label(self) -> str:
-        """ "lora.r 16 → 8"."""
-        return f"{self.field} {shown(self.first)} → {shown(self.second)}"
-
-
-def pooled(runs: Sequence[Run], what: str) -> Estimate:
-    """The figure over the runs' questions, each with its mean over the runs."""
-    found = [run.measured["values"][what] for run in runs]
-    keys = [key for key in found[0] if all(key in values for values in found)]
-    values = [found[0][key] if len(found) == 1 else float(np.mean([v[key] for v in found])) for key in keys]
-    weights = runs[0].measured["weights"].get(what)
-    return estimate(values, [weights[key] for key in keys] if weights else None)
-
-
-def points_of(runs: Sequence[Run]) -> list[Point]:
-    """The runs by what differs but the seed, in the order of the runs."""
-    by_fields: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_fields[json.dumps(without(run.chosen, SEED))].append(run)
-    return [Point(without(found[0].chosen, SEED), found) for found in by_fields.values()]
-
-
-def without(fields: Fields, name: str) -> Fields:
-    """The fields but that one."""
-    return {key: value for key, value in fields.items() if key != name}
-
-
-def pareto(points: Sequence[Point], design: Sweep) -> list[Point]:
-    """The points that no other beats in objective and seconds, by seconds."""
-    sign = 1 if design.lower_is_better else -1
-    places = {id(p): (p.mean("seconds"), sign * p.figure(design.objective).value) for p in points}
-    front, best = [], math.inf
-    for point in sorted(points, key=lambda p: places[id(p)]):
-        if places[id(point)][1] < best:
-            front.append(point)
-            best = places[id(point)][1]
-    return front
-
-
-def effects(runs: Sequence[Run], design: Sweep) -> list[Effect]:
-    """Of each listed field, between its values as they follow each other."""
-    found = []
-    for field, values in design.choices().items():
-        for first, second in zip(values, values[1:], strict=False):
-            rest = {json.dumps(without(r.chosen, field)): r for r in runs if r.chosen[field] == first}
-            others = [(rest.get(json.dumps(without(r.chosen, field))), r) for r in runs if r.chosen[field] == second]
-            if pairs := [(one, other) for one, other in others if one] if field != SEED else []:
-                found.append(effect(field, first, second, pairs, design.objective))
-    return found
-
-
-def effect(field: str, first: Value, second: Value, pairs: list[tuple[Run, Run]], what: str) -> Effect:
-    """Of one change, over the pairs of runs that differ in it alone."""
-
-    def change(name: str) -> tuple[float, float, float]:
-        return student([b.figure(name).value - a.figure(name).value for a, b in pairs])
-
-    ratios = student([math.log(b.measured["seconds"] / a.measured["seconds"]) for a, b in pairs])
-    seconds = tuple(math.exp(value) for value in ratios)
-    return Effect(field, first, second, len(pairs), change(what), change(LOSS), seconds)
-
-
-def student(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of Student's interval; NaN for these where there is one difference only."""
-    mean = float(np.mean(differences))
-    if len(differences) < 2:
-        return mean, math.nan, math.nan
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1) * stats.sem(differences)
-    return mean, mean - float(half), mean + float(half)
 
 
 def shown(value: object) -> str:
     """A field's value as the sweep file has it."""
     return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+
+
+def label_of(one: Effect) -> str:
+    """ "lora.r 16 → 8"."""
+    return f"{one.field} {shown(one.first)} → {shown(one.second)}"
 
 
 def figure_cell(found: Estimate, what: str) -> str:
@@ -157,11 +43,6 @@ def figure_cell(found: Estimate, what: str) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
-
-
-def measured_in(runs: Sequence[Run], design: Sweep) -> list[str]:
-    """The objective first, then what else was measured."""
-    return [design.objective, *(name for name in runs[0].measured["values"] if name != design.objective)]
 
 
 def point_table(points: Sequence[Point], front: Sequence[Point], design: Sweep) -> str:
@@ -194,23 +75,41 @@ def run_table(runs: Sequence[Run], design: Sweep) -> str:
     return table([*design.varied, *seed, "steps", "tokens", "seconds", *names, ""], rows)
 
 
-def effect_table(found: Sequence[Effect], design: Sweep) -> str:
+def effect_table(found: Sequence[Effect]) -> str:
     """What each change did."""
-    scale, unit = (1, "") if design.lower_is_better else (100, " points")
 
-    def change(values: tuple[float, float, float], scale: float = 1, sign: str = "+.3g", unit: str = "") -> str:
+    def shown_change(values: tuple[float, float, float], name: str) -> str:
+        scale, unit, sign = {LOSS: (1, "", "+.3g"), "": (1, "", ".2f")}.get(name, (100, " points", "+.0f"))
         mean, low, high = (format(value * scale, sign) for value in values)
         return f"{mean}{unit}" if math.isnan(values[1]) else f"{mean}{unit} ({low} to {high})"
 
-    other = [] if design.objective == LOSS else [LOSS]
     rows = [
-        [
-            one.label, str(one.pairs), change(one.objective, scale, unit=unit), *(change(one.loss) for _ in other),
-            change(one.seconds, sign=".2f"),
-        ]
+        [label_of(one), str(one.pairs), *(shown_change(values, name) for name, values in one.changes.items()),
+         shown_change(one.seconds, "")]
         for one in found
     ]  # fmt: skip
-    return table(["change", "pairs", design.objective, *other, "seconds, times"], rows)
+    return table(["change", "pairs", *found[0].changes, "seconds, times"], rows)
+
+
+def followed(points: Sequence[Point], design: Sweep) -> list[str]:
+    """How each question with the word that the sweep follows fared, at each point."""
+    asked = [key for values in points[0].runs[0].measured["values"].values() for key in values]
+    names = [", ".join(shown(point.fields[name]) for name in design.varied) for point in points]
+    rows = []
+    for question in asked:
+        if design.follow and design.follow in question:
+            of_point = [
+                [
+                    values[question]
+                    for run in point.runs
+                    for values in run.measured["values"].values()
+                    if question in values
+                ]
+                for point in points
+            ]
+            rows.append([in_cell(question), *(f"{sum(right)} of {len(right)}" for right in of_point)])
+    heading = f"## Questions about {design.follow}, right answers by {', '.join(design.varied)}"
+    return [heading, table(["question", *names], rows)] if rows else []
 
 
 def importance_table(study: optuna.Study) -> str:
@@ -231,13 +130,6 @@ def write_report(design: Sweep, study: optuna.Study, errors: Sequence[str], fold
         parts += tables(design, study, runs, folder)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
-
-
-def position(run: Run, design: Sweep) -> list[float]:
-    """Where a run stands in the tables: as the sweep file lists the values."""
-    choices = design.choices()
-    names = [*design.varied, SEED] if SEED not in design.varied else design.varied
-    return [choices[name].index(run.chosen[name]) if name in choices else float(run.chosen[name]) for name in names]
 
 
 def introduction(design: Sweep, trials: Sequence[optuna.trial.FrozenTrial]) -> str:
@@ -277,16 +169,16 @@ def tables(design: Sweep, study: optuna.Study, runs: Sequence[Run], folder: Path
         point_table(points, front, design),
         "![Objective against training time](time.png)",
     ]
-    parts += against(design, points, folder)
+    parts += [*against(design, points, folder), *followed(points, design)]
     if found := effects(runs, design):
         parts += ["## Effect of each field", "Mean difference of the runs that differ in it alone, with Student's 95 % "
-                  "interval over the pairs; one pair has none.", effect_table(found, design)]  # fmt: skip
-        bars = [(one.label, one.objective) for one in found]
+                  "interval over the pairs; of one pair, over its questions.", effect_table(found)]  # fmt: skip
+        bars = [(label_of(one), one.changes[design.objective]) for one in found]
         plots.draw_effects(bars, f"change of {label}", folder / "effects.png")
         parts.append("![Effect of each field](effects.png)")
     if design.continuous and len(runs) >= ENOUGH:
-        parts += ["## Importance of each field", "By PED-ANOVA: each field's share of what made the best tenth of the runs the best.",
-                  importance_table(study)]  # fmt: skip
+        by = "By PED-ANOVA: each field's share of what made the best tenth of the runs the best."
+        parts += ["## Importance of each field", by, importance_table(study)]
     return [*parts, "## Runs", run_table(runs, design)]
 
 
@@ -299,9 +191,8 @@ def against(design: Sweep, points: Sequence[Point], folder: Path) -> list[str]:
     (field,) = fields
     names = [name for name in measured_in(points[0].runs, design) if (name == LOSS) == design.lower_is_better]
     lines = {name: [(float(p.fields[field]), p.figure(name)) for p in points] for name in names}
-    logarithmic = isinstance(design.fields[field], list) or (
-        isinstance(design.fields[field], Range) and design.fields[field].log
-    )
+    values = design.fields[field]
+    logarithmic = min(numbers) > 0 and (isinstance(values, list) or values.log)
     unit = "nats per token" if design.lower_is_better else "share of right answers"
     plots.draw_against(lines, field, unit, folder / "field.png", logarithmic)
     return [f"![What was measured against {field}](field.png)"]
