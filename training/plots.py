@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from training.statistics import Estimate
 
+NAMED = 12  # points that a legend may name
 Bars = Mapping[str, tuple[float, float, float]]  # a bar's name: its height and the ends of its interval
 
 
@@ -58,19 +59,21 @@ def draw_bars(panels: Mapping[str, Mapping[str, Bars]], out: Path) -> None:
     figure.savefig(out, metadata={"Software": None})
 
 
-def draw_front(points: Sequence[tuple[str, float, Estimate]], front: Sequence[int], label: str, out: Path) -> None:
-    """Named points by training time (seconds) and figure with its interval, those of the Pareto front joined by a line
-    (places in `points`, by time), as a PNG of 720 × 420."""
-    figure, axes = plain(7.2, 4.2)
+def draw_front(
+    points: Sequence[tuple[str, float, Estimate]], front: Sequence[int], fields: str, label: str, out: Path
+) -> None:
+    """Points, named by `fields`, by training time (seconds) and figure with its interval, those of the Pareto front joined by a line
+    (places in `points`, by time), as a PNG of 800 × 420. Where there are many, only the front's have their names."""
+    figure, axes = plain(8, 4.2)
+    joined = ([points[number][1] for number in front], [points[number][2].value for number in front])
+    axes.plot(*joined, "--", color="gray", linewidth=1, label="Pareto front")
     for number, (name, seconds, found) in enumerate(points):
-        color = "C1" if number in front else "C0"
+        named = number in front or len(points) <= NAMED
         ends = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
-        axes.errorbar([seconds], [found.value], yerr=ends, fmt="o", color=color, capsize=3, linewidth=1)
-        axes.annotate(name, (seconds, found.value), xytext=(5, 4), textcoords="offset points", fontsize=7)
-    joined = [points[number] for number in front]
-    axes.plot([p[1] for p in joined], [p[2].value for p in joined], color="C1", linewidth=1, label="Pareto front")
+        look = {"color": f"C{number % 10}" if named else "lightgray", "marker": "os^D"[number // 10 % 4]}
+        axes.errorbar([seconds], [found.value], ends, capsize=3, linewidth=1, label=name if named else None, **look)
     axes.set(xlabel="training time (s)", ylabel=label)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7, title=fields, title_fontsize=7)
     figure.savefig(out, metadata={"Software": None})
 
 

@@ -163,7 +163,9 @@ def tables(design: Sweep, study: optuna.Study, runs: Sequence[Run], folder: Path
         (", ".join(shown(p.fields[name]) for name in design.varied), p.mean("seconds"), p.figure(design.objective))
         for p in points
     ]
-    plots.draw_front(places, [points.index(point) for point in front], label, folder / "time.png")
+    plots.draw_front(
+        places, [points.index(point) for point in front], ", ".join(design.varied), label, folder / "time.png"
+    )
     parts = [
         "Figures have 95 % intervals over questions (of a loss: conversations), each with its mean over the seeds.",
         point_table(points, front, design),
