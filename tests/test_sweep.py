@@ -189,6 +189,16 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path):
     complain(study, [])
 
 
+def test_named_points_are_combined_with_fields_and_seeds(tmp_path):
+    points = {"first": {"lora.r": 16, "packing": False}, "second": {"lora.r": 8, "packing": True}}
+    design = load_sweep(written(tmp_path, points=points, fields={"epochs": [1.0, 2.0]}, seeds=2))
+    made = [design.recipe_of(chosen) for chosen in design.grid()]
+    assert len({recipe.name for recipe in made}) == 8
+    assert {(r.lora.r, r.packing, r.epochs, r.seed) for r in made} == {
+        (r, packing, epochs, seed) for r, packing in ((16, False), (8, True)) for epochs in (1, 2) for seed in (0, 1)
+    }
+
+
 @pytest.mark.parametrize("name", names(SWEEPS))
 def test_the_sweeps_that_come_with_the_project_are_right(name):
     design = load_sweep(name)

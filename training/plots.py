@@ -62,8 +62,8 @@ def draw_bars(panels: Mapping[str, Mapping[str, Bars]], out: Path) -> None:
 def draw_front(
     points: Sequence[tuple[str, float, Estimate]], front: Sequence[int], fields: str, label: str, out: Path
 ) -> None:
-    """Points, named by `fields`, by training time (seconds) and figure with its interval, those of the Pareto front joined by a line
-    (places in `points`, by time), as a PNG of 800 × 420. Where there are many, only the front's have their names."""
+    """Points, named by `fields`, by training time (seconds) and figure with its interval, as a PNG of 800 × 420. Those
+    of the Pareto front (places in `points`, by time) are joined. Where there are many, only these have their names."""
     figure, axes = plain(8, 4.2)
     joined = ([points[number][1] for number in front], [points[number][2].value for number in front])
     axes.plot(*joined, "--", color="gray", linewidth=1, label="Pareto front")
