@@ -63,7 +63,7 @@ def test_a_killed_sweep_goes_on_by_two_workers_and_reports(tmp_path):
     done = command("training", *arguments, "--workers", "2", "--report", str(copy))
     assert done.returncode == 0, done.stderr
     report = (out / "report.md").read_text("utf-8")
-    assert "2 runs are done, 1 times a worker was killed and its run taken up again." in report
+    assert "Runs done: 2; taken up again after their worker was killed: 1." in report
     assert re.search(r"\| 4 \| 0 \| 8 \| .* \| went on from step [246] \|", report)
     assert re.search(r"\| lora.r 4 → 2 \| 1 \| [+-]\d.* to ", report) and "on the Pareto front" in report
     assert (copy / "report.md").read_text("utf-8") == report
@@ -95,7 +95,7 @@ def test_where_a_field_is_a_range_runs_are_chosen_and_importance_is_told(tmp_pat
     fields = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [4, 2]}
     overrides = OVERRIDES | {"max_steps": 2, "data.examples": 8, "warmup_steps": 0}
     study, report = finished(written(tmp_path, fields=fields, trials=10, overrides=overrides), tmp_path / "out")
-    assert "10 runs are done" in report and "PED-ANOVA" in report and re.search(r"\| learning_rate \| [01]\.\d", report)
+    assert "Runs done: 10." in report and "PED-ANOVA" in report and re.search(r"\| learning_rate \| [01]\.\d", report)
     rates = {trial.params["learning_rate"] for trial in study.get_trials()}
     assert len(rates) == 10 and all(1e-4 <= rate <= 1e-2 for rate in rates)
 
@@ -180,12 +180,14 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path):
     out.mkdir()
     in_the_way.write_text("mine", encoding="utf-8")
     study, report = finished(path, out)
-    assert "1 runs are done." in report and re.search(r"Failed: .*can't be written", report)
-    with pytest.raises(LabError, match="1 runs failed, the first because: .*can't be written .* tries them again"):
+    assert "Runs done: 1." in report and re.search(r"Failed: .*can't be written", report)
+    with pytest.raises(
+        LabError, match="Runs that failed: 1. The first because: .*can't be written .* tries them again"
+    ):
         complain(study, [])
     in_the_way.unlink()
     study, report = finished(path, out)  # the same command, later
-    assert "2 runs are done." in report and "Failed" not in report
+    assert "Runs done: 2." in report and "Failed" not in report
     complain(study, [])
 
 

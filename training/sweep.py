@@ -221,8 +221,10 @@ def failures(study: optuna.Study) -> list[str]:
 def complain(study: optuna.Study, ended: list[int]) -> None:
     """Raise LabError where runs are not done."""
     if errors := failures(study):
-        raise LabError(f"{len(errors)} runs failed, the first because: {errors[0]} The same command tries them again.")
+        raise LabError(
+            f"Runs that failed: {len(errors)}. The first because: {errors[0]} The same command tries them again."
+        )
     if ended:
         raise LabError(f"A worker ended with {ended[0]}, see above: the same command goes on.")
     if unfinished := sum(not trial.state.is_finished() for trial in study.get_trials(deepcopy=False)):
-        raise LabError(f"{unfinished} runs are still another command's: call this one again when it has ended.")
+        raise LabError(f"Runs that another command is still at: {unfinished}. Call this one again when it has ended.")

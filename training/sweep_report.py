@@ -140,11 +140,11 @@ def introduction(design: Sweep, trials: Sequence[optuna.trial.FrozenTrial]) -> s
     lines += [
         f"Point *{name}*: {', '.join(f'{k}={shown(v)}' for k, v in p.items())}." for name, p in design.points.items()
     ]
-    told = [f"{counts[TrialState.COMPLETE]} runs are done"]
-    told += [f"{counts[TrialState.PRUNED]} were given up by the pruner"] if counts[TrialState.PRUNED] else []
-    told += [f"{killed} times a worker was killed and its run taken up again"] if killed else []
+    told = [f"Runs done: {counts[TrialState.COMPLETE]}"]
+    told += [f"given up by the pruner: {counts[TrialState.PRUNED]}"] if counts[TrialState.PRUNED] else []
+    told += [f"taken up again after their worker was killed: {killed}"] if killed else []
     objective = "lower is better" if design.lower_is_better else "share of right answers, leniently judged"
-    lines.append(f"{', '.join(told)}. The objective is {design.objective} ({objective}).")
+    lines.append(f"{'; '.join(told)}. The objective is {design.objective} ({objective}).")
     devices = sorted({t.user_attrs["measured"]["device"] for t in trials if t.state == TrialState.COMPLETE})
     if devices:
         lines.append(
