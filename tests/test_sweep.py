@@ -132,6 +132,13 @@ def test_two_processes_never_take_the_same_run_and_a_dead_ones_is_taken_up(tmp_p
     held.close()
 
 
+def test_two_processes_choose_different_values_of_a_range(tmp_path):
+    design = load_sweep(written(tmp_path, fields={"learning_rate": {"low": 1e-4, "high": 1e-2}}, trials=4))
+    studies = [open_study(design, tmp_path) for _ in range(2)]
+    taken = [take(study, design, tmp_path) for study in studies * 2]
+    assert len({recipe.learning_rate for _, recipe, _ in taken}) == 4 and take(studies[0], design, tmp_path) is None
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

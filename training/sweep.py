@@ -105,8 +105,6 @@ def open_study(design: Sweep, folder: Path) -> optuna.Study:
             pruner=MedianPruner() if design.pruning == "on" else NopPruner(),
             load_if_exists=True,
         )
-        # With another seed for each run: a sampler that is made anew would choose the same again.
-        study.sampler = TPESampler(seed=len(study.get_trials(deepcopy=False)), constant_liar=True)
         written = {"sweep": design.model_dump(mode="json"), "recipe": design.recipe_of({}).model_dump(mode="json")}
         for part, fields in written.items():
             known = study.user_attrs.get(part, fields)
@@ -183,6 +181,8 @@ def take(study: optuna.Study, design: Sweep, folder: Path) -> tuple[optuna.Trial
             begun = len(states) - states.count(TrialState.FAIL)
             if TrialState.WAITING not in states and begun >= (design.trials or 0):
                 return None
+            # With another seed for each run: else workers, and a command that goes on, would choose the same again.
+            study.sampler = TPESampler(seed=len(states), constant_liar=True)
             trial = study.ask()
             recipe = design.recipe_of(design.choose(trial))
             trial.set_user_attr("run", recipe.name)
