@@ -88,7 +88,7 @@ def effect_table(found: Sequence[Effect]) -> str:
          shown_change(one.seconds, "")]
         for one in found
     ]  # fmt: skip
-    return table(["change", "pairs", *found[0].changes, "seconds, times"], rows)
+    return table(["change", "pairs of runs", *found[0].changes, "seconds, times"], rows)
 
 
 def followed(points: Sequence[Point], design: Sweep) -> list[str]:
@@ -174,7 +174,7 @@ def tables(design: Sweep, study: optuna.Study, runs: Sequence[Run], folder: Path
     parts += [*against(design, points, folder), *followed(points, design)]
     if found := effects(runs, design):
         parts += ["## Effect of each field", "Mean difference of the runs that differ in it alone, with Student's 95 % "
-                  "interval over the pairs; of one pair, over its questions.", effect_table(found)]  # fmt: skip
+                  "interval over the pairs of runs; of one pair, over its questions.", effect_table(found)]  # fmt: skip
         bars = [(label_of(one), one.changes[design.objective]) for one in found]
         plots.draw_effects(bars, f"change of {label}", folder / "effects.png")
         parts.append("![Effect of each field](effects.png)")
