@@ -20,6 +20,7 @@ demo: .venv/dev.done
 bench: .venv/dev.done
 	$(BIN)/python -m benchmarks.first_questions
 	$(BIN)/python -m benchmarks.at_once
+	$(BIN)/python -m benchmarks.isolation
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.many_adapters
 	$(BIN)/python -m benchmarks.speech_time
