@@ -9,7 +9,6 @@ answers are counted. The result goes into `run.json` under "parity"; publishing 
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from contextlib import closing
@@ -25,7 +24,7 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.engines import Message
-from inference.engines.llamacpp import PROMPT_BATCH, LoadedBase
+from inference.engines.llamacpp import PROMPT_BATCH, LoadedBase, cores
 from inference.errors import LabError
 from training.export import ADAPTER, Record, base_folder, convert_model, load_model, step, tokenizer_folder
 from training.receipt import read_receipt, write_receipt
@@ -190,7 +189,7 @@ def compare(
     """Run what PyTorch was asked through a GGUF model, an adapter on it or none. `known` is `references`' result."""
     cpp.llama_backend_init()
     try:
-        with Record() as log, closing(LoadedBase(gguf, len(os.sched_getaffinity(0)), log)) as base:
+        with Record() as log, closing(LoadedBase(gguf, cores(), log)) as base:
             base.use(adapter)
             return measure(tokenizer, known, base)
     except LabError as error:

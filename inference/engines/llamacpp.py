@@ -249,15 +249,21 @@ def free_sampler(question: Question) -> None:
         question.sampler = None
 
 
+def cores() -> int:
+    """How many threads compute: as many as OMP_NUM_THREADS says, where it is set, else as this process has cores."""
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(said) if said.isdecimal() and int(said) else len(os.sched_getaffinity(0))
+
+
 class Engine(Worker):
-    """Runs GGUF models on the CPU. `threads` None takes every core this process may use. `memory` is the bytes that
+    """Runs GGUF models on the CPU, on as many `threads`; None: see `cores`. `memory` is the bytes that
     bases may take, None what is free; adapters may take ADAPTER_SHARE of it besides."""
 
     request_type = Question
 
     def __init__(self, threads: int | None = None, memory: int | None = None) -> None:
         super().__init__()
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or cores()
         self._memory = memory
         self._log = Log()
         cpp.llama_backend_init()
