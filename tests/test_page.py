@@ -40,7 +40,8 @@ def choose(page, name: str) -> None:
             return page.get_by_role("option", name=name).first.click(timeout=4_000)
         except PlaywrightTimeout:
             page.locator("#card").click()
-    raise AssertionError(f"there is no {name} in the dropdown")
+    page.get_by_label("Model", exact=True).click()
+    raise AssertionError(f"there is no {name} among {page.get_by_role('option').all_inner_texts()}")
 
 
 @needs_browser

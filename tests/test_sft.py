@@ -162,7 +162,7 @@ def test_a_base_or_a_data_set_that_the_hub_does_not_give_is_one_sentence(tmp_pat
             done = command("training", "sft", "emoji-nano", *FEW, field, "--out", str(tmp_path / "out"), **mine)
             assert_refused(done, *words)
 
-        refusal("base=meta/none", "meta/none is not on the Hub, or private: check the name")
+        refusal("base=meta/none", "meta/none is not on the Hub (any more), or private: check the name")
         refusal("base=meta/gated", "meta/gated is gated: accept its licence", "then set HF_TOKEN")
         refusal("data.name=meta/none", "There is no data set meta/none")
         assert not [asked.path for asked in hub.requests if "safetensors" in asked.path]

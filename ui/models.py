@@ -49,7 +49,9 @@ class ModelsTab:
         shown, ticks = [card[0] for card in cards], [card[1] for card in cards]
         # Not `tab.select`: an event that is attached here takes the place of those outside on the same component.
         self.looks.change(self.redraw, known, shown, **QUIET)
-        gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], differences, **QUIET)
+        # Two ticks in a row: what the second asks for must not be shown before what the first did.
+        last = {**QUIET, "trigger_mode": "always_last"}
+        gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], differences, **last)
 
     def draw_card(self, entry: Entry) -> tuple[gr.HTML, gr.Checkbox]:
         """One card; returns its facts and its tick."""
