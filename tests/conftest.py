@@ -238,3 +238,15 @@ def speak(page, recorder: str) -> None:
     page.locator(f"#{recorder}").get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(4000)
     page.locator(f"#{recorder}").get_by_role("button", name="Stop").first.click()
+
+
+def stop_a_long_answer(page, ask, button: str, figures: str) -> None:
+    """Ask Babble for much, `ask(page, text)`, press Escape, and see under the answer that it was stopped."""
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("number input for Max tokens").fill("2048")
+    page.keyboard.press("Tab")
+    ask(page, "Tell me about 🐙 and 🐼")
+    page.locator(f"{button}:not([disabled])").wait_for()
+    page.keyboard.press("Escape")
+    page.locator(f"{button}[disabled]").wait_for()
+    page.locator(figures, has_text="stopped").wait_for()

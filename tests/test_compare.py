@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import gradio as gr
 import httpx2
 import pytest
-from conftest import needs_browser, needs_espeak, open_page, speak
+from conftest import needs_browser, needs_espeak, open_page, speak, stop_a_long_answer
 from gradio_client import Client
 
 from inference.catalog import Catalog
@@ -201,18 +201,7 @@ def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_
 @needs_espeak
 def test_stop_ends_all_of_them(page):
     choose(page, 2, "Babble — ")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("number input for Max tokens").fill("2048")
-    page.keyboard.press("Tab")
-    for _ in range(5):  # random weights may draw the end of the answer, too
-        ask(page, "Tell me about 🐙 and 🐼")
-        page.locator("#compare-stop:not([disabled])").wait_for()
-        page.keyboard.press("Escape")
-        page.locator("#compare-stop[disabled]").wait_for()
-        if page.locator("#answer-b .figures", has_text="stopped").count():
-            break
-    else:
-        raise AssertionError("no answer was stopped")
+    stop_a_long_answer(page, ask, "#compare-stop", "#answer-b .figures")
     choose(page, 2, "Nano — ")
 
 

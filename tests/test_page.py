@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import needs_browser, needs_espeak, open_page, speak
+from conftest import needs_browser, needs_espeak, open_page, speak, stop_a_long_answer
 from gradio_client import Client, handle_file
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
@@ -83,18 +83,7 @@ def test_bad_questions_keep_the_text_and_the_conversation(page):
 @needs_browser
 def test_a_long_answer_can_be_stopped(page):
     choose(page, "Babble — ready")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("number input for Max tokens").fill("2048")
-    page.keyboard.press("Tab")
-    for _ in range(5):  # random weights may draw the end of the answer, too
-        ask(page, "Tell me about 🐙 and 🐼")
-        page.locator("#stop:not([disabled])").wait_for()
-        page.keyboard.press("Escape")
-        page.locator("#stop[disabled]").wait_for()
-        if page.locator("#chat .figures", has_text="stopped").count():
-            break
-    else:
-        raise AssertionError("no answer was stopped")
+    stop_a_long_answer(page, ask, "#stop", "#chat .figures")
     choose(page, "Nano · Emoji — ")
     ask(page, "What does 🐼 mean?")
     page.locator("#chat .bot.message", has_text="panda").wait_for()

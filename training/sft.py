@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from peft import LoraConfig, prepare_model_for_kbit_training
 from safetensors import SafetensorError
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     AutoModelForCausalLM,
@@ -40,6 +40,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
+from inference.engines.rows import FUSED
 from inference.errors import LabError
 from training import data, fit
 from training.attention import PACKED
@@ -53,8 +54,6 @@ from training.recipe import Recipe
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# Not cuDNN's, which plans anew for each new length: a third of a step where lengths differ (measured on an H100).
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets")
 
 

@@ -8,8 +8,8 @@ join and leave between two tokens. On a GPU the step of one token is compiled an
 answer of a new batch size waits for that, tens of seconds. How rows with different adapters share a step is left to
 `rows`, what an adapter's folder may hold to `adapters`.
 
-A token's scores depend on the batch in their last bits, so a seed gives the same answer again only in like company. Not
-for ZeroGPU, which lends its GPU to one function call and not to a thread.
+A token's scores depend on the batch in their last bits, so a seed gives the same answer again only in like company.
+ZeroGPU lends its GPU to one function call and not to a thread: see `zerogpu`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from tokenizers.decoders import DecodeStream
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.utils._triton import has_triton
 from transformers import (
     AutoConfig,
@@ -40,15 +40,13 @@ from inference.engines import Message, ModelFiles, Scored
 from inference.engines.adapters import read_adapter
 from inference.engines.chat import ChatTemplate
 from inference.engines.requests import Finished, Request, Worker
-from inference.engines.rows import ATTENTION, SHARE_OF_MEMORY, CachePass, MixedLora, RowCache
+from inference.engines.rows import ATTENTION, FUSED, SHARE_OF_MEMORY, CachePass, MixedLora, RowCache
 from inference.errors import LabError
 
 MAX_CONTEXT = 4096  # tokens; as in the llama.cpp engine
 PROMPT_CHUNK = 512  # tokens of a prompt between two looks at whether it is still wanted
 SCORED_CHUNK = 64  # tokens whose scores over the whole vocabulary are in memory at once: 33 MB for 128,000
 TOP_K = 40  # as in the llama.cpp engine
-# For prompts not cuDNN's, which plans anew for each new length: a tenth of a second.
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ROWS = {"cuda": 32, "cpu": 8}  # questions answered at once
 BATCHES = (1, 2, 4, 8, 16, 32)  # the shapes that are compiled: rows,
 WINDOWS = (512, 1024, 2048, 4096)  # and how far back the attention looks
