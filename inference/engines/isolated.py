@@ -39,12 +39,11 @@ OWN_FAULT = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signa
 
 @dataclass(eq=False)
 class Call:
-    """A call on its way; `events` gets (kind, value) pairs from the child, or that it died."""
+    """A call, with the model that is run for it. `events` gets (kind, value) pairs from the child, or that it died."""
 
     number: int
     model: ModelFiles | None
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
-    loading: bool = False
 
 
 class Child:
@@ -62,6 +61,7 @@ class Child:
         theirs.close()
         self.connection = Connection(ours.detach())
         self.calls: dict[int, Call] = {}
+        self.opened: ModelFiles | None = None  # what it is reading into memory
         self.dead = False
         self._died, self._sending = died, threading.Lock()
         self._said: deque[str] = deque(maxlen=20)
@@ -87,7 +87,9 @@ class Child:
         try:
             while True:
                 number, *event = self.connection.recv()
-                if call := self.calls.get(number):
+                if number is None:
+                    (self.opened,) = event
+                elif call := self.calls.get(number):
                     call.events.put(event)
         except (EOFError, OSError):
             self.dead = True
@@ -136,7 +138,6 @@ class Isolated:
                     stopped = True
                     self._tell(child, call, "cancel")
                 if kind == "chunk":
-                    call.loading = value.waiting == "loading"
                     yield value
                     if not stopped and cancelled():
                         stopped = True
@@ -175,8 +176,8 @@ class Isolated:
         child.end()
 
     def _begin(self, method: str, *arguments: object) -> tuple[Child, Call]:
-        model = next((argument for argument in arguments if isinstance(argument, ModelFiles)), None)
-        if model and method != "in_memory" and (known := self._crashed.get(state_of(model))):
+        model = None if method in ("in_memory", "close") else arguments[0]  # what is run to answer the call
+        if model and (known := self._crashed.get(state_of(model))):
             raise LabError(known)
         with self._lock:
             if self._child is None or self._child.dead:
@@ -208,16 +209,19 @@ class Isolated:
         """Tell everyone who waited for the child that it died, and remember whose file it was."""
         with self._lock:
             calls = list(child.calls.values())
-            asked = [call for call in calls if call.model]
-            guilty = [call for call in asked if call.loading] or asked
+            culprits = {child.opened} if child.opened else {call.model for call in calls if call.model}
             for call in calls:
-                name = call.model.base.name if call.model else "a model"
-                sentence = f"{self.name} crashed while it ran {name} ({reason}): choose another model, or ask again."
-                if len(guilty) == 1 and call in guilty and -child.process.returncode in OWN_FAULT:
-                    self._crashed[state_of(call.model)] = sentence
-                elif call not in guilty:
-                    sentence = f"{self.name} crashed over another answer ({reason}): ask again."
-                call.events.put(("error", sentence))
+                if call.model in culprits:
+                    call.events.put(("error", self._crash(call.model, reason)))
+                else:
+                    call.events.put(("error", f"{self.name} crashed over another answer ({reason}): ask again."))
+            if len(culprits) == 1 and -child.process.returncode in OWN_FAULT:
+                (culprit,) = culprits
+                self._crashed[state_of(culprit)] = self._crash(culprit, reason)
+
+    def _crash(self, model: ModelFiles, reason: str) -> str:
+        name = model.base.name
+        return f"{self.name} crashed while it ran {name} ({reason}): choose another model, or ask again."
 
 
 def state_of(model: ModelFiles) -> tuple:
@@ -233,6 +237,8 @@ class Server:
         self.connection, self._sending = connection, threading.Lock()
         module = importlib.import_module(f"inference.engines.{name}")
         self.engine = module.Engine(**options) if options else module.Engine.from_environment()
+        # Sent before they are opened: the parent has it even where that ends this process.
+        self.engine.opening = lambda files: self.send(None, files)
         self.words: dict[int, queue.SimpleQueue] = {}
         self.cancelled: dict[int, threading.Event] = {}
 

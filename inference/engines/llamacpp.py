@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -257,9 +259,13 @@ def cores() -> int:
 
 class Engine(Worker):
     """Runs GGUF models on the CPU, on as many `threads`; None: see `cores`. `memory` is the bytes that
-    bases may take, None what is free; adapters may take ADAPTER_SHARE of it besides."""
+    bases may take, None what is free; adapters may take ADAPTER_SHARE of it besides.
+
+    `opening` is called with the files that are read next, and with None when they have been: should the process end
+    between the two, it was over them."""
 
     request_type = Question
+    opening: Callable[[ModelFiles | None], None] = staticmethod(lambda files: None)
 
     def __init__(self, threads: int | None = None, memory: int | None = None) -> None:
         super().__init__()
@@ -289,16 +295,29 @@ class Engine(Worker):
             return False
         if not self.in_memory(question.files):
             question.events.put("loading")
-        base = base or AnsweringBase(path, self._threads, self._log, question.base_bytes)
-        self._bases.pop(path, None)
-        self._bases[path] = base
-        if adapter is not None:
-            base.load(adapter)
-            self._forget_adapters(adapter)
+        with self._told(question.files):
+            base = base or AnsweringBase(path, self._threads, self._log, question.base_bytes)
+            self._bases.pop(path, None)
+            self._bases[path] = base
+            if adapter is not None:
+                base.load(adapter)
+                self._forget_adapters(adapter)
         if not base.begin(question):
             return False
         question.events.put("thinking")
         return True
+
+    @contextmanager
+    def _told(self, files: ModelFiles) -> Iterator[None]:
+        """Tell `opening` of files, unless they are in memory."""
+        if self.in_memory(files):
+            yield
+            return
+        self.opening(files)
+        try:
+            yield
+        finally:
+            self.opening(None)
 
     def _holds_up(self, earlier: Question, later: Question) -> bool:
         """One that waits for a base to be loaded holds up all, so that those in memory come to an end."""
@@ -308,7 +327,10 @@ class Engine(Worker):
         """Whether there is memory for a question's base, now that others that answer nobody have made way. Raises
         LabError where there never is."""
         path = question.files.base
-        question.base_bytes = need = question.base_bytes or memory_needed(path, self._log)
+        if not question.base_bytes:
+            with self._told(question.files):
+                question.base_bytes = memory_needed(path, self._log)
+        need = question.base_bytes
         most = self._free() + sum(base.size for base in self._loaded())
         if need > most:
             raise LabError(
