@@ -82,7 +82,7 @@ def test_bad_questions_keep_the_text_and_the_conversation(page):
 
 @needs_browser
 def test_a_long_answer_can_be_stopped(page):
-    choose(page, "Babble — ready")
+    choose(page, "Babble — ")
     stop_a_long_answer(page, ask, "#stop", "#chat .figures")
     choose(page, "Nano · Emoji — ")
     ask(page, "What does 🐼 mean?")
