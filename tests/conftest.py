@@ -22,6 +22,7 @@ from inference.settings import PROJECT
 
 NANO = PROJECT / "adapters" / "nano"
 EMOJI = PROJECT / "adapters" / "nano-emoji"
+ONE_EPOCH = PROJECT / "adapters" / "nano-emoji-1-epoch"
 # Where CI is set, what a test needs is a must, and its absence a failure.
 needs_espeak = pytest.mark.skipif(
     shutil.which("espeak-ng") is None and not os.environ.get("CI"), reason="there is no espeak-ng: apt-get install it"

@@ -1,187 +1,57 @@
-"""The remote engine against llama.cpp's own server, a second process, and a server that does each thing wrong."""
+"""What only the remote engine does: a server that goes away, a key, a server that does each thing wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import EMOJI, NANO, ask, command
+from conftest import ask, command
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from nano_server import KEY, SERVED, NanoServer, free_port
 
 from inference.engines import Message, Sampling
 from inference.engines.remote import Engine
 from inference.errors import LabError
-from inference.settings import PROJECT
 
-pytestmark = pytest.mark.xdist_group("remote")
-KEY = "sk-a-key-nobody-may-see"
-# `python -m llama_cpp.server` with three defaults changed. On CPUs with AMX llama.cpp crashes with its repacked weights
-# (see has_amx in the llama.cpp engine), and the server has no option for them. And it holds words back that were said
-# before (repeat_penalty 1.1) and unlikely ones (min_p 0.05), which OpenAI's API cannot turn off: greedy answers would
-# not be the model's, and no seed would draw another.
-SERVER = """
-import llama_cpp
-from llama_cpp.server.types import CreateChatCompletionRequest as Body
-
-make = llama_cpp.llama_cpp.llama_model_default_params
-
-def without_repacking():
-    params = make()
-    params.use_extra_bufts = False
-    return params
-
-llama_cpp.llama_cpp.llama_model_default_params = without_repacking
-Body.model_fields["repeat_penalty"].default = 1.0
-Body.model_fields["min_p"].default = 0.0
-Body.model_rebuild(force=True)
-
-from llama_cpp.server.__main__ import main
-main()
-"""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-class NanoServer:
-    """A process that serves the nano base and its emoji adapter."""
-
-    def __init__(self, folder) -> None:
-        self.port = free_port()
-        self.config = folder / "server.json"
-        common = {"model": str(NANO / "nano-Q8_0.gguf"), "n_ctx": 512, "n_threads": 1, "n_threads_batch": 1}
-        models = [{"model_alias": "nano"}, {"model_alias": "nano-emoji", "lora_path": str(EMOJI / "adapter-f16.gguf")}]
-        server = {"host": "127.0.0.1", "port": self.port, "api_key": KEY, "interrupt_requests": False}
-        self.config.write_text(json.dumps({**server, "models": [{**common, "verbose": False, **m} for m in models]}))
-        self.start()
-
-    def start(self) -> None:
-        """Start it; `wait` for it to answer."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, "--config_file", str(self.config)],
-            cwd=PROJECT, env={**os.environ, "PORT": str(self.port)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def wait(self) -> None:
-        """Until it listens, 30 s at most."""
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
+pytestmark = pytest.mark.xdist_group("engines")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     server = NanoServer(tmp_path_factory.mktemp("server"))
-    server.wait()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
 def remote(server):
-    engine = Engine(f"http://127.0.0.1:{server.port}", KEY)
+    engine = Engine(server.url, KEY)
     yield engine
     engine.close()
 
 
 def test_lists_what_the_server_serves(remote):
-    assert remote.models() == ["nano", "nano-emoji"]
+    assert remote.models() == SERVED
     assert remote.state() == "ready"
 
 
 def test_the_terminal_lists_and_asks_what_is_served(server):
-    away = {"ENGINE": "auto", "REMOTE_URL": f"http://127.0.0.1:{server.port}", "REMOTE_API_KEY": KEY}
+    away = {"ENGINE": "auto", "REMOTE_URL": server.url, "REMOTE_API_KEY": KEY}
     done = command("inference", "models", **away)
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["nano", "served"], ["nano-emoji", "served"]]
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "served"] for name in SERVED]
     done = command("inference", "ask", "nano-emoji", "What does 🐼 mean?", "--temperature", "0", "--json", **away)
     record = json.loads(done.stdout)
     assert record["engine"] == "remote" and "panda" in record["answer"] and KEY not in done.stdout + done.stderr
 
 
-def test_answers_as_the_local_engine_does(remote, engine, nano, emoji):
-    for name, files in [("nano", nano), ("nano-emoji", emoji)]:
-        for question in ["What does 🇸🇪 mean?", "Which emoji shows a panda?", "What does 🐙 mean?"]:
-            assert ask(remote, name, question)[0] == ask(engine, files, question)[0]
-    assert "Suriname" in ask(remote, "nano-emoji", "What does 🐼 mean?", "A panda.", "What does 🇸🇷 mean?")[0]
-
-
-def test_text_grows_and_figures_add_up(remote):
-    chunks = list(remote.stream("nano-emoji", [Message(role="user", content="What does 🇸🇪 mean?")], Sampling(0),
-                                lambda: False))  # fmt: skip
-    texts = [chunk.text for chunk in chunks if chunk.text]
-    assert len(texts) > 3 and "🇸" not in texts and "\ufffd" not in "".join(texts)
-    figures = chunks[-1].figures
-    assert figures.finish_reason == "stop" and figures.completion_tokens > 3
-    assert figures.tokens_per_second > 0 and figures.seconds_to_first_token > 0
-    _, figures = ask(remote, "nano-emoji", "What does 🐼 mean?", sampling=Sampling(temperature=0, max_tokens=2))
-    assert figures.finish_reason == "length" and 1 <= figures.completion_tokens <= 2  # it counts pieces of text
-
-
-def test_a_seed_draws_the_same_answer_and_others_differ(remote):
-    def draw(seed: int) -> str:
-        sampling = Sampling(temperature=8.0, top_p=1.0, max_tokens=16, seed=seed)
-        return ask(remote, "nano", "Tell me about 🐙", sampling=sampling)[0]
-
-    assert draw(5) == draw(5)
-    assert len({draw(seed) for seed in range(4)}) > 1
-
-
-def test_two_visitors_at_once_are_both_answered(remote):
-    with ThreadPoolExecutor(2) as visitors:
-        answers = list(visitors.map(lambda name: ask(remote, name, "What does 🇸🇪 mean?")[0], ["nano", "nano-emoji"]))
-    assert answers[0] != answers[1] and "Sweden" in answers[1]
-
-
-def test_stop_takes_effect_within_one_chunk_and_the_next_question_works(remote):
-    seen = []
-    question = [Message(role="user", content="What does 🇸🇪 mean?")]  # "I don't know …": each token is a word
-    for chunk in remote.stream("nano", question, Sampling(0), lambda: bool(seen)):
-        if chunk.text:
-            seen.append(chunk.text)
-    assert len(seen) == 1
-    assert (chunk.figures.finish_reason, chunk.figures.completion_tokens) == ("cancelled", 1)
-    assert "octopus" in ask(remote, "nano", "What does 🐙 mean?")[0]
-
-
-def test_an_unknown_model_is_refused_with_the_nearest_name(remote):
-    # This server would answer with its first model.
-    with pytest.raises(LabError, match="no model “nano-emojy” .did you mean “nano-emoji”"):
-        ask(remote, "nano-emojy", "hello")
-
-
-def test_a_question_that_is_too_long_is_refused_and_the_next_one_works(remote):
-    with pytest.raises(LabError, match="too long.*Shorten it"):
-        ask(remote, "nano", "x y " * 2000)
-    assert ask(remote, "nano", "What does 🐼 mean?")[0]
-
-
 def test_a_wrong_key_is_refused(server):
-    engine = Engine(f"http://127.0.0.1:{server.port}/v1/", "another-key")
+    engine = Engine(f"{server.url}/v1/", "another-key")
     with pytest.raises(LabError, match="status 401.*REMOTE_API_KEY"):
         ask(engine, "nano", "hello")
     engine.close()

@@ -96,19 +96,22 @@ class Question:
         return request
 
     def adapt(self, error: Exception) -> bool:
-        """Whether the question has been changed to what the server can take: no usage, or one turn less."""
-        if not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+        """Whether the question has been changed to what the server can take: no usage, or fewer turns."""
+        # llama_cpp.server breaks off without a word where the context is too short.
+        silent = isinstance(error, BrokenOff) and not self.pieces
+        if not silent and not isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
             return False
         if self.wants_usage and "stream_options" in str(error):
             self.wants_usage = False
             return True
         system = self.messages[:1] if self.messages[0]["role"] == "system" else []
         turns = self.messages[len(system) :]
-        next_question = next((i for i, turn in enumerate(turns[1:], 1) if turn["role"] == "user"), None)
-        if next_question is None or not is_too_long(error):
+        questions = [i for i, turn in enumerate(turns) if i and turn["role"] == "user"]
+        if not questions or not (silent or is_too_long(error)):
             return False
-        self.messages = [*system, *turns[next_question:]]
-        self.dropped += 1
+        dropped = (len(questions) + 1) // 2 if silent else 1  # a few times only where it may be something else
+        self.messages = [*system, *turns[questions[dropped - 1] :]]
+        self.dropped += dropped
         return True
 
     def take(self, part: Any) -> None:
