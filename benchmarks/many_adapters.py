@@ -32,7 +32,7 @@ START = """
 import time
 import app
 started = time.perf_counter()
-app.build(app.Lab.from_environment())
+app.build(app.Lab.from_environment(), app.Votes(app.Settings().votes))
 print(time.perf_counter() - started)
 """
 

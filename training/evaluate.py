@@ -99,7 +99,7 @@ class Evaluation:
 
 
 def evaluate(names: Sequence[str], request: Request) -> tuple[str, list[Evaluation]]:
-    """Ask the models, write their reports and, for several, their comparison. Returns the tables as Markdown.
+    """Ask the models, write their reports and, for several, their comparison. Returns the main figures as Markdown.
     Raises LabError where a name is none or a model stops answering: what it has answered is kept."""
     wanted = request.suites
     harness = None
@@ -119,7 +119,7 @@ def evaluate(names: Sequence[str], request: Request) -> tuple[str, list[Evaluati
                 results["tasks"] = harness.evaluate(served, request.out, request.again)
             evaluations.append(Evaluation(served, results))
     shown = [only(written(evaluation, request), evaluation) for evaluation in evaluations]
-    tables = [report.figure_table(shown)]
+    tables = [report.figure_table(shown, brief=True)]
     notes = [note for each in evaluations for result in each.results.values() for note in result.notes]
     tables += ["\n".join(dict.fromkeys(notes))] if notes else []
     if len(evaluations) > 1:
@@ -204,16 +204,17 @@ def only(document: report.Document, evaluation: Evaluation) -> report.Document:
 
 
 def compared(evaluations: Sequence[Evaluation], shown: Sequence[report.Document], request: Request) -> str:
-    """Write the comparison of the models and return its table."""
+    """Write the comparison of the models and return where two of them differ."""
     results = {
         each.served.name: Result([m for found in each.results.values() for m in found.measures], [])
         for each in evaluations
     }
     rows = report.differences(results)
-    table = report.difference_table(rows)
     place = request.out / "-and-".join(results)[:200]  # a file's name may have 255 bytes
-    report.write(place, "comparison", "\n\n".join([report.figure_table(shown), table]) + "\n", rows, shown)
-    return f"{table}\n\n{place / 'comparison.png'}"
+    whole = [report.figure_table(shown), report.difference_table(rows)]
+    report.write(place, "comparison", "\n\n".join(whole) + "\n", rows, shown)
+    brief = report.difference_table(rows, brief=True)
+    return f"{brief}\n\nAll of it: {place / 'comparison.md'}, drawn: {place / 'comparison.png'}"
 
 
 def scores(answers: Iterable[Record]) -> dict[str, Score]:

@@ -83,13 +83,19 @@ def pairs(first: str, second: str, results: dict[str, Result]) -> Iterator[Docum
         }  # fmt: skip
 
 
-def figure_table(documents: Sequence[Document]) -> str:
-    """What was measured, by models, with 95 % intervals, as a Markdown table."""
+def is_main(row: Document) -> bool:
+    """Whether a figure is one of those that charts, cards and a terminal show; the report has all."""
+    return bool(row["panel"]) or row["metric"] == "perplexity"
+
+
+def figure_table(documents: Sequence[Document], brief: bool = False) -> str:
+    """What was measured, by models, with 95 % intervals, as a Markdown table; `brief`: the main figures of it."""
     rows: dict[tuple[str, ...], dict[str, Document]] = defaultdict(dict)
     for document in documents:
         for suite, part in document["suites"].items():
             for row in part["figures"]:
-                rows[suite, row["group"], row["metric"]][document["model"]] = row
+                if is_main(row) or not brief:
+                    rows[suite, row["group"], row["metric"]][document["model"]] = row
     models = [document["model"] for document in documents]
     lines = [f"| suite | group | measured | {' | '.join(models)} |", f"|---|---|---|{'---|' * len(models)}"]
     for names, found in rows.items():
@@ -105,10 +111,13 @@ def cell(row: Document) -> str:
     return f"{row['value']:.4g} ({row['low']:.4g}–{row['high']:.4g}, n = {row['count']})"
 
 
-def difference_table(rows: Sequence[Document]) -> str:
-    """The paired differences as a Markdown table; shares in points of a percent."""
+def difference_table(rows: Sequence[Document], brief: bool = False) -> str:
+    """The paired differences as a Markdown table; shares in points of a percent. `brief` leaves out where two models
+    are alike."""
     lines = ["| compared | suite | measured | difference | 95 % | p | adjusted |", "|---|---|---|---|---|---|---|"]
     for row in rows:
+        if brief and row["p"] == 1 and not row["value"]:
+            continue
         scale, sign, unit = (100, "+z.0f", " pp") if row["unit"] == "share" else (1, "+z.4g", "")
         value, low, high = (format(row[name] * scale, sign) for name in ("value", "low", "high"))
         measured = ", ".join(filter(None, (row["group"], row["metric"])))
@@ -191,7 +200,7 @@ def for_card(document: Document) -> list[Document]:
         {"suite": suite} | {name: row[name] for name in wanted}
         for suite, part in document["suites"].items()
         for row in part["figures"]
-        if row["panel"] or row["metric"] == "perplexity"
+        if is_main(row)
     ]
 
 
