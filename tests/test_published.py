@@ -175,7 +175,14 @@ def test_any_repository_can_be_added_for_a_visit(hub, page, address):
     page.locator("#card", has_text="By someone").wait_for()
     assert chosen(page) == "Emoji (someone) — 1 MB"
     assert "Sweden" in answer(page, QUESTION)
+    page.locator("#card", has_text="in memory").wait_for()
     refresh(page)
+    assert chosen(page) == "Emoji (someone) — in memory"
+    page.get_by_role("tab", name="Models").click()
+    own = page.locator(".model").filter(has=page.get_by_role("heading", name="Emoji (someone)", exact=True))
+    own.get_by_role("button", name="Loss, evaluation, recipe").click()
+    own.get_by_text("someone/Emoji-lora has no run.json").wait_for()
+    own.get_by_role("button", name="Ask it").click()
     assert chosen(page) == "Emoji (someone) — in memory"
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     programs = Client(address, verbose=False)

@@ -81,17 +81,18 @@ class ChatTab:
         drawn = [self.model, self.card, self.listing, self.notice]
         self.drawn = {"fn": self.draw, "inputs": [self.model, self.own], "outputs": drawn, **quiet}
         asked = [self.question.submit, self.send.click]
-        gr.on(asked, self.ask, [self.question, self.chatbot, *settings], shown, **quiet)
-        for example in self.examples:
-            example.click(self.ask, [example, self.chatbot, *settings], shown, **quiet)
         voice = self.voice
         hearing = voice.connect(self.question, self.notice, **quiet)
-        hearing.then(
-            self.ask_heard, [voice.send, voice.recorder, self.question, self.chatbot, *settings],
-            [*shown, voice.recorder], **quiet,
-        )  # fmt: skip
-        self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **quiet)
-        self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **quiet)
+        spoken = [voice.send, voice.recorder, self.question, self.chatbot, *settings]
+        answered = [
+            gr.on(asked, self.ask, [self.question, self.chatbot, *settings], shown, **quiet),
+            *(button.click(self.ask, [button, self.chatbot, *settings], shown, **quiet) for button in self.examples),
+            hearing.then(self.ask_heard, spoken, [*shown, voice.recorder], **quiet),
+            self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **quiet),
+            self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **quiet),
+        ]
+        for event in answered:  # the model is in memory now
+            event.then(self.show_card, [self.model, self.own], self.card, **quiet)
         self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, self.question], api_visibility="private")
         self.stop.click(self.stops.press, None, None, api_visibility="private", queue=False, cancels=hearing)
         self.clear.click(lambda: ([], ""), None, [self.chatbot, self.notice], api_visibility="private", queue=False)
@@ -113,6 +114,10 @@ class ChatTab:
     def entry(self, model_id: str, own: dict[str, Entry]) -> Entry:
         """What is chosen; as the catalog has it, else as the visitor saw it."""
         return self.lab.catalog[model_id] if model_id in self.lab.catalog or model_id not in own else own[model_id]
+
+    def show_card(self, model_id: str, own: dict[str, Entry]) -> str:
+        """The selection in two lines, as things stand now."""
+        return self.card_of(self.entry(model_id, own))
 
     def card_of(self, entry: Entry) -> str:
         """The selection in two lines."""

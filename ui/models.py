@@ -31,27 +31,28 @@ class ModelsTab:
         self.lab, self.chat, self.tabs, self.receipts = lab, chat, tabs, Receipts()
         gr.Markdown("Open a card to see how the model was made; tick two for their differences.")
         ids, self.looks = gr.State([]), gr.State(0)
-        gr.render(inputs=ids, triggers=[ids.change], concurrency_limit=8, show_progress="hidden")(self.draw)
-        tab.select(self.look, self.looks, [ids, self.looks], **QUIET)
+        drawn = {"triggers": [ids.change], "concurrency_limit": 8, "show_progress": "hidden"}
+        gr.render(inputs=[ids, chat.own], **drawn)(self.draw)
+        tab.select(self.look, [self.looks, chat.own], [ids, self.looks], **QUIET)
 
-    def look(self, looks: int) -> tuple[list[str], int]:
-        """Which models there are, and that the visitor looks once more."""
-        return [entry.id for entry in self.lab.catalog.entries], looks + 1
+    def look(self, looks: int, own: dict[str, Entry]) -> tuple[list[str], int]:
+        """Which models there are, the visitor's own among them, and that the visitor looks once more."""
+        return list(dict.fromkeys([*(entry.id for entry in self.lab.catalog.entries), *own])), looks + 1
 
-    def draw(self, ids: list[str]) -> None:
+    def draw(self, ids: list[str], own: dict[str, Entry]) -> None:
         """The cards of these models: drawn anew only where there are other ones, so that what a visitor ticked and
         opened stays. A later look at the tab brings what they show up to date."""
         with gr.Row(elem_id="models"):
-            entries = [entry for entry in self.lab.catalog.entries if entry.id in ids]
+            entries = [self.chat.entry(model_id, own) for model_id in ids if self.is_known(model_id, own)]
             cards = [self.draw_card(entry) for entry in entries]
         differences = gr.HTML("", visible=False, elem_id="model-differences")
         known = gr.State([entry.id for entry in entries])
         shown, ticks = [card[0] for card in cards], [card[1] for card in cards]
         # Not `tab.select`: an event that is attached here takes the place of those outside on the same component.
-        self.looks.change(self.redraw, known, shown, **QUIET)
+        self.looks.change(self.redraw, [known, self.chat.own], shown, **QUIET)
         # Two ticks in a row: what the second asks for must not be shown before what the first did.
         last = {**QUIET, "trigger_mode": "always_last"}
-        gr.on([tick.input for tick in ticks], self.compare, [known, *ticks], differences, **last)
+        gr.on([tick.input for tick in ticks], self.compare, [self.chat.own, known, *ticks], differences, **last)
 
     def draw_card(self, entry: Entry) -> tuple[gr.HTML, gr.Checkbox]:
         """One card; returns its facts and its tick."""
@@ -63,14 +64,20 @@ class ModelsTab:
             with gr.Accordion("Loss, evaluation, recipe", open=False) as opened:
                 inside = gr.HTML("")
         model = gr.State(entry.id)
-        opened.expand(self.open, model, [shown, inside], **QUIET)
+        opened.expand(self.open, [model, self.chat.own], [shown, inside], **QUIET)
         ask.click(self.ask, [model, self.chat.own], [self.tabs, self.chat.model], **QUIET)
         return shown, tick
 
-    def redraw(self, ids: list[str]) -> list[object]:
+    def is_known(self, model_id: str, own: dict[str, Entry]) -> bool:
+        """Whether it is in the catalog still, or the visitor's own."""
+        return model_id in self.lab.catalog or model_id in own
+
+    def redraw(self, ids: list[str], own: dict[str, Entry]) -> list[object]:
         """The facts as things stand now; those of a model that has just left the catalog stay until the next look."""
-        known = {entry.id: entry for entry in self.lab.catalog.entries}
-        texts = [self.facts(known[model_id]) if model_id in known else gr.skip() for model_id in ids]
+        texts = [
+            self.facts(self.chat.entry(model_id, own)) if self.is_known(model_id, own) else gr.skip()
+            for model_id in ids
+        ]
         return texts if len(texts) > 1 else texts[0]
 
     def facts(self, entry: Entry) -> str:
@@ -90,10 +97,10 @@ class ModelsTab:
         files = [place] if place and place.is_file() else place.glob("*.safetensors") if place else []
         return sum(path.stat().st_size for path in files) or None
 
-    def open(self, model_id: str) -> Iterator[tuple]:
+    def open(self, model_id: str, own: dict[str, Entry]) -> Iterator[tuple]:
         """What the card opens to; from the Hub where it lies there."""
         try:
-            entry = self.lab.catalog[model_id]
+            entry = self.chat.entry(model_id, own)
             if entry.folder is None and entry.repo:
                 yield gr.skip(), f"<p>Asking {html.escape(entry.repo)}…</p>"
             receipt = self.read(entry)
@@ -107,7 +114,7 @@ class ModelsTab:
             raise LabError(self.lab.state(entry).explanation or f"{entry.name} is served elsewhere, without a receipt.")
         return self.receipts.read(entry)
 
-    def compare(self, ids: list[str], *ticked: bool) -> Iterator[gr.HTML]:
+    def compare(self, own: dict[str, Entry], ids: list[str], *ticked: bool) -> Iterator[gr.HTML]:
         """The differences of two; how many are still to be ticked, of one, and to be unticked, of more."""
         chosen = [model_id for model_id, tick in zip(ids, ticked, strict=True) if tick]
         if len(chosen) != 2:
@@ -117,7 +124,7 @@ class ModelsTab:
             )
             return
         try:
-            pair = [self.lab.catalog[model_id] for model_id in chosen]
+            pair = [self.chat.entry(model_id, own) for model_id in chosen]
         except LabError as error:
             yield told(str(error), chosen)
             return
