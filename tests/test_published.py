@@ -176,7 +176,6 @@ def test_any_repository_can_be_added_for_a_visit(hub, page, address):
     assert chosen(page) == "Emoji (someone) — 1 MB"
     assert "Sweden" in answer(page, QUESTION)
     page.locator("#card", has_text="in memory").wait_for()
-    refresh(page)
     assert chosen(page) == "Emoji (someone) — in memory"
     page.get_by_role("tab", name="Models").click()
     own = page.locator(".model").filter(has=page.get_by_role("heading", name="Emoji (someone)", exact=True))

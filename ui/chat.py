@@ -47,6 +47,7 @@ class ChatTab:
         # The visitor's own: what they added, and what they chose, by id. What they chose stays in their dropdown
         # when a refresh no longer finds it.
         self.own = gr.State({})
+        self.offered = gr.State([])  # the dropdown's choices as `show_state` last saw them
         self.chatbot = gr.Chatbot(
             label="Conversation",
             height=420,
@@ -92,7 +93,9 @@ class ChatTab:
             self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **quiet),
         ]
         for event in answered:  # the model is in memory now
-            event.then(self.show_card, [self.model, self.own], self.card, **quiet)
+            event.then(
+                self.show_state, [self.model, self.own, self.offered], [self.model, self.card, self.offered], **quiet
+            )
         self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, self.question], api_visibility="private")
         self.stop.click(self.stops.press, None, None, api_visibility="private", queue=False, cancels=hearing)
         self.clear.click(lambda: ([], ""), None, [self.chatbot, self.notice], api_visibility="private", queue=False)
@@ -115,9 +118,10 @@ class ChatTab:
         """What is chosen; as the catalog has it, else as the visitor saw it."""
         return self.lab.catalog[model_id] if model_id in self.lab.catalog or model_id not in own else own[model_id]
 
-    def show_card(self, model_id: str, own: dict[str, Entry]) -> str:
-        """The selection in two lines, as things stand now."""
-        return self.card_of(self.entry(model_id, own))
+    def show_state(self, model_id: str, own: dict[str, Entry], offered: list[tuple[str, str]]) -> tuple:
+        """What dropdown and card say of the models now; a dropdown that says so already may be open, and is let be."""
+        now = choices(self.lab, own.values())
+        return gr.skip() if now == offered else gr.Dropdown(now), self.card_of(self.entry(model_id, own)), now
 
     def card_of(self, entry: Entry) -> str:
         """The selection in two lines."""
