@@ -60,6 +60,7 @@ def test_from_a_recipe_to_an_adapter_that_answers(tmp_path, engine):
     small = ["epochs=1", "data.examples=320", "warmup_steps=2"]
     done = command("training", "sft", "emoji-nano", *small, "--out", str(out))
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}\n"  # and nothing else: what a script goes on with
     done = command("training", "export", str(out))
     assert done.returncode == 0, done.stderr
     receipt = json.loads((out / "run.json").read_text(encoding="utf-8"))

@@ -11,9 +11,10 @@ processes, which share the recipe's batch.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -312,7 +313,7 @@ def fine_tune(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    with sdpa_kernel(FUSED):
+    with sdpa_kernel(FUSED), redirect_stdout(sys.stderr):  # where trackio's notes belong: a command prints what it made
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     # Under FSDP every process holds a part of the weights.
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.is_fsdp_enabled else None
