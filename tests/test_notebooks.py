@@ -55,6 +55,8 @@ def start(code: list[str], folder: Path = PROJECT / "notebooks", **environment: 
     return subprocess.Popen(
         [sys.executable, "-c", "\n".join(code)],
         cwd=folder, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # A shell's background jobs, and what they start, ignore it; Jupyter's kernels don't.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
