@@ -234,7 +234,7 @@ class CompareTab:
                 sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(answer.error))  # commands, as elsewhere
                 below = f'<p class="failed">{sentence}</p>'
             elif answer.figures:
-                below = quiet_line(name, answer.figures)
+                below = quiet_line("", answer.figures)
         if this.outcome and this.outcome == LETTERS[place]:
             heading += " ✓"
         if not answer.text and not answer.ended:

@@ -56,8 +56,8 @@ def with_figures(answer: str, model: str, figures: Figures) -> str:
 
 
 def quiet_line(model: str, figures: Figures) -> str:
-    """What an answer cost, small; a click on it opens the rest."""
-    line = [html.escape(model)]
+    """What an answer of `model` (named elsewhere: "") cost, small; a click on it opens the rest."""
+    line = [html.escape(model)] if model else []
     if figures.tokens_per_second:
         line.append(f"{figures.tokens_per_second:.0f} tokens/s")
     if figures.seconds_to_first_token is not None:
@@ -69,5 +69,6 @@ def quiet_line(model: str, figures: Figures) -> str:
         line.append("cut at the length limit")
     if figures.finish_reason == "cancelled":
         line.append("stopped")
-    more = f"The prompt has {figures.prompt_tokens} tokens, {figures.cached_tokens} of them reused."
+    counted = f"The prompt has {figures.prompt_tokens} tokens, {figures.cached_tokens} of them reused."
+    more = counted if figures.prompt_tokens else "The prompt's tokens were not counted."
     return f'<details class="figures"><summary>{" · ".join(line)}</summary>{more}</details>'
