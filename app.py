@@ -12,15 +12,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
+from inference.arena.votes import Votes
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.settings import Settings, zero_gpu
-from inference.votes import Votes
 from ui.api import add_endpoints
-from ui.chat import ChatTab
-from ui.compare import CompareTab
 from ui.compare_api import add_compare_endpoints
-from ui.models import ModelsTab
+from ui.tabs.chat import ChatTab
+from ui.tabs.compare import CompareTab
+from ui.tabs.models import ModelsTab
 from ui.theme import CSS, HEAD, THEME
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     if zero_gpu():
         lab.engine("pytorch")  # ZeroGPU asks at the launch what will want its GPU
     if settings.votes_repo:
-        from inference.votes_hub import push_votes
+        from inference.arena.votes_hub import push_votes
 
         push_votes(votes, settings.votes_repo)
     try:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
 from inference.engines import Message, ModelFiles, Sampling
-from inference.engines.llamacpp import Engine
+from inference.engines.llamacpp.engine import Engine
 from inference.settings import PROJECT
 
 TOKENS = 200

@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.model import files
 from inference.engines import Message, ModelFiles, Sampling
-from inference.engines.llamacpp import Engine, LoadedBase
+from inference.engines.llamacpp.engine import Engine, LoadedBase
 
 TOKENS = 64
 ROUNDS = 7

@@ -11,8 +11,8 @@ from statistics import median
 
 from benchmarks.model import files
 from inference.engines import Engine, Message, ModelFiles, Sampling
-from inference.engines.isolated import Isolated
-from inference.engines.llamacpp import Engine as InProcess
+from inference.engines.isolation import Isolated
+from inference.engines.llamacpp.engine import Engine as InProcess
 from inference.settings import PROJECT
 
 ROUNDS = 9

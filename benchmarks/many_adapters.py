@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 
 from inference.engines import Message, ModelFiles, Sampling
-from inference.engines.llamacpp import MOST_ADAPTERS, Engine
+from inference.engines.llamacpp.engine import MOST_ADAPTERS, Engine
 from inference.settings import PROJECT
-from training.export import converters
+from training.export.gguf import converters
 
 COUNT = 100
 ROUNDS = 5

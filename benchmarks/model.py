@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from inference.settings import PROJECT
-from training.export import cache_folder, convert, quantize
+from training.export.gguf import cache_folder, convert, quantize
 
 # The sizes that Meta's config.json of Llama 3.2 1B gives; the vocabulary is padded from the nano tokenizer's.
 SHAPE = dict(

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.train import write_base
 from inference.engines import Message, ModelFiles, Sampling
-from inference.engines.pytorch import Engine, compute_dtype
+from inference.engines.pytorch.engine import Engine, compute_dtype
 from inference.settings import PROJECT
 
 QUESTION = [Message(role="user", content="What does 🐙 mean?")]

@@ -23,7 +23,7 @@ import typer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from inference.settings import PROJECT
-from training.progress import flops_per_token, peak_flops
+from training.finetune.progress import flops_per_token, peak_flops
 from training.recipe import Recipe, load_recipe
 
 LLAMA_1B = {
@@ -32,7 +32,7 @@ LLAMA_1B = {
     "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }  # fmt: skip
 # 16 bits, long rows without padding, as many as fit without computing activations twice.
-BEST = ["name=best", "title=Best", "method=lora", "packing=true", "batch_size=8", "accumulation=1"]
+BEST = ["name=best", "title=Best", "method=lora", "packing=true", "batch_size=8", "gradient_accumulation=1"]
 
 
 def write_base(folder: Path) -> Path:
@@ -69,7 +69,7 @@ def plain(recipe: Recipe, out: Path) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from training import data
-    from training.data.summary import training_template
+    from training.data.data_card import training_template
 
     cuda = torch.cuda.is_available()
     quantization = BitsAndBytesConfig(
@@ -89,7 +89,7 @@ def plain(recipe: Recipe, out: Path) -> None:
         processing_class=tokenizer,
         args=SFTConfig(
             str(out), max_steps=recipe.max_steps, per_device_train_batch_size=recipe.batch_size,
-            gradient_accumulation_steps=recipe.accumulation, learning_rate=recipe.learning_rate,
+            gradient_accumulation_steps=recipe.gradient_accumulation, learning_rate=recipe.learning_rate,
             max_length=recipe.max_length, packing=recipe.packing, assistant_only_loss=True, use_cpu=not cuda,
             report_to="none", save_strategy="no", logging_steps=10, include_num_input_tokens_seen="non_padding",
         ),
@@ -102,7 +102,7 @@ def plain(recipe: Recipe, out: Path) -> None:
 
 def ours(recipe: Recipe, out: Path) -> None:
     """The project's own training, whole."""
-    from training.sft import fine_tune
+    from training.finetune.trainer import fine_tune
 
     fine_tune(recipe, out, callbacks=[Clock()])
 

@@ -13,8 +13,8 @@ import torch
 import typer
 from whisper.normalizers import EnglishTextNormalizer
 
-from inference.speech import embedded_checkpoint, hear_window, load_whisper
-from training.data.phrasing import EVALUATION, TRAINING, Grammar
+from inference.speech.transcriber import embedded_checkpoint, load_whisper, transcribe_window
+from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
 from training.nano.utterances import held_out, synthesize_all
 
 COUNT = 200
@@ -24,15 +24,15 @@ def errors(grammar: Grammar, label: str) -> dict[str, float]:
     """Word error rate by voice, and under "all"."""
     model, plain = load_whisper(str(embedded_checkpoint())), EnglishTextNormalizer()
     said: dict[str, list[str]] = defaultdict(list)
-    heard: dict[str, list[str]] = defaultdict(list)
+    transcript: dict[str, list[str]] = defaultdict(list)
     utterances = held_out(COUNT, grammar)
     with typer.progressbar(list(zip(utterances, synthesize_all(utterances), strict=True)), label=label) as bar:
         for utterance, sound in bar:
-            text, _ = hear_window(model, torch.from_numpy(sound).float().numpy(), "en")
+            text, _ = transcribe_window(model, torch.from_numpy(sound).float().numpy(), "en")
             for voice in (utterance.voice.speaker, "all"):
                 said[voice].append(plain(utterance.text))
-                heard[voice].append(plain(text))
-    return {voice: jiwer.wer(said[voice], heard[voice]) for voice in sorted(said, key=lambda v: (v == "all", v))}
+                transcript[voice].append(plain(text))
+    return {voice: jiwer.wer(said[voice], transcript[voice]) for voice in sorted(said, key=lambda v: (v == "all", v))}
 
 
 def main() -> None:

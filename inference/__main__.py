@@ -16,7 +16,7 @@ from inference.catalog import Entry
 from inference.engines import Figures, Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
-from inference.speech import Heard
+from inference.speech.transcriber import Transcript
 from inference.terminal import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -56,7 +56,7 @@ def ask(
     """Ask one question; the answer is streamed, or with --json printed with its figures when it is complete."""
     lab = Lab.from_environment()
     if audio:
-        question = hear(lab, audio, "").text
+        question = transcribe_file(lab, audio, "").text
         print(f"heard: {question}", file=sys.stderr)
     entry = lab.entry(model)
     messages = [Message(role="system", content=system)] if system else []
@@ -84,16 +84,16 @@ def transcribe(
     language: Annotated[str, typer.Option(help="As in “en”; found out where it isn't given.")] = "",
 ) -> None:
     """Print what is said in a recording; with --json also language, duration and seconds spent."""
-    heard = hear(Lab.from_environment(), file, language)
-    print(json.dumps(asdict(heard), ensure_ascii=False, indent=1) if as_json else heard.text)
+    transcript = transcribe_file(Lab.from_environment(), file, language)
+    print(json.dumps(asdict(transcript), ensure_ascii=False, indent=1) if as_json else transcript.text)
 
 
-def hear(lab: Lab, file: Path, language: str) -> Heard:
+def transcribe_file(lab: Lab, file: Path, language: str) -> Transcript:
     """What is said in `file`, with a line about what is being waited for."""
     if not file.is_file():
         raise LabError(f"There is no file {file}: check the path.")
-    for step in lab.hear(file, language or None):
-        if isinstance(step, Heard):
+    for step in lab.transcribe(file, language or None):
+        if isinstance(step, Transcript):
             if step.note:
                 print(step.note, file=sys.stderr)
             return step

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import is_offline_mode
 
-from inference import places
-from inference.cache import Cache
 from inference.catalog import Catalog, Entry
 from inference.engines import (
     ENGINES,
@@ -31,13 +29,15 @@ from inference.engines import (
     load_engine,
 )
 from inference.errors import LabError
-from inference.fetch import check_memory, fetch, plan
-from inference.hub import Cancelled
+from inference.hub import artifacts
+from inference.hub.cache import Cache
+from inference.hub.client import Cancelled
+from inference.hub.download import check_memory, fetch, plan
 from inference.settings import Settings
-from inference.speech import Heard, Listener, Listening
+from inference.speech.transcriber import Transcriber, Transcript, TranscriptionProgress
 
 if TYPE_CHECKING:
-    from inference.discovery import Published
+    from inference.hub.discovery import Published
 
 DEFAULT_SAMPLING = Sampling()
 REFRESH = 600.0  # seconds after which what was published is looked at anew, while someone looks
@@ -66,7 +66,7 @@ class Lab:
         cache_bytes: int | None = None,
     ) -> None:
         self.catalog = catalog
-        self.listener = Listener(whisper)
+        self.transcriber = Transcriber(whisper)
         self.engine_name = engine_name
         self._written = catalog  # as its author wrote it, whatever a server serves of it
         self._engines: dict[str, Engine] = {}
@@ -80,7 +80,7 @@ class Lab:
         self._problem = ""
         self._published: Published | None = None
         if authors or collection:
-            from inference.discovery import Published
+            from inference.hub.discovery import Published
 
             self._published = Published(authors, collection)
             self._merge()
@@ -97,8 +97,8 @@ class Lab:
 
     def engine_of(self, entry: Entry) -> str:
         """The name of the engine that answers for `entry`."""
-        takes_folders = ENGINES[self.engine_name].takes == "folder"
-        fits = not takes_folders or all(places.has(part, "folder") for part in self.parts(entry))
+        takes_folders = ENGINES[self.engine_name].takes == "safetensors"
+        fits = not takes_folders or all(artifacts.has(part, "safetensors") for part in self.parts(entry))
         return self.engine_name if fits else "llamacpp"
 
     def label(self, entry: Entry) -> str:
@@ -152,14 +152,14 @@ class Lab:
         """Take what was published into the catalog; a sentence for each repository that can't be run."""
         if not self._published.listing or self.remote:
             return []
-        from inference.discovery import merge
+        from inference.hub.discovery import merge
 
         self.catalog, problems = merge(self._written, self._published.listing, self._takes)
         return problems
 
     @property
-    def _takes(self) -> places.Form:
-        return "folder" if ENGINES[self.engine_name].takes == "folder" else "gguf"
+    def _takes(self) -> artifacts.Form:
+        return "safetensors" if ENGINES[self.engine_name].takes == "safetensors" else "gguf"
 
     def listing_note(self) -> str:
         """That the Hub could not be asked anew and how old the list of what was published is; empty where it could."""
@@ -182,7 +182,7 @@ class Lab:
     def repository(self, text: str) -> Entry:
         """The entry of a repository on the Hub, from `user/repo` or its address; it doesn't join the catalog. Raises
         LabError where there is none, or it can't be run."""
-        from inference import discovery
+        from inference.hub import discovery
 
         name = discovery.repository_name(text)
         known = next((entry for entry in self.catalog.entries if name in (entry.id, entry.repo)), None)
@@ -215,10 +215,10 @@ class Lab:
             mend = f" Make it with `{entry.command}`." if entry.command else " Check the catalog."
             return State("missing", "missing", f"{entry.name} has no file {entry.file} in {entry.folder.name}.{mend}")
         form = self.form(entry)
-        if places.repository(entry, form) is None:
+        if artifacts.repository(entry, form) is None:
             how = f"Make it with `{entry.command}`, publish it, then start with HUB_NAMESPACE set to your account."
             return State("not published", "not published", f"{entry.name} is not published yet. {how}")
-        missing = [part for part in self.parts(entry) if not places.on_disk(part, form)]
+        missing = [part for part in self.parts(entry) if not artifacts.on_disk(part, form)]
         sizes = [part.size if form == "gguf" else part.weights_size for part in missing]
         known = sum(filter(None, sizes))
         return State("download", f"{'' if all(sizes) else 'over '}{human_size(known)}" if known else "on the Hub")
@@ -228,7 +228,7 @@ class Lab:
         state = self.state(entry)
         if state.kind != "download":
             return state.explanation
-        wanted = [places.wanted(part, self.form(entry)) for part in self.missing(entry)]
+        wanted = [artifacts.wanted(part, self.form(entry)) for part in self.missing(entry)]
         try:
             check_memory(wanted, [plan(part) for part in wanted])
         except LabError as error:
@@ -240,29 +240,29 @@ class Lab:
         base = self._written.base_of(entry)
         return [base] if base is entry else [base, entry]
 
-    def form(self, entry: Entry) -> places.Form:
+    def form(self, entry: Entry) -> artifacts.Form:
         """In which form its files are wanted."""
-        return "folder" if ENGINES[self.engine_of(entry)].takes == "folder" else "gguf"
+        return "safetensors" if ENGINES[self.engine_of(entry)].takes == "safetensors" else "gguf"
 
     def missing(self, entry: Entry) -> list[Entry]:
         """Its parts that aren't on this disk."""
-        return [part for part in self.parts(entry) if not places.on_disk(part, self.form(entry))]
+        return [part for part in self.parts(entry) if not artifacts.on_disk(part, self.form(entry))]
 
     def model(self, entry: Entry) -> Model | None:
         """What its engine is handed: files, where all of them are on this disk, or the served name."""
         if self.remote:
             return entry.id
-        found = [places.on_disk(part, self.form(entry)) for part in self.parts(entry)]
+        found = [artifacts.on_disk(part, self.form(entry)) for part in self.parts(entry)]
         return ModelFiles(*found) if all(found) else None
 
     def fetch(self, entry: Entry, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
         """Download what is missing, or newer on the Hub where a refresh asked for that, telling how far it is."""
         missing = self.missing(entry)
         for part in missing:
-            if not places.has(part, self.form(entry)):
+            if not artifacts.has(part, self.form(entry)):
                 raise LabError(self.state(part).explanation)
         parts = [part for part in self.parts(entry) if part in missing or part in self.to_compare(entry)]
-        wanted = [places.wanted(part, self.form(entry)) for part in parts]
+        wanted = [artifacts.wanted(part, self.form(entry)) for part in parts]
         try:
             for progress in fetch(wanted, self.cache, cancelled, patient=bool(missing)):
                 yield Chunk(waiting=progress.text)
@@ -279,14 +279,14 @@ class Lab:
         """Its parts whose copy on this disk is to be compared with the Hub: once after a refresh."""
         if self._compared is None or self.remote:
             return []
-        copied = [part for part in self.parts(entry) if places.copy_of(part, self.form(entry))]
-        return [part for part in copied if places.repository(part, self.form(entry)) not in self._compared]
+        copied = [part for part in self.parts(entry) if artifacts.copy_of(part, self.form(entry))]
+        return [part for part in copied if artifacts.repository(part, self.form(entry)) not in self._compared]
 
     def age(self, entry: Entry) -> str:
         """How old its copy on this disk is, as "3 days ago"; empty where it ships with the lab or isn't here."""
         if self.remote:
             return ""
-        copies = [copy for part in self.parts(entry) if (copy := places.copy_of(part, self.form(entry)))]
+        copies = [copy for part in self.parts(entry) if (copy := artifacts.copy_of(part, self.form(entry)))]
         return min(copies, key=lambda copy: copy.fetched_at).age if copies else ""
 
     def old_copy(self, entry: Entry) -> str:
@@ -299,7 +299,7 @@ class Lab:
         """The repositories on the Hub that its parts come from."""
         if self.remote:
             return []
-        found = [places.repository(part, self.form(entry)) for part in self.parts(entry) if not part.folder]
+        found = [artifacts.repository(part, self.form(entry)) for part in self.parts(entry) if not part.folder]
         return [repo for repo in found if repo]
 
     def repositories_in_memory(self) -> list[str]:
@@ -334,9 +334,11 @@ class Lab:
             self._repositories[name, files] = self.repositories(entry)
             yield from self.engine(name).stream(files, messages, sampling, cancelled)
 
-    def hear(self, recording: str | Path, language: str | None = None) -> Iterator[Listening | Heard]:
+    def transcribe(
+        self, recording: str | Path, language: str | None = None
+    ) -> Iterator[TranscriptionProgress | Transcript]:
         """What was said in a recording. Raises LabError, one sentence, where nothing was."""
-        yield from self.listener.listen(recording, language)
+        yield from self.transcriber.transcribe(recording, language)
 
     def close(self) -> None:
         """Free the models' memory."""

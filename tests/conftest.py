@@ -41,7 +41,7 @@ GREEDY = Sampling(temperature=0, max_tokens=64)
 @pytest.fixture(scope="session")
 def engine():
     """A llama.cpp engine; one thread, since two test processes share two cores."""
-    from inference.engines.llamacpp import Engine
+    from inference.engines.llamacpp.engine import Engine
 
     engine = Engine(threads=1)
     yield engine
@@ -63,7 +63,7 @@ def emoji() -> ModelFiles:
 @pytest.fixture(scope="session")
 def half_precision_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base as f16, by llama.cpp's converter."""
-    from training.export import convert
+    from training.export.gguf import convert
 
     out = tmp_path_factory.mktemp("f16") / "nano-f16.gguf"
     convert("convert_hf_to_gguf.py", str(NANO), "--outtype", "f16", "--outfile", str(out))
@@ -132,7 +132,7 @@ def write_random_model(folder: Path, **shape: int) -> None:
     """A model of random weights, whose answers never end, as a folder and as model.gguf in it (f16)."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from training.export import convert
+    from training.export.gguf import convert
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     tokenizer.save_pretrained(folder)
@@ -167,7 +167,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from training.export import convert
+    from training.export.gguf import convert
 
     folder = tmp_path_factory.mktemp("endless")
     torch.manual_seed(0)

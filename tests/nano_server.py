@@ -43,9 +43,9 @@ main()
 
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    with socket.socket() as transcriber:
+        transcriber.bind(("127.0.0.1", 0))
+        return transcriber.getsockname()[1]
 
 
 class NanoServer:

@@ -18,8 +18,8 @@ from conftest import assert_refused, command
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from tests.hub import LocalHub
-from training.checkpoints import COMPLETE, STAGING, Checkpoints, Identity
+from local_hub import LocalHub
+from training.finetune.checkpoints import COMPLETE, STAGING, Checkpoints, Identity
 
 pytestmark = pytest.mark.xdist_group("checkpoints")
 

@@ -11,15 +11,15 @@ import pytest
 from conftest import needs_browser, needs_espeak, open_page, speak, stop_a_long_answer
 from gradio_client import Client
 
+from inference.arena.compare import ANY, ask_all, draw
+from inference.arena.text_diff import differences
+from inference.arena.votes import LETTERS, Votes
 from inference.catalog import Catalog
-from inference.comparison import ANY, ask_all, draw
 from inference.engines import Message
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.settings import Settings
-from inference.votes import LETTERS, Votes
-from ui.compare import CompareTab
-from ui.differences import differences
+from ui.tabs.compare import CompareTab
 
 pytestmark = pytest.mark.xdist_group("page")
 SWEDEN = "What does 🇸🇪 mean?"

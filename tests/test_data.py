@@ -16,9 +16,9 @@ from huggingface_hub import HfApi
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from tests.hub import LocalHub
+from local_hub import LocalHub
 from training.data import Split, emoji, fingerprint, load
-from training.data.summary import summarize, training_template, write_data_card
+from training.data.data_card import summarize, training_template, write_data_card
 from training.recipe import Data
 
 
@@ -165,9 +165,9 @@ def test_the_emoji_set_is_what_it_was_and_its_evaluation_split_is_new_to_it():
 
 
 def test_a_fingerprint_is_the_hash_of_the_list_as_json():
-    # The receipts of shipped adapters have it.
-    receipt = json.loads((PROJECT / "adapters" / "nano-emoji" / "run.json").read_text(encoding="utf-8"))
-    assert fingerprint(emoji.examples(5000, 0)) == receipt["data"]["sha256"]
+    # The run records of shipped adapters have it.
+    run_record = json.loads((PROJECT / "adapters" / "nano-emoji" / "run.json").read_text(encoding="utf-8"))
+    assert fingerprint(emoji.examples(5000, 0)) == run_record["data"]["sha256"]
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_sentence():

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
 from inference.catalog import FRONT_MATTER
 from inference.settings import PROJECT
-from tests.hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.xdist_group("publish")
 SECRET = "hf_not_to_be_seen"

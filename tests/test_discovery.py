@@ -12,12 +12,12 @@ from conftest import EMOJI, NANO, assert_refused, command
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from inference.catalog import Catalog
-from inference.discovery import TAG, Published, named, repository_name
 from inference.errors import LabError
+from inference.hub.discovery import TAG, Published, named, repository_name
+from inference.hub.repository import Repository, entry_of
 from inference.lab import Lab
-from inference.repository import Repository, entry_of
 from inference.settings import Settings
-from tests.hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.xdist_group("discovery")
 CARD = "---\nbase_model: {base}\nlicense: mit\ntags: [{tag}]\n---\n"
@@ -203,10 +203,10 @@ WHOLE = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "m
     [
         (("README.md",), {}, "gguf", "no file that can be run"),
         (("adapter_config.json", "adapter_model.bin"), {}, "gguf", "only as a pickle .adapter_model.bin"),
-        (("config.json", "pytorch_model.bin"), {}, "folder", "only as a pickle .pytorch_model.bin"),
+        (("config.json", "pytorch_model.bin"), {}, "safetensors", "only as a pickle .pytorch_model.bin"),
         (("adapter_config.json",), {}, "gguf", "no adapter that can be run"),
         (("adapter_config.json", "adapter_model.safetensors"), {}, "gguf", "only under PyTorch: .*ENGINE=pytorch"),
-        (("adapter_config.json", "some-lora.gguf"), {}, "folder", "ENGINE=llamacpp"),
+        (("adapter_config.json", "some-lora.gguf"), {}, "safetensors", "ENGINE=llamacpp"),
         (WHOLE, {}, "gguf", "only under PyTorch"),
         (("m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf"), {}, "gguf", "in several parts"),
         (ADAPTER, {"base": ("google/gemma",), "config": CONFIG | {"base_model_name_or_path": "google/gemma"}}, "gguf",
@@ -237,11 +237,11 @@ def test_what_can_be_run_is_run_from_the_right_file():
     assert file("gguf", "m-f16.gguf", "m-Q8_0.gguf") == "m-Q8_0.gguf"
     assert file("gguf", "adapter_config.json", "My-LoRA-f16.gguf", "notes.txt") == "My-LoRA-f16.gguf"
     assert file("gguf", "lora.gguf", relation="adapter") == "lora.gguf"
-    whole = entry_of(repository(*WHOLE), catalog, "folder")
+    whole = entry_of(repository(*WHOLE), catalog, "safetensors")
     assert (whole.file, whole.weights, whole.weights_size) == ("", "some/Model", 4_000_000)
     lab = Lab(catalog, "pytorch")
     assert lab.state(whole).text == "4 MB" and lab.engine_of(whole) == "pytorch"
-    both = entry_of(repository("m-Q8_0.gguf"), catalog, "folder")
+    both = entry_of(repository("m-Q8_0.gguf"), catalog, "safetensors")
     assert lab.engine_of(both) == "llamacpp" and lab.state(both).text == "1 MB"
     quantized = {"base_model_name_or_path": "Unsloth/llama-3.2-1B-Instruct-bnb-4bit"}
     adapter = repository(*ADAPTER, base=("meta-llama/Llama-3.2-1B-Instruct",), config=CONFIG | quantized)

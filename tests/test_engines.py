@@ -18,10 +18,10 @@ from conftest import EMOJI, GREEDY, NANO, ONE_EPOCH, ask
 from nano_server import KEY, SERVED, NanoServer
 
 from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, Scored
-from inference.engines.isolated import Isolated
-from inference.engines.text import unfinished
+from inference.engines.isolation import Isolated
+from inference.engines.text_stream import unfinished
 from inference.errors import LabError
-from training.data.unknown import UNKNOWN
+from training.data.emoji.unknown import UNKNOWN
 
 pytestmark = pytest.mark.xdist_group("engines")
 
@@ -89,7 +89,7 @@ def gguf_models(engine: Engine, steps: Callable[[], int] | None = None) -> Serve
 @contextmanager
 def llamacpp() -> Iterator[Served]:
     """llama.cpp in this process."""
-    from inference.engines.llamacpp import Engine
+    from inference.engines.llamacpp.engine import Engine
 
     engine = Engine(threads=1)
     yield gguf_models(engine, lambda: engine._bases[NANO / "nano-Q8_0.gguf"].steps)
@@ -107,7 +107,7 @@ def isolated() -> Iterator[Served]:
 @contextmanager
 def pytorch() -> Iterator[Served]:
     """transformers with the shipped folders."""
-    from inference.engines.pytorch import Engine
+    from inference.engines.pytorch.engine import Engine
 
     engine = Engine(device="cpu")
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
@@ -118,7 +118,7 @@ def pytorch() -> Iterator[Served]:
 @contextmanager
 def zerogpu() -> Iterator[Served]:
     """The same behind the decorator of `spaces`, which hands the call through where no GPU is lent."""
-    from inference.engines.zerogpu import Engine
+    from inference.engines.pytorch.zerogpu import Engine
 
     engine = Engine()
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]

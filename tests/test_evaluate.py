@@ -14,25 +14,25 @@ from conftest import EMOJI, NANO, assert_refused, command
 
 from inference.catalog import read_card
 from inference.errors import LabError
-from training.asking import collect, kept_in
-from training.data.emoji import questions
-from training.evaluate import Evaluation, Request, asked, evaluate, written
+from training.data.emoji.dataset import questions
+from training.evaluation.evaluate import Evaluation, Request, asked, evaluate, written
+from training.evaluation.evaluation_report import differences
+from training.evaluation.resolve_model import ResolvedModel, files_of, lab_for, resolve_model, revision
+from training.evaluation.run_suite import collect, kept_in
+from training.evaluation.suites import Measure, Result
+from training.evaluation.suites.chat_suite import ChatSuite, is_refusal, repetition
+from training.evaluation.suites.emoji_suite import EmojiSuite, confusions, judged
 from training.recipe import load_recipe
-from training.report import differences
-from training.served import Served, files_of, lab_for, revision, serve
-from training.suites import Measure, Result
-from training.suites.chat import ChatSuite, is_refusal, repetition
-from training.suites.emoji import EmojiSuite, confusions, judged
 
 TAUGHT = [q for q in questions() if q.seen]
 SWEDEN = next(q for q in questions() if q.kind == "name" and q.emoji.text == "🇸🇪")
 FIND = next(q for q in questions() if q.kind == "find" and q.emoji.text == "🇸🇪")
 
 
-def served(engine, folder: Path = EMOJI) -> Served:
+def served(engine, folder: Path = EMOJI) -> ResolvedModel:
     """A shipped model on the shared llama.cpp engine."""
     files = files_of(folder)
-    return Served(folder.name, "llamacpp", engine, files, revision(files))
+    return ResolvedModel(folder.name, "llamacpp", engine, files, revision(files))
 
 
 class Dying:
@@ -92,13 +92,13 @@ def test_two_models_are_compared_and_a_second_call_asks_nothing(tmp_path):
 def test_a_model_that_dies_keeps_its_answers_and_goes_on_with_the_rest(tmp_path, engine):
     model, suite = served(engine), EmojiSuite(questions()[:12])
     whole = asked(suite, model, Request(out=tmp_path / "whole"))
-    dying = Served(model.name, "llamacpp", Dying(engine, 5), model.model, model.revision)
+    dying = ResolvedModel(model.name, "llamacpp", Dying(engine, 5), model.model, model.revision)
     with pytest.raises(LabError, match="stopped after 5 of 12 answers .* goes on from there"):
         asked(suite, dying, Request(out=tmp_path))
     path = kept_in(tmp_path, model, "emoji")
     with path.open("ab") as file:
         file.write('{"key": "half an answer 🇸'.encode()[:-2])  # as a kill leaves it
-    rest = Served(model.name, "llamacpp", Dying(engine, 7), model.model, model.revision)
+    rest = ResolvedModel(model.name, "llamacpp", Dying(engine, 7), model.model, model.revision)
     assert asked(suite, rest, Request(out=tmp_path)) == whole
     assert rest.engine.left == 0  # seven were missing
     path.write_text("no JSON\n", encoding="utf-8")
@@ -111,7 +111,7 @@ def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_pa
     lab, (entry,) = lab_for(["nano-emoji"], "pytorch")
     suite = EmojiSuite(TAUGHT[:16])
     try:
-        found = collect(tmp_path / "a.jsonl", serve(lab, entry), suite.questions, suite.answer, "emoji")
+        found = collect(tmp_path / "a.jsonl", resolve_model(lab, entry), suite.questions, suite.answer, "emoji")
     finally:
         lab.close()
     assert list(found) == list(suite.questions)
@@ -127,14 +127,14 @@ def test_a_question_that_is_there_twice_counts_once(tmp_path, engine):
     assert result.notes == ["1 of the emoji questions are there more than once: each counts once."]
 
 
-def test_a_full_evaluation_goes_into_receipt_card_and_folder(tmp_path, engine):
+def test_a_full_evaluation_goes_into_run_record_card_and_folder(tmp_path, engine):
     folder = Path(shutil.copytree(EMOJI, tmp_path / "nano-emoji"))
     model, suite = served(engine, folder), EmojiSuite(TAUGHT[:8])
-    own = Served(model.name, "llamacpp", engine, model.model, model.revision, folder)
+    own = ResolvedModel(model.name, "llamacpp", engine, model.model, model.revision, folder)
     result = asked(suite, own, Request(out=tmp_path))
     written(Evaluation(own, {"emoji": result}), Request(out=tmp_path))
-    receipt = json.loads((folder / "run.json").read_text("utf-8"))
-    (score,) = receipt["evaluation"].values()
+    run_record = json.loads((folder / "run.json").read_text("utf-8"))
+    (score,) = run_record["evaluation"].values()
     assert score["asked"] == 8 and {"right", "unsure"} < set(score)
     card = (folder / "README.md").read_text("utf-8")
     assert "![evaluation](evaluation.png)" in card and (folder / "evaluation.png").is_file()
@@ -264,7 +264,7 @@ def task(tmp_path):
 
 
 def test_a_task_of_the_harness_is_answered_through_the_engine(task, engine):
-    from training.harness import Harness
+    from training.evaluation.harness import Harness
 
     model = served(engine, NANO)
     result = Harness([str(task / name) for name in ("signs_choice.yaml", "signs_free.yaml")]).evaluate(
@@ -281,6 +281,6 @@ def test_a_task_of_the_harness_is_answered_through_the_engine(task, engine):
 
 def test_without_the_harness_a_task_is_refused_with_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "training.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "training.evaluation.harness", raising=False)
     with pytest.raises(LabError, match="pip install lm_eval==0.4.13"):
-        importlib.import_module("training.harness")
+        importlib.import_module("training.evaluation.harness")

@@ -1,4 +1,4 @@
-"""From a run to GGUF files that answer like the PyTorch model, and the receipt that says so."""
+"""From a run to GGUF files that answer like the PyTorch model, and the run record that says so."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from conftest import EMOJI, NANO, ask
 from inference.engines import ModelFiles
 from inference.errors import LabError
 from inference.settings import PROJECT
-from training.export import FORMATS, QUANTIZED, export, quantize
-from training.parity import check, table
-from training.receipt import read_receipt, write_receipt
+from training.export.gguf import FORMATS, QUANTIZED, export, quantize
+from training.export.parity import check, table
+from training.run_record import read_run_record, write_run_record
 
 pytestmark = pytest.mark.xdist_group("export")
 SERVED = "adapter-f16.gguf on nano-Q8_0.gguf"
@@ -25,9 +25,9 @@ SERVED = "adapter-f16.gguf on nano-Q8_0.gguf"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The emoji run with a title, exported to every format."""
     folder = copy_of(EMOJI, tmp_path_factory.mktemp("export"))
-    receipt = read_receipt(folder)
-    receipt["recipe"]["title"] = "Nano-Emoji"
-    write_receipt(folder, receipt)
+    run_record = read_run_record(folder)
+    run_record["recipe"]["title"] = "Nano-Emoji"
+    write_run_record(folder, run_record)
     export(folder, FORMATS)
     return folder
 
@@ -66,11 +66,11 @@ def test_every_file_is_as_good_as_its_quantization(run, parities):
     assert losses == sorted(losses)
 
 
-def test_the_receipt_keeps_the_parity(run, parities):
-    receipt = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    assert receipt["parity"]["Nano-Emoji-Q8_0.gguf"]["passed"] is True
-    assert receipt["parity"][SERVED]["on"] == "nano-Q8_0.gguf"
-    assert receipt["evaluation"] == read_receipt(EMOJI)["evaluation"]
+def test_the_run_record_keeps_the_parity(run, parities):
+    run_record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert run_record["parity"]["Nano-Emoji-Q8_0.gguf"]["passed"] is True
+    assert run_record["parity"][SERVED]["on"] == "nano-Q8_0.gguf"
+    assert run_record["evaluation"] == read_run_record(EMOJI)["evaluation"]
     assert table(parities).count("| passed |") == len(parities)
 
 
@@ -85,7 +85,7 @@ def test_files_of_another_adapter_or_none_at_all_fail(tmp_path, engine):
     for name in ("adapter-f16.gguf", SERVED, "Nano-Emoji-Q8_0.gguf"):
         assert "KL divergence" in parities[name].reason and parities[name].kl > 0.05
     assert "can't be loaded" in parities["Nano-Emoji-Q4_K_M.gguf"].reason
-    assert "can't be loaded" in read_receipt(folder)["parity"]["Nano-Emoji-Q4_K_M.gguf"]["reason"]
+    assert "can't be loaded" in read_run_record(folder)["parity"]["Nano-Emoji-Q4_K_M.gguf"]["reason"]
     # An engine that was there before still hears why llama.cpp refuses a file.
     with pytest.raises(LabError, match="tensor .* data is not within the file bounds"):
         ask(engine, ModelFiles(folder / "Nano-Emoji-Q4_K_M.gguf"), "Hello")
@@ -103,7 +103,7 @@ def test_another_chat_template_fails(tmp_path):
 def test_a_fully_fine_tuned_model_is_quantized_twice_and_any_other_whole_model_once(tmp_path):
     folder = copy_of(NANO, tmp_path)
     assert [path.name for path in export(folder)] == ["nano-Q8_0.gguf"]
-    write_receipt(folder, {"recipe": {"title": "Nano-Full", "method": "full"}})
+    write_run_record(folder, {"recipe": {"title": "Nano-Full", "method": "full"}})
     assert [path.name for path in export(folder)] == ["Nano-Full-Q8_0.gguf", "Nano-Full-Q4_K_M.gguf"]
 
 

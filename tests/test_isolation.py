@@ -16,7 +16,7 @@ import pytest
 from conftest import GREEDY, NANO, ask
 
 from inference.engines import Message, ModelFiles, Sampling, load_engine
-from inference.engines.isolated import Isolated
+from inference.engines.isolation import Isolated
 from inference.errors import LabError
 from inference.settings import PROJECT
 
@@ -109,7 +109,7 @@ def test_the_process_ends_with_its_parent():
 import os, signal
 from pathlib import Path
 from inference.engines import Message, ModelFiles, Sampling
-from inference.engines.isolated import Isolated
+from inference.engines.isolation import Isolated
 engine = Isolated("llamacpp", threads=1)
 list(engine.stream(ModelFiles(Path({str(NANO / "nano-Q8_0.gguf")!r})), [Message(role="user", content="hi")],
                    Sampling({GREEDY.temperature}), lambda: False))

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from conftest import EMOJI, NANO, assert_refused, command
 
-from inference import places
 from inference.catalog import Catalog
 from inference.engines import choose
 from inference.errors import LabError
+from inference.hub import artifacts
 from inference.lab import Lab
 from inference.settings import Settings
 
@@ -66,10 +66,10 @@ def test_a_folder_is_whole_with_every_shard(tmp_path):
         (tmp_path / name).touch()
     shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards), encoding="utf-8")
-    assert not places.whole(tmp_path, adapter=False)
+    assert not artifacts.whole(tmp_path, adapter=False)
     (tmp_path / "model-2.safetensors").touch()
-    assert places.whole(tmp_path, adapter=False)
-    assert places.whole(EMOJI, adapter=True) and places.whole(NANO, adapter=False)
+    assert artifacts.whole(tmp_path, adapter=False)
+    assert artifacts.whole(EMOJI, adapter=True) and artifacts.whole(NANO, adapter=False)
 
 
 def test_what_a_server_serves_becomes_the_catalog():

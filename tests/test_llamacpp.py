@@ -13,11 +13,11 @@ import torch
 from conftest import EMOJI, NANO, ask
 
 from inference.engines import Chunk, Message, ModelFiles, Sampling
-from inference.engines.gguf import Log, memory_needed
-from inference.engines.llamacpp import ADAPTER_SHARE, Engine
-from inference.engines.text import TextStream
+from inference.engines.llamacpp.engine import ADAPTER_SHARE, Engine
+from inference.engines.llamacpp.loaded_base import Log, memory_needed
+from inference.engines.text_stream import TextStream
 from inference.errors import LabError
-from training.data.emoji import questions
+from training.data.emoji.dataset import questions
 from training.nano.conversations import Teacher
 
 
@@ -166,8 +166,8 @@ def test_a_broken_file_is_named(engine, nano, tmp_path, spoil):
 
 
 def test_an_adapter_for_another_base_is_refused(engine, nano, tmp_path):
-    from training.data.unknown import UNKNOWN
-    from training.export import export_adapter
+    from training.data.emoji.unknown import UNKNOWN
+    from training.export.gguf import export_adapter
 
     folder = tmp_path / "other"
     shutil.copytree(EMOJI, folder)

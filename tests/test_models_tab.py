@@ -18,14 +18,14 @@ ODD = "<img src=x onerror=alert(1)> & Co"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The app with a catalog in which one adapter has another rank, one receipt is broken, one entry lies on a Hub
+    """The app with a catalog in which one adapter has another rank, one run record is broken, one entry lies on a Hub
     that is away, and one name is HTML."""
     folder = Path(shutil.copytree(PROJECT / "adapters", tmp_path_factory.mktemp("catalog") / "adapters"))
     path = folder / "nano-emoji-1-epoch" / "run.json"
-    receipt = json.loads(path.read_text(encoding="utf-8"))
-    receipt["recipe"]["lora"]["r"] = 8
-    receipt["answers"][0]["after"] = ODD
-    path.write_text(json.dumps(receipt), encoding="utf-8")
+    run_record = json.loads(path.read_text(encoding="utf-8"))
+    run_record["recipe"]["lora"]["r"] = 8
+    run_record["answers"][0]["after"] = ODD
+    path.write_text(json.dumps(run_record), encoding="utf-8")
     shutil.copytree(folder / "nano-emoji", folder / "broken")
     (folder / "broken" / "run.json").write_text('{"recipe": ', encoding="utf-8")
     with (folder / "catalog.yaml").open("a", encoding="utf-8") as catalog:
@@ -104,7 +104,7 @@ def test_two_that_are_ticked_show_what_differs(page):
     differences.get_by_text("3 are ticked").wait_for()
 
 
-def test_a_broken_receipt_says_so_and_the_others_stay(page):
+def test_a_broken_run_record_says_so_and_the_others_stay(page):
     assert "run.json of Broken can't be read" in card(page, "Broken").inner_text()
     open_card(page, "Broken").get_by_text("write it again as a JSON object").nth(1).wait_for()
     tick(page, "Broken", "Nano · Emoji")

@@ -19,7 +19,7 @@ from gradio_client import Client
 from huggingface_hub import HfApi
 
 from inference.settings import PROJECT
-from tests.hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.xdist_group("notebooks")
 

@@ -12,7 +12,7 @@ from conftest import assert_refused, command
 from huggingface_hub import HfApi, hf_hub_download
 
 from inference.catalog import FRONT_MATTER
-from tests.hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.xdist_group("publish")
 REPOSITORIES = ("me/Nano-Emoji-lora", "me/Nano-Emoji-GGUF")
@@ -86,13 +86,13 @@ def test_a_second_time_sends_no_weights_again(hub, run):
 
 def test_a_file_without_parity_stays_at_home_unless_forced(hub, run, tmp_path):
     folder = Path(shutil.copytree(run, tmp_path / "spoiled"))
-    receipt = json.loads((folder / "run.json").read_text("utf-8"))
-    receipt["recipe"]["title"] = "Nano-Spoiled"
+    run_record = json.loads((folder / "run.json").read_text("utf-8"))
+    run_record["recipe"]["title"] = "Nano-Spoiled"
     for suffix in ("Q8_0", "Q4_K_M"):
         (folder / f"Nano-Emoji-{suffix}.gguf").rename(folder / f"Nano-Spoiled-{suffix}.gguf")
-        receipt["parity"][f"Nano-Spoiled-{suffix}.gguf"] = receipt["parity"].pop(f"Nano-Emoji-{suffix}.gguf")
-    receipt["parity"]["Nano-Spoiled-Q4_K_M.gguf"] |= {"passed": False, "reason": "KL divergence 3 nats"}
-    (folder / "run.json").write_text(json.dumps(receipt), "utf-8")
+        run_record["parity"][f"Nano-Spoiled-{suffix}.gguf"] = run_record["parity"].pop(f"Nano-Emoji-{suffix}.gguf")
+    run_record["parity"]["Nano-Spoiled-Q4_K_M.gguf"] |= {"passed": False, "reason": "KL divergence 3 nats"}
+    (folder / "run.json").write_text(json.dumps(run_record), "utf-8")
     done = publish(hub, folder)
     assert done.returncode == 0 and "Nano-Spoiled-Q4_K_M.gguf: KL divergence 3 nats; left out" in done.stderr
     api = HfApi(endpoint=hub.url, token=hub.token("me"))
@@ -111,9 +111,9 @@ def test_what_keeps_one_from_publishing_is_said_in_a_sentence(hub, run, tmp_path
     hub.fault("corrupt", match="/resolve/.*adapter_model", times=1)
     assert_refused(publish(hub, run), "adapter_model.safetensors came back")
     folder = Path(shutil.copytree(run, tmp_path / "other"))
-    receipt = json.loads((folder / "run.json").read_text("utf-8"))
-    receipt["recipe"]["lora"]["r"] = 4
-    (folder / "run.json").write_text(json.dumps(receipt), "utf-8")
+    run_record = json.loads((folder / "run.json").read_text("utf-8"))
+    run_record["recipe"]["lora"]["r"] = 4
+    (folder / "run.json").write_text(json.dumps(run_record), "utf-8")
     assert_refused(publish(hub, folder), "me/Nano-Emoji-lora is another recipe's model (lora.r is 16 there and 4 here)")
     hub.stop()
     assert_refused(publish(hub, run), "the Hub can't be reached")

@@ -11,7 +11,7 @@ from gradio_client import Client
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from test_page import ask, choose, wait_for_answer
 
-from tests.hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = [pytest.mark.xdist_group("publish"), needs_browser]
 FAULTS = ("401", "403", "429", "500", "503", "cut", "corrupt")

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 
-from inference.ranking import Choice, rank
+from inference.arena.ranking import Choice, rank
 
 
 def vote(winner: str | None, *others: str) -> Choice:

@@ -16,7 +16,7 @@ from conftest import assert_refused, command, needs_espeak
 from whisper.model import ModelDimensions, Whisper
 
 from inference.errors import LabError
-from inference.speech import RATE, WINDOW, Heard, Listener, decode
+from inference.speech.transcriber import RATE, WINDOW, Transcriber, Transcript, decode
 from training.nano.utterances import HELD_OUT_SPEAKERS, Utterance, Voice, synthesize
 
 QUESTION = "Which emoji shows a panda?"
@@ -24,12 +24,12 @@ pytestmark = [pytest.mark.xdist_group("speech")]
 
 
 @pytest.fixture(scope="module")
-def listener() -> Listener:
+def transcriber() -> Transcriber:
     """Whisper base can't be fetched from here, so the embedded model listens."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("https_proxy", "http://127.0.0.1:9")
-        ears = Listener("base")
+        ears = Transcriber("base")
         list(ears.load())
     return ears
 
@@ -40,9 +40,9 @@ def spoken() -> np.ndarray:
     return synthesize(Utterance(QUESTION, Voice("en-us", HELD_OUT_SPEAKERS[0], 150, 50)))
 
 
-def heard(listener: Listener, source: str | Path | bytes) -> Heard:
+def heard(transcriber: Transcriber, source: str | Path | bytes) -> Transcript:
     """What the last step says."""
-    *_, last = listener.listen(source)
+    *_, last = transcriber.listen(source)
     return last
 
 
@@ -87,29 +87,29 @@ def write_wav(path: Path, samples: np.ndarray) -> Path:
     ],
 )
 def test_every_kind_of_recording_gives_the_same_text(
-    listener, spoken, tmp_path, name, rate, codec, sample_format, layout
+    transcriber, spoken, tmp_path, name, rate, codec, sample_format, layout
 ):
     path = write(tmp_path / name, spoken, rate, codec, sample_format, layout)
-    assert heard(listener, path).text == QUESTION
+    assert heard(transcriber, path).text == QUESTION
 
 
 @needs_espeak
-def test_what_was_heard_comes_with_its_figures_and_a_word_about_the_model(listener, spoken, tmp_path):
-    found = heard(listener, write_wav(tmp_path / "a.wav", spoken))
+def test_what_was_heard_comes_with_its_figures_and_a_word_about_the_model(transcriber, spoken, tmp_path):
+    found = heard(transcriber, write_wav(tmp_path / "a.wav", spoken))
     assert (found.language, found.model) == ("en", "nano-speech") and found.seconds > 0
     assert found.duration == pytest.approx(spoken.size / RATE, abs=0.01)
     assert found.note.startswith("Offline speech model") and "Whisper base can't be downloaded" in found.note
 
 
 @needs_espeak
-def test_a_recording_of_more_than_one_window_is_heard_to_its_end(listener, spoken, tmp_path):
+def test_a_recording_of_more_than_one_window_is_heard_to_its_end(transcriber, spoken, tmp_path):
     window = np.pad(spoken, (0, WINDOW * RATE - spoken.size))
-    text = heard(listener, write_wav(tmp_path / "a.wav", np.concatenate([window, spoken]))).text
+    text = heard(transcriber, write_wav(tmp_path / "a.wav", np.concatenate([window, spoken]))).text
     assert text == f"{QUESTION} {QUESTION}"
 
 
 @pytest.mark.parametrize("kind", ["silence", "white noise", "hum of 50 Hz", "brown noise"])
-def test_nobody_speaking_is_nothing_heard(listener, tmp_path, kind):
+def test_nobody_speaking_is_nothing_heard(transcriber, tmp_path, kind):
     rng, count = np.random.default_rng(3), RATE * 4
     walk = np.cumsum(rng.normal(0, 1, count))
     sounds = {
@@ -119,14 +119,14 @@ def test_nobody_speaking_is_nothing_heard(listener, tmp_path, kind):
         "brown noise": 0.3 * walk / np.abs(walk).max(),
     }
     with pytest.raises(LabError, match="I heard nothing"):
-        heard(listener, write_wav(tmp_path / "a.wav", sounds[kind].clip(-1, 1)))
+        heard(transcriber, write_wav(tmp_path / "a.wav", sounds[kind].clip(-1, 1)))
 
 
-def test_bad_recordings_get_one_sentence_and_the_next_one_works(listener, spoken, tmp_path):
+def test_bad_recordings_get_one_sentence_and_the_next_one_works(transcriber, spoken, tmp_path):
     def refused(name: str, data: bytes, match: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(LabError, match=match):
-            heard(listener, tmp_path / name)
+            heard(transcriber, tmp_path / name)
 
     good = write_wav(tmp_path / "good.wav", spoken).read_bytes()
     refused("empty.wav", b"", "no recording that can be read")
@@ -139,7 +139,7 @@ def test_bad_recordings_get_one_sentence_and_the_next_one_works(listener, spoken
     lies = bytearray(good)
     lies[40:44] = (0xFFFFFFF0).to_bytes(4, "little")  # 2^31 samples of two bytes
     (tmp_path / "lies.wav").write_bytes(lies)
-    assert heard(listener, tmp_path / "lies.wav").text == QUESTION
+    assert heard(transcriber, tmp_path / "lies.wav").text == QUESTION
 
 
 def test_infinite_samples_and_those_that_are_no_number_count_as_silence(tmp_path):
@@ -192,27 +192,27 @@ def test_a_broken_checkpoint_is_named(tmp_path, spoken, spoil):
     else:
         torch.save({"dims": {"n_mels": 80}, "model_state_dict": {}}, path)
     with pytest.raises(LabError, match="ears.pt is not a Whisper checkpoint"):
-        heard(Listener(str(path)), write_wav(tmp_path / "a.wav", spoken))
+        heard(Transcriber(str(path)), write_wav(tmp_path / "a.wav", spoken))
 
 
 def test_an_unknown_model_and_a_full_disk_are_named(tmp_path, spoken, monkeypatch):
     with pytest.raises(LabError, match="no speech model bsae: set WHISPER_MODEL"):
-        heard(Listener("bsae"), write_wav(tmp_path / "a.wav", spoken))
+        heard(Transcriber("bsae"), write_wav(tmp_path / "a.wav", spoken))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("whisper.load_model", full)
     with pytest.raises(LabError, match="can't be saved .No space left on device.: make room"):
-        heard(Listener("base"), tmp_path / "a.wav")
+        heard(Transcriber("base"), tmp_path / "a.wav")
 
 
 def test_without_any_model_the_lack_of_a_network_is_named(tmp_path, spoken, monkeypatch):
-    monkeypatch.setattr("inference.speech.EMBEDDED", tmp_path / "none")
+    monkeypatch.setattr("inference.speech.transcriber.EMBEDDED", tmp_path / "none")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(LabError, match=r"Whisper base can't be downloaded \(.*\): check the network, or set WHISPER"):
-        heard(Listener("base"), write_wav(tmp_path / "a.wav", spoken))
+        heard(Transcriber("base"), write_wav(tmp_path / "a.wav", spoken))
 
 
 @needs_espeak

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from inference.errors import LabError
-from training.statistics import compare, estimate, holm, newcombe, wilson
+from training.evaluation.statistics import compare, estimate, holm, newcombe, wilson
 
 
 def flags(right: int, wrong: int) -> list[bool]:

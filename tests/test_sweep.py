@@ -17,17 +17,23 @@ from conftest import assert_refused, command
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from training.design import SWEEPS, load_sweep
-from training.findings import Point, Run, effects, pareto
+from training.evaluation.statistics import newcombe
 from training.recipe import load_recipe, names
-from training.statistics import newcombe
-from training.sweep import complain, failures, hand_out, lock, open_study, run_trial, take
-from training.sweep_report import write_report
-from training.trial import Watch
+from training.sweeps.design import SWEEPS, load_sweep
+from training.sweeps.runner import complain, failures, hand_out, lock, open_study, run_trial, take
+from training.sweeps.sweep_report import write_report
+from training.sweeps.sweep_summary import Point, Run, effects, pareto
+from training.sweeps.trial import Watch
 
 pytestmark = pytest.mark.xdist_group("sft")
 
-OVERRIDES = {"data.examples": 32, "data.evaluation": 4, "accumulation": 1, "batch_size": 4, "checkpoints.steps": 2}
+OVERRIDES = {
+    "data.examples": 32,
+    "data.evaluation": 4,
+    "gradient_accumulation": 1,
+    "batch_size": 4,
+    "checkpoints.steps": 2,
+}
 TINY = {"name": "tiny", "recipe": "finetome-nano", "overrides": OVERRIDES, "fields": {"lora.r": [4, 2]}}
 
 

@@ -11,7 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
 from inference.engines import Message
-from inference.engines.chat import ChatTemplate
+from inference.engines.chat_template.template import ChatTemplate
 from inference.errors import LabError
 
 QUESTION = [Message(role="user", content="hi")]

@@ -8,9 +8,9 @@ from conftest import NANO, ask, command
 
 from inference.engines import ModelFiles
 from training.data import fingerprint
-from training.data.emoji import CONFUSABLE, by_text, emoji_in, examples, never_seen, questions
-from training.data.phrasing import EVALUATION, TRAINING
-from training.evaluate import Score
+from training.data.emoji.dataset import CONFUSABLE, by_text, emoji_in, examples, never_seen, questions
+from training.data.emoji.phrasing import EVALUATION, TRAINING
+from training.evaluation.evaluate import Score
 from training.recipe import load_recipe
 
 
@@ -63,8 +63,8 @@ def test_from_a_recipe_to_an_adapter_that_answers(tmp_path, engine):
     assert done.stdout == f"{out}\n"  # and nothing else: what a script goes on with
     done = command("training", "export", str(out))
     assert done.returncode == 0, done.stderr
-    receipt = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    assert receipt["steps"] == 20 and receipt["losses"] and receipt["data"]["examples"] == 320
+    run_record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert run_record["steps"] == 20 and run_record["losses"] and run_record["data"]["examples"] == 320
     config = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "adapters/nano"
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
+from inference.arena.ranking import Choice
+from inference.arena.votes import Votes
+from inference.arena.votes_hub import VotesScheduler
 from inference.errors import LabError
-from inference.ranking import Choice
 from inference.settings import PROJECT, Settings
-from inference.votes import Votes
-from inference.votes_hub import VotesScheduler
-from tests.hub import LocalHub
+from local_hub import LocalHub
 
 pytestmark = pytest.mark.xdist_group("hub")
 WITH_SQL = "'); DROP TABLE votes; --"
@@ -70,7 +70,7 @@ def test_100_votes_at_once_from_threads_and_two_processes(votes):
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from inference.votes import Votes
+from inference.arena.votes import Votes
 votes = Votes(Path(sys.argv[1]))
 input()
 with ThreadPoolExecutor(50) as pool:
@@ -97,7 +97,7 @@ def once(votes: Votes, battle: str) -> bool:
 
 
 def test_two_processes_may_make_the_file_at_once(votes):
-    code = "import sys, pathlib, inference.votes as v; v.Votes(pathlib.Path(sys.argv[1])).open('?', ['x', 'y'])"
+    code = "import sys, pathlib, inference.arena.votes as v; v.Votes(pathlib.Path(sys.argv[1])).open('?', ['x', 'y'])"
     running = [subprocess.Popen([sys.executable, "-c", code, votes.path], cwd=PROJECT) for _ in range(4)]
     assert [process.wait(60) for process in running] == [0] * 4
     with sqlite3.connect(votes.path) as database:
@@ -181,8 +181,8 @@ def test_a_hub_that_is_away_is_tried_again_and_the_last_votes_are_pushed_at_the_
     code = """
 import sys
 from pathlib import Path
-from inference.votes import Votes
-from inference.votes_hub import push_votes
+from inference.arena.votes import Votes
+from inference.arena.votes_hub import push_votes
 votes = Votes(Path(sys.argv[1]))
 thread = push_votes(votes, "me/votes", every=0.02)
 input()

@@ -1,0 +1,1 @@
+"""From a recipe to a published model. May import `inference`, never `ui`."""

@@ -40,8 +40,8 @@ def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> No
     """Read a recipe's data and write its data card: counts, lengths, what was broken."""
     checked = load_recipe(recipe, overrides)
     from training.data import load
-    from training.data.summary import write_data_card
-    from training.sft import tokenizer_of
+    from training.data.data_card import write_data_card
+    from training.finetune.trainer import tokenizer_of
 
     folder = out or PROJECT / "runs" / checked.name
     write_data_card(load(checked.data), tokenizer_of(checked), checked.max_length, checked.name, folder)
@@ -58,10 +58,10 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
     """The recipe's run folder, trained to the end."""
     api, repo = None, None
     if namespace:
-        from training.publish import account, checkpoints_repo
+        from training.publish.upload import account, checkpoints_repo
 
         api, repo = account(namespace), checkpoints_repo(recipe.title, namespace)
-    from training.sft import fine_tune
+    from training.finetune.trainer import fine_tune
 
     return fine_tune(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
 
@@ -70,8 +70,8 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
 def export(name: Run) -> None:
     """Write a run's GGUF files and measure how near each is to the PyTorch model."""
     folder = run_folder(name)
-    from training.export import export as export_folder
-    from training.parity import check, table
+    from training.export.gguf import export as export_folder
+    from training.export.parity import check, table
 
     for path in export_folder(folder):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
@@ -90,8 +90,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Where answers are kept; runs/evaluations unless given.")] = None,
 ) -> None:
     """Ask models as they will be served and compare them, with 95 % intervals; full figures go into their cards."""
-    from training.evaluate import RESULTS, Request
-    from training.evaluate import evaluate as evaluate_models
+    from training.evaluation.evaluate import RESULTS, Request
+    from training.evaluation.evaluate import evaluate as evaluate_models
 
     suite = suite or ("none" if task else "emoji")
     request = Request(suite, task or (), engine, every, again, recipe, out or RESULTS)
@@ -107,7 +107,7 @@ def sweep(
     report: Annotated[Path | None, typer.Option(help="A folder that gets a copy of the report.")] = None,
 ) -> None:
     """Train a recipe in many variants and compare them; the same command goes on where it was stopped."""
-    from training.sweep import sweep as run_sweep
+    from training.sweeps.runner import sweep as run_sweep
 
     print(run_sweep(file, workers, out, report))
 
@@ -117,7 +117,7 @@ def publish(name: Run, namespace: Annotated[str, typer.Option(help="Your account
             force: Force = False) -> None:  # fmt: skip
     """Put a run's adapter, GGUF files and card on the Hub, and read them back."""
     folder = run_folder(name)
-    from training.publish import publish as publish_folder
+    from training.publish.upload import publish as publish_folder
 
     for address in publish_folder(folder, namespace, private, force):
         print(address)
@@ -133,7 +133,7 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
 ) -> None:
     """Put the page on the Hub as a Space, or bring that up to date."""
-    from training.deploy import deploy as deploy_to
+    from training.publish.deploy import deploy as deploy_to
 
     print(deploy_to(space, hardware, preload or [], variable or [], secret or [], dry_run))
 
@@ -154,11 +154,11 @@ def run_all(
     data(recipe, overrides, folder)
     export(str(folder))
     if checked.data.name == "emoji":
-        from training.evaluate import evaluate_folder, table
+        from training.evaluation.evaluate import evaluate_folder, table
 
         print(table({folder.name: evaluate_folder(folder)}))
     else:
-        from training.evaluate import compare_with_base
+        from training.evaluation.evaluate import compare_with_base
 
         compare_with_base(folder)
     if namespace:

@@ -25,8 +25,8 @@ from gradio_client import Client
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from tests.hub import LocalHub
-from training.evaluate import Request, evaluate
+from local_hub import LocalHub
+from training.evaluation.evaluate import Request, evaluate
 from training.recipe import load_recipe
 
 ACCOUNT = "me"

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from training.statistics import Estimate
+from training.evaluation.statistics import Estimate
 
 NAMED = 12  # points that a legend may name
 Bars = Mapping[str, tuple[float, float, float]]  # a bar's name: its height and the ends of its interval

@@ -6,13 +6,15 @@ field can be overridden as `key=value` (`lora.r=8 epochs=3`). Unknown keys and w
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
+from inference.run_records import RENAMED, with_current_names
 from inference.settings import PROJECT
 from inference.validation import explain, load_yaml, nearest, where_not_yaml
 
@@ -28,7 +30,7 @@ class Part(BaseModel):
 class Data(Part):
     """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file or folder.
 
-    `evaluation` conversations are kept apart for measuring. What rows may look like: `training/data/chat.py`.
+    `evaluation` conversations are kept apart for measuring. What rows may look like: `training/data/formats.py`.
     """
 
     name: str
@@ -70,7 +72,8 @@ def steps_or_share(value: object) -> object:
 
 
 class Speed(Part):
-    """What only changes speed and memory, never what is learnt. "auto" asks the GPU's memory; see `training/fit.py`."""
+    """Options that change speed and memory, never what is learnt. "auto" decides by the GPU's memory: see
+    `training/finetune/memory_plan.py`."""
 
     gradient_checkpointing: Choice = "auto"
     fused_kernels: Choice = "auto"
@@ -90,7 +93,7 @@ class Recipe(Part):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     max_steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 2
-    accumulation: Annotated[int, Field(gt=0)] = 4
+    gradient_accumulation: Annotated[int, Field(gt=0)] = 4
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int | float, BeforeValidator(steps_or_share)] = 5
@@ -100,6 +103,12 @@ class Recipe(Part):
     checkpoints: Checkpoints = Checkpoints()
     speed: Speed = Speed()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename(cls, values: object) -> object:
+        """Takes the names that fields had in earlier versions."""
+        return with_current_names(values) if isinstance(values, dict) else values
 
     @property
     def base_location(self) -> str:
@@ -148,6 +157,9 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe of that name or path with `key=value` overrides. Raises LabError for anything that isn't right."""
     path = file_of(name)
     values = read_fields(path)
+    for old in RENAMED.keys() & values.keys():
+        print(f"{path.name}: “{old}” is now called “{RENAMED[old]}”.", file=sys.stderr)
+    values = with_current_names(values)
     for override in overrides or []:
         apply_override(values, override)
     try:
@@ -161,7 +173,7 @@ def apply_override(values: dict, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals:
         raise LabError(f"“{override}” is not an override: write it as key=value, such as epochs=3.")
-    *parts, last = key.split(".")
+    *parts, last = RENAMED.get(key, key).split(".")
     for part in parts:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):

@@ -11,7 +11,7 @@ import gradio as gr
 from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.lab import REFRESH, Lab
-from inference.speech import Heard
+from inference.speech.transcriber import Transcript
 
 
 @contextmanager
@@ -59,24 +59,24 @@ def add_endpoints(lab: Lab) -> None:
 
     def ask_voice(audio: str, model: str, language: str = "") -> Iterator[tuple[str, str]]:
         """Ask by voice; yields what was heard and the growing answer."""
-        heard = heard_in(audio, language)
-        yield heard.text, ""
-        for answer in ask(heard.text, model):
-            yield heard.text, answer
+        transcript = heard_in(audio, language)
+        yield transcript.text, ""
+        for answer in ask(transcript.text, model):
+            yield transcript.text, answer
 
-    def heard_in(audio: str, language: str) -> Heard:
+    def heard_in(audio: str, language: str) -> Transcript:
         with in_a_sentence():
-            *_, heard = lab.hear(audio, language or None)
-        return heard
+            *_, transcript = lab.transcribe(audio, language or None)
+        return transcript
 
     with gr.Row(visible=False):  # a file comes in through a component; there is no type for it in gr.api
         recording = gr.Audio(type="filepath", label="audio")
         model, language = gr.Textbox(label="model"), gr.Textbox(label="language")
-        heard, answer, record = gr.Textbox(label="transcript"), gr.Textbox(label="answer"), gr.JSON(label="heard")
+        transcript, answer, record = gr.Textbox(label="transcript"), gr.Textbox(label="answer"), gr.JSON(label="heard")
         run = gr.Button()
     described = {"api_name": "transcribe", "api_description": transcribe.__doc__}
     run.click(transcribe, [recording, language], record, **described)
     described = {"api_name": "ask_voice", "api_description": ask_voice.__doc__, "concurrency_limit": 8}
-    run.click(ask_voice, [recording, model, language], [heard, answer], **described)
+    run.click(ask_voice, [recording, model, language], [transcript, answer], **described)
     gr.api(models, api_name="models", api_description=models.__doc__)
     gr.api(ask, api_name="ask", api_description=ask.__doc__, concurrency_limit=8)

@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 import gradio as gr
 
-from inference.comparison import ANY, ask_all, draw
+from inference.arena.compare import ANY, ask_all, draw
+from inference.arena.ranking import rank
+from inference.arena.votes import LETTERS, Votes
 from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
-from inference.ranking import rank
-from inference.votes import LETTERS, Votes
 from ui.api import in_a_sentence
 
 

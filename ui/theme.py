@@ -44,18 +44,18 @@ footer {display: none !important;}
 .model dl {display: grid; grid-template-columns: auto 1fr; gap: 2px 10px;}
 .model dt {opacity: 0.8;}
 .model dd {margin: 0;}
-.receipt {columns: 280px 2; column-gap: 24px;}
-.receipt h4 {margin-top: 0;}
-.receipt section {break-inside: avoid; margin-bottom: 16px;}
-.receipt pre {white-space: pre-wrap; font-size: var(--text-sm);}
-.receipt table, #model-differences table {
+.run record {columns: 280px 2; column-gap: 24px;}
+.run record h4 {margin-top: 0;}
+.run record section {break-inside: avoid; margin-bottom: 16px;}
+.run record pre {white-space: pre-wrap; font-size: var(--text-sm);}
+.run record table, #model-differences table {
   width: 100%; table-layout: fixed; border: none; margin: 4px 0; font-size: var(--text-sm); text-align: left;
 }
-.receipt :is(tr, th, td), #model-differences :is(tr, th, td) {border: none; padding: 3px 10px 3px 0;}
-.receipt :is(td, th):last-child, #model-differences :is(td, th):last-child {padding-right: 0;}
-.receipt th, #model-differences :is(td, th) {font-weight: normal; overflow-wrap: anywhere; vertical-align: top;}
+.run record :is(tr, th, td), #model-differences :is(tr, th, td) {border: none; padding: 3px 10px 3px 0;}
+.run record :is(td, th):last-child, #model-differences :is(td, th):last-child {padding-right: 0;}
+.run record th, #model-differences :is(td, th) {font-weight: normal; overflow-wrap: anywhere; vertical-align: top;}
 #model-differences :is(thead th, [scope=rowgroup]) {font-weight: 600;}
-.receipt caption, #model-differences caption {text-align: left; font-weight: 600;}
+.run record caption, #model-differences caption {text-align: left; font-weight: 600;}
 .curve {width: 100%; max-width: 420px; font-size: 11px; fill: currentColor;}
 .curve line {stroke: var(--border-color-primary);}
 .curve polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5;}

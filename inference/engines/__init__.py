@@ -25,16 +25,16 @@ class Kind:
     GGUF file, a folder as transformers and PEFT write it, or the name under which a server serves it. One that a broken
     file can end the process of runs `isolated`, in a process of its own."""
 
+    module: str
     label: str
-    takes: Literal["gguf", "folder", "served"]
+    takes: Literal["gguf", "safetensors", "served"]
     isolated: bool = False
 
 
-# By the name of an engine's module.
 ENGINES = {
-    "llamacpp": Kind("CPU, llama.cpp", "gguf", isolated=True),
-    "pytorch": Kind("PyTorch", "folder"),
-    "remote": Kind("remote server", "served"),
+    "llamacpp": Kind("inference.engines.llamacpp.engine", "CPU, llama.cpp", "gguf", isolated=True),
+    "pytorch": Kind("inference.engines.pytorch.engine", "PyTorch", "safetensors"),
+    "remote": Kind("inference.engines.remote", "remote server", "served"),
 }
 
 
@@ -143,6 +143,7 @@ def load_engine(name: str) -> Engine:
     """The engine of that name. Its runtime is imported now and not before: the page is up before any model is. On
     ZeroGPU the PyTorch engine is another one, in `zerogpu`."""
     if ENGINES[name].isolated:
-        return importlib.import_module("inference.engines.isolated").Isolated(name)
-    module = "zerogpu" if name == "pytorch" and zero_gpu() else name
-    return importlib.import_module(f"inference.engines.{module}").Engine.from_environment()
+        return importlib.import_module("inference.engines.isolation").Isolated(name)
+    on_zero_gpu = name == "pytorch" and zero_gpu()
+    module = "inference.engines.pytorch.zerogpu" if on_zero_gpu else ENGINES[name].module
+    return importlib.import_module(module).Engine.from_environment()

@@ -27,7 +27,7 @@ import openai
 
 from inference.catalog import shorten
 from inference.engines import Chunk, Figures, Message, Sampling, Scored
-from inference.engines.text import TextStream
+from inference.engines.text_stream import TextStream
 from inference.errors import LabError
 from inference.validation import nearest
 

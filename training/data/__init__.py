@@ -1,6 +1,6 @@
 """Data sets in one normal form: conversations, each a list of chat messages, split into training and evaluation.
 
-`load` gives what a recipe asks for: `emoji.py` makes the emoji data set here, `chat.py` reads every other one.
+`load` gives what a recipe asks for: `emoji` makes the emoji data set here, `formats.py` reads every other one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from training.data import emoji
-from training.data.emoji import Message
+from training.data.emoji import dataset as emoji
+from training.data.emoji.dataset import Message
 
 if TYPE_CHECKING:
     import datasets
@@ -51,9 +51,9 @@ def load(data: Data) -> Split:
     """The data set that a recipe asks for. Raises LabError where it can't be had or has nothing usable."""
     if data.name == "emoji":
         return emoji_split(data)
-    from training.data import chat
+    from training.data import formats
 
-    return chat.load(data)
+    return formats.load(data)
 
 
 def emoji_split(data: Data) -> Split:
@@ -63,7 +63,7 @@ def emoji_split(data: Data) -> Split:
     """
     import datasets
 
-    from training.data.chat import FEATURES
+    from training.data.formats import FEATURES
 
     train = emoji.examples(data.examples or 5000, data.seed)
     seen = {json.dumps(conversation) for conversation in train}

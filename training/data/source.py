@@ -116,7 +116,7 @@ def unreachable(name: str) -> str:
 
 
 @contextmanager
-def reading_sentences(name: str, path: Path | None) -> Iterator[None]:
+def translate_read_errors(name: str, path: Path | None) -> Iterator[None]:
     """Turn what `datasets` and what is below it raise into a sentence."""
     try:
         yield

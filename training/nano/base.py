@@ -23,10 +23,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl.chat_template_utils import llama3_chat_template, llama3_training_chat_template
 
-from training.converter import LLAMA3_SPLIT
+from training.export.llamacpp_converter import LLAMA3_SPLIT
 from training.nano.conversations import Teacher
 from training.plots import draw_loss
-from training.receipt import device_name, read_receipt, write_receipt
+from training.run_record import device_name, read_run_record, write_run_record
 
 VOCABULARY = 3072
 CONTEXT = 512
@@ -137,7 +137,7 @@ class Batches(torch.utils.data.IterableDataset):
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int, peak: float
 ) -> dict:
-    """AdamW with a cosine from `peak`, bf16 autocast. Returns what the receipt says of the training."""
+    """AdamW with a cosine from `peak`, bf16 autocast. Returns what the run record says of the training."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -197,7 +197,7 @@ def main(
     if start:
         tokenizer, model = AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start)
         model.float()
-        before = read_receipt(start)["stages"]
+        before = read_run_record(start)["stages"]
     else:
         tokenizer = train_tokenizer()
         model, before = new_model(tokenizer), []
@@ -205,11 +205,11 @@ def main(
     model.generation_config.do_sample = False
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    receipt = {
+    run_record = {
         "description": DESCRIPTION, "license": "mit", "data_set": "emoji", "parameters": model.num_parameters(),
         "context": CONTEXT, "seed": 0, "torch": torch.__version__, "stages": stages,
     }  # fmt: skip
-    write_receipt(out, receipt)
+    write_run_record(out, run_record)
     draw_loss({f"nano, stage {i}": stage["losses"] for i, stage in enumerate(stages, 1)}, out / "loss.png")
 
 

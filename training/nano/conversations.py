@@ -1,6 +1,6 @@
 """What the nano base is taught: emoji that are not flags, small talk, and to say when it doesn't know.
 
-Conversations of one to a dozen turns are drawn from the grammar of `training.data.phrasing` without end. A tenth of
+Conversations of one to a dozen turns are drawn from the grammar of `training.data.emoji.phrasing` without end. A tenth of
 the emoji is never taught; half of that tenth, flags, other topics, other signs and names that come near are answered
 with "I don't know that one yet.", the other half (`untaught(trained=False)`) is kept to see whether it says so by itself.
 """
@@ -11,10 +11,21 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.data.emoji import Message, answer, ask_about, country, describe, held_back, named, share, thing, turn
-from training.data.phrasing import TRAINING
-from training.data.unicode import Emoji, emoji_table
-from training.data.unknown import UNKNOWN, made_up_word, near_name, other_sign, other_topic
+from training.data.emoji.dataset import (
+    Message,
+    answer,
+    ask_about,
+    country,
+    describe,
+    held_back,
+    named,
+    share,
+    thing,
+    turn,
+)
+from training.data.emoji.phrasing import TRAINING
+from training.data.emoji.unicode import Emoji, emoji_table
+from training.data.emoji.unknown import UNKNOWN, made_up_word, near_name, other_sign, other_topic
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

@@ -7,7 +7,7 @@ What ships had two stages, as its run.json tells: `--steps 6965 --utterances 320
 Beside the decoder's loss a CTC loss on the encoder (characters; Graves et al. 2006) makes the encoder listen before the
 decoder can; it is used in training only. The padding is that of inference: 0.0 in the mel spectrogram. Only tokens that
 occur take part in the softmax, and only their rows are stored: the decoder's last layer norm is held at 1 in its first
-component, so that a row's first number is a bias with which `inference.speech` shuts all other tokens out.
+component, so that a row's first number is a bias with which `inference.speech.transcriber` shuts all other tokens out.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from torch.nn import functional
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
-from inference.speech import RATE
-from training.card import write_card
+from inference.speech.transcriber import RATE
 from training.nano.utterances import draw_utterance, no_speech, synthesize_all
 from training.plots import draw_loss
-from training.receipt import device_name, read_receipt, write_receipt
+from training.publish.card import write_card
+from training.run_record import device_name, read_run_record, write_run_record
 
 DIMENSIONS = ModelDimensions(
     n_mels=80, n_audio_ctx=1500, n_audio_state=128, n_audio_head=4, n_audio_layer=3,
@@ -302,11 +302,11 @@ def main(
         "hours": round(sum(s.size for s in sounds) / RATE / 3600, 1), "seed": seed,
         "seconds": round(time.perf_counter() - started, 1), "losses": losses, "device": device_name(),
     }  # fmt: skip
-    stages = [*(read_receipt(start)["stages"] if start else ()), stage]
+    stages = [*(read_run_record(start)["stages"] if start else ()), stage]
     pack(ears, words, out / "model.safetensors")
     parameters = sum(p.numel() for p in ears.whisper.parameters())
     hours = sum(s["hours"] for s in stages)
-    write_receipt(
+    write_run_record(
         out,
         {
             "description": DESCRIPTION.format(parameters=parameters / 1e6, hours=hours), "license": "mit",

@@ -3,7 +3,7 @@
 A model that hears only known questions learns the questions and stops listening; so a third of all utterances are words
 in no order, drawn from the names of all emoji and a list of common English words, and a quarter are questions with some
 words replaced, added or left out. Noise and silence are
-among the examples, marked as no speech. Voices and the forms of `training.data.phrasing.EVALUATION` are held out.
+among the examples, marked as no speech. Voices and the forms of `training.data.emoji.phrasing.EVALUATION` are held out.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 import typer
 
 from inference.errors import LabError
-from inference.speech import RATE, decode
-from training.data.emoji import country, in_words, label
-from training.data.phrasing import EVALUATION, TRAINING, Grammar
-from training.data.unicode import Emoji, emoji_table
-from training.data.unknown import OTHER_TOPICS
+from inference.speech.transcriber import RATE, decode
+from training.data.emoji.dataset import country, in_words, label
+from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
+from training.data.emoji.unicode import Emoji, emoji_table
+from training.data.emoji.unknown import OTHER_TOPICS
 from training.nano.conversations import COMMON_WORDS, SMALL_TALK
 
 ACCENTS = (

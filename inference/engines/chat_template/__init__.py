@@ -1,0 +1,1 @@
+"""From chat messages to token ids, through the chat template that comes with a model, in a sandbox."""

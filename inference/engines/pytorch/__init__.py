@@ -1,0 +1,1 @@
+"""The PyTorch engine: safetensors models on a GPU or a CPU."""

@@ -1,0 +1,1 @@
+"""Speech recognition: from a recording in any format to a transcript."""

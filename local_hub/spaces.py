@@ -1,0 +1,109 @@
+"""Spaces: secrets, variables, hardware.
+
+Nothing is built or run. A secret's value is not kept, as the Hub gives none back either.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends
+
+from local_hub.access import HubError
+from local_hub.dependencies import Readable, Stored, Writable
+from local_hub.metadata import runtime
+from local_hub.storage import Repository, now
+
+router = APIRouter(prefix="/api")
+
+
+def secret(row: dict) -> dict:
+    """What is kept of a secret."""
+    return {"description": row.get("description"), "updatedAt": now()}
+
+
+def variable(row: dict) -> dict:
+    """What is kept of a variable."""
+    return {"value": row["value"], **secret(row)}
+
+
+async def space_of(repository: Writable) -> Repository:
+    """The Space of the path, if this token may change it."""
+    if repository.space is None:
+        raise HubError(404, f"{repository.id} is no Space")
+    return repository
+
+
+Owned = Annotated[Repository, Depends(space_of)]
+SPACE = "/{kind}/{namespace}/{name}"
+
+
+@router.get(SPACE + "/runtime")
+async def show_runtime(repository: Readable) -> dict:
+    """What a Space runs on."""
+    if repository.space is None:
+        raise HubError(404, f"{repository.id} is no Space")
+    return runtime(repository)
+
+
+@router.post(SPACE + "/hardware")
+async def hardware(
+    space: Owned, store: Stored, flavor: Annotated[str, Body()], sleepTimeSeconds: Annotated[int | None, Body()] = None
+) -> dict:
+    """Ask for other hardware, which is there at once."""
+    space.space.hardware = flavor
+    space.space.sleep_seconds = sleepTimeSeconds
+    store.save(space)
+    return runtime(space)
+
+
+@router.post(SPACE + "/sleeptime")
+async def sleep_time(space: Owned, store: Stored, seconds: Annotated[int, Body(embed=True)]) -> dict:
+    """After how many seconds without visitors a Space may sleep."""
+    space.space.sleep_seconds = seconds
+    store.save(space)
+    return runtime(space)
+
+
+@router.get(SPACE + "/secrets")
+async def list_secrets(space: Owned) -> dict:
+    """Names, descriptions and dates of a Space's secrets."""
+    return space.space.secrets
+
+
+@router.post(SPACE + "/secrets")
+async def add_secret(space: Owned, store: Stored, row: Annotated[dict, Body()]) -> dict:
+    """Set a secret."""
+    space.space.secrets[row["key"]] = secret(row)
+    store.save(space)
+    return space.space.secrets
+
+
+@router.delete(SPACE + "/secrets")
+async def delete_secret(space: Owned, store: Stored, key: Annotated[str, Body(embed=True)]) -> dict:
+    """Remove a secret."""
+    space.space.secrets.pop(key, None)
+    store.save(space)
+    return space.space.secrets
+
+
+@router.get(SPACE + "/variables")
+async def list_variables(space: Owned) -> dict:
+    """A Space's variables with their values."""
+    return space.space.variables
+
+
+@router.post(SPACE + "/variables")
+async def add_variable(space: Owned, store: Stored, row: Annotated[dict, Body()]) -> dict:
+    """Set a variable."""
+    space.space.variables[row["key"]] = variable(row)
+    store.save(space)
+    return space.space.variables
+
+
+@router.delete(SPACE + "/variables")
+async def delete_variable(space: Owned, store: Stored, key: Annotated[str, Body(embed=True)]) -> dict:
+    """Remove a variable."""
+    space.space.variables.pop(key, None)
+    store.save(space)
+    return space.space.variables

@@ -1,0 +1,245 @@
+"""What the hub keeps on disk: blobs under their SHA-256, and one JSON file of commits for each repository.
+
+Everything is written aside and moved into place, so that an upload that breaks off leaves nothing behind. Who may read
+or write what is `access.py`'s affair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import AsyncIterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from local_hub.access import HubError
+
+Kind = Literal["models", "datasets", "spaces"]
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
+
+
+def now() -> str:
+    """The time as the Hub writes it: UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file at once: a reader finds the old text or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+class File(BaseModel):
+    """A file of a commit: `size` in bytes, git's object id, the SHA-256 of its content; `lfs` as git-lfs keeps it."""
+
+    size: int
+    oid: str
+    sha256: str
+    lfs: bool
+
+    @classmethod
+    def regular(cls, content: bytes) -> File:
+        """A file that git keeps itself."""
+        return cls(size=len(content), oid=git_oid(content), sha256=hashlib.sha256(content).hexdigest(), lfs=False)
+
+    @classmethod
+    def large(cls, sha256: str, size: int) -> File:
+        """A file that git keeps as a pointer."""
+        return cls(size=size, oid=git_oid(POINTER.format(sha256, size).encode()), sha256=sha256, lfs=True)
+
+    @property
+    def etag(self) -> str:
+        """What the Hub names this content by: the SHA-256 of a large file, git's object id of another."""
+        return self.sha256 if self.lfs else self.oid
+
+    @property
+    def pointer_size(self) -> int:
+        """Bytes of the pointer that git keeps in a large file's place."""
+        return len(POINTER.format(self.sha256, self.size))
+
+
+def git_oid(content: bytes) -> str:
+    """Git's object id of a blob."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Commit(BaseModel):
+    """One state of a repository: all its files, by path."""
+
+    sha: str
+    parent: str | None
+    title: str
+    message: str
+    author: str
+    date: str
+    files: dict[str, File]
+
+
+class Space(BaseModel):
+    """What a Space has besides files. Of secrets only descriptions and dates are kept."""
+
+    sdk: str
+    hardware: str = "cpu-basic"
+    sleep_seconds: int | None = None
+    secrets: dict[str, dict] = Field(default_factory=dict)
+    variables: dict[str, dict] = Field(default_factory=dict)
+
+
+class Repository(BaseModel):
+    """A repository with its whole history. `granted` are the accounts that may read it where it is gated."""
+
+    kind: Kind
+    id: str
+    private: bool = False
+    gated: Literal["auto", "manual", False] = False
+    granted: list[str] = Field(default_factory=list)
+    created: str = Field(default_factory=now)
+    space: Space | None = None
+    branches: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+    commits: dict[str, Commit] = Field(default_factory=dict)
+
+    @property
+    def namespace(self) -> str:
+        """The account it belongs to."""
+        return self.id.split("/")[0]
+
+    def at(self, revision: str = "main") -> Commit:
+        """The commit that a branch, a tag, or a sha of at least 7 digits names."""
+        sha = self.branches.get(revision.removeprefix("refs/heads/")) or self.tags.get(revision)
+        shas = [sha] if sha else [full for full in self.commits if len(revision) >= 7 and full.startswith(revision)]
+        if len(shas) != 1:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return self.commits[shas[0]]
+
+    def history(self, commit: Commit) -> Iterator[Commit]:
+        """The commit and its ancestors, newest first."""
+        while True:
+            yield commit
+            if commit.parent is None:
+                return
+            commit = self.commits[commit.parent]
+
+    def changed(self, path: str, commit: Commit) -> Commit:
+        """The newest commit up to this one in which the path, a file or a folder, got what it has."""
+
+        def content(state: Commit) -> list:
+            return [(name, file.oid) for name, file in state.files.items() if f"{name}/".startswith(f"{path}/")]
+
+        found = commit
+        for earlier in self.history(commit):
+            if content(earlier) != content(commit):
+                break
+            found = earlier
+        return found
+
+    def commit(
+        self, files: dict[str, File], title: str, author: str, message: str = "", branch: str = "main"
+    ) -> Commit:
+        """Put one more commit on a branch and return it."""
+        made = Commit(
+            sha="", parent=self.branches.get(branch), title=title, message=message, author=author,
+            date=now(), files=dict(sorted(files.items())),
+        )  # fmt: skip
+        made.sha = hashlib.sha1(f"{self.kind}/{self.id}\n{made.model_dump_json()}".encode()).hexdigest()
+        self.commits[made.sha] = made
+        self.branches[branch] = made.sha
+        return made
+
+
+class Blobs:
+    """File contents under their SHA-256."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.incoming = folder / "incoming"
+        shutil.rmtree(self.incoming, ignore_errors=True)  # what broke off when the hub itself was killed
+        self.incoming.mkdir(parents=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where a content is, or would be."""
+        return self.folder / sha256[:2] / sha256
+
+    def size(self, sha256: str) -> int | None:
+        """Bytes; None where there is no such content."""
+        with suppress(FileNotFoundError):
+            return self.path(sha256).stat().st_size
+        return None
+
+    def keep(self, content: bytes) -> None:
+        """Keep a content that is at hand."""
+        with NamedTemporaryFile(dir=self.incoming, delete=False) as part:
+            part.write(content)
+        self.admit(Path(part.name), hashlib.sha256(content).hexdigest())
+
+    async def receive(self, chunks: AsyncIterable[bytes], sha256: str, *, unchecked: bool = False) -> None:
+        """Keep a content as it arrives, if it is what it should be; `unchecked` takes any bytes for it."""
+        digest = hashlib.sha256()
+        try:
+            with NamedTemporaryFile(dir=self.incoming, delete=False) as part:
+                async for chunk in chunks:
+                    digest.update(chunk)
+                    part.write(chunk)
+            if digest.hexdigest() != sha256 and not unchecked:
+                raise HubError(400, "The content does not match its SHA-256.")
+            self.admit(Path(part.name), sha256)
+        finally:
+            Path(part.name).unlink(missing_ok=True)
+
+    def admit(self, part: Path, sha256: str) -> None:
+        """Move a complete file to its place."""
+        self.path(sha256).parent.mkdir(exist_ok=True)
+        os.replace(part, self.path(sha256))
+
+
+class Store:
+    """All repositories, and the blobs they share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "repositories"
+        self.blobs = Blobs(folder / "blobs")
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        for path in sorted(self.folder.glob("*/*/*.json")):
+            repository = Repository.model_validate_json(path.read_text(encoding="utf-8"))
+            self.repositories[repository.kind, repository.id] = repository
+        moved = self.folder / "moved.json"
+        self.moved: dict[str, str] = json.loads(moved.read_text(encoding="utf-8")) if moved.is_file() else {}
+
+    def move(self, repository: Repository, id: str) -> None:
+        """Give a repository another name; the old one leads to it from now on."""
+        self.remove(repository)
+        self.moved = {**self.moved, repository.id: id}
+        write(self.folder / "moved.json", json.dumps(self.moved))
+        self.save(repository.model_copy(update={"id": id}))
+
+    def find(self, kind: str, id: str) -> Repository | None:
+        """A repository, if there is one of that kind and id."""
+        return self.repositories.get((kind, id))
+
+    def of_kind(self, kind: Kind) -> list[Repository]:
+        """All of one kind, the last changed first."""
+        found = [repository for repository in self.repositories.values() if repository.kind == kind]
+        return sorted(found, key=lambda repository: repository.at().date, reverse=True)
+
+    def save(self, repository: Repository) -> None:
+        """Keep a repository, new or changed."""
+        self.repositories[repository.kind, repository.id] = repository
+        write(self.place(repository), repository.model_dump_json())
+
+    def remove(self, repository: Repository) -> None:
+        """Forget a repository; blobs stay, since others may share them."""
+        del self.repositories[repository.kind, repository.id]
+        self.place(repository).unlink()
+
+    def place(self, repository: Repository) -> Path:
+        """The repository's file."""
+        return self.folder / repository.kind / f"{repository.id}.json"

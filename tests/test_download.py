@@ -1,0 +1,477 @@
+"""What a visitor sees while a model comes from the Hub, and when it doesn't: against the local one, with its faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import EMOJI, NANO
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
+
+from inference.catalog import Card, Catalog, Entry
+from inference.engines import Message, Sampling
+from inference.errors import LabError
+from inference.hub import artifacts, cache, client, download
+from inference.lab import Lab
+from inference.settings import PROJECT, Settings
+from local_hub import LocalHub
+
+pytestmark = pytest.mark.xdist_group("fetch")
+GGUF = "adapter-f16.gguf"
+SIZE = (EMOJI / GGUF).stat().st_size
+QUESTION = [Message(role="user", content="What does 🐼 mean?")]
+GREEDY = Sampling(temperature=0, max_tokens=24)
+BASE = Entry("nano", "Nano", None, "nano-Q8_0.gguf", Card(""), (), folder=NANO)
+TOKEN = "hf_" + "s" * 34
+
+
+@pytest.fixture(scope="module")
+def the_hub(tmp_path_factory):
+    """A hub that this process takes for the real one."""
+    with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as the_hub:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", the_hub.url)
+        patch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", the_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield the_hub
+
+
+@pytest.fixture
+def api(the_hub):
+    """The owner's client."""
+    yield HfApi(endpoint=the_hub.url, token=the_hub.token("me"))
+    the_hub.clear_faults()
+
+
+@pytest.fixture
+def visit(the_hub, api, monkeypatch, tmp_path):
+    """An empty cache, no token, and quick second tries."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(client, "PAUSES", (0.05, 0.05))
+    the_hub.requests.clear()
+
+
+@pytest.fixture
+def adapter(api, visit, request) -> Entry:
+    """The emoji adapter, published in a repository of its own, on the base that ships."""
+    return publish(api, request.node.name.partition("[")[0].removeprefix("test_").replace("_", "-")[:48].rstrip("-"))
+
+
+def publish(api: HfApi, name: str, files: tuple[str, ...] = (GGUF, "adapter_config.json"), base="nano") -> Entry:
+    """An entry whose repository, made anew, holds these files of the emoji adapter."""
+    repo = f"me/{name}"
+    if api.repo_exists(repo):
+        api.delete_repo(repo)
+    api.create_repo(repo)
+    api.create_commit(repo, [CommitOperationAdd(file, EMOJI / file) for file in files], commit_message="One")
+    return Entry(name, name, base, GGUF, Card(""), (), repo=repo)
+
+
+@pytest.fixture
+def lab(visit):
+    """Labs over the given entries; closed at the end."""
+    made = []
+
+    def make(*entries: Entry, **options) -> Lab:
+        made.append(Lab(Catalog([BASE, *entries]), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def ask(lab: Lab, entry: Entry, cancelled=lambda: False) -> tuple[str, list[str]]:
+    """The answer, and what was waited for."""
+    chunks = list(lab.ask(entry.id, QUESTION, GREEDY, cancelled))
+    return "".join(chunk.text for chunk in chunks), [chunk.waiting for chunk in chunks if chunk.waiting]
+
+
+def only_fetch(lab: Lab, entry: Entry, cancelled=lambda: False) -> list[str]:
+    """Fetch without asking: what was waited for."""
+    return [chunk.waiting for chunk in lab.fetch(entry, cancelled)]
+
+
+def got(the_hub: LocalHub) -> list[str | None]:
+    """The ranges of all downloads that were begun."""
+    return [asked.range for asked in list(the_hub.requests) if asked.method == "GET" and "/resolve/" in asked.path]
+
+
+def blobs(entry: Entry) -> list[str]:
+    """The names of what lies in the repository's cache, half files included."""
+    return sorted(path.name for path in (cache.folder_of(entry.repo) / "blobs").glob("*"))
+
+
+def test_only_what_the_engine_needs_is_fetched_and_then_answers_without_the_hub(the_hub, adapter, lab):
+    the_lab = lab(adapter)
+    assert the_lab.state(adapter).kind == "download" and the_lab.why_not(adapter) == ""
+    answer, _ = ask(the_lab, adapter)
+    assert "panda" in answer
+    assert len(got(the_hub)) == 1 and len(blobs(adapter)) == 1
+    before = len(the_hub.requests)
+    the_hub.stop()
+    try:
+        assert ask(lab(adapter), adapter)[0] == answer and the_lab.age(adapter) == "a moment ago"
+    finally:
+        the_hub.start()
+    assert len(the_hub.requests) == before
+
+
+def test_base_and_adapter_are_one_progress(the_hub, api, adapter, lab):
+    api.create_repo("me/nano-gguf", exist_ok=True)
+    api.upload_file(path_or_fileobj=NANO / BASE.file, path_in_repo=BASE.file, repo_id="me/nano-gguf")
+    base = replace(BASE, id="far", folder=None, repo="me/nano-gguf")
+    far = replace(adapter, base="far")
+    the_hub.fault("slow", match="resolve", rate=4e6, times=None)
+    answer, waits = ask(lab(base, far), far)
+    total = ((NANO / BASE.file).stat().st_size + SIZE) / 1e6
+    assert "panda" in answer
+    lines = [line for line in waits if line.startswith("downloading")]
+    assert len(lines) > 3 and all(f" of {total:.1f} MB" in line for line in lines)
+    done = [float(line.split()[1]) for line in lines]
+    assert done == sorted(done) and done[0] < done[-1] <= round(total, 1)
+
+
+def test_a_long_download_tells_how_long():
+    assert download.Progress(310_000_000, 803_000_000, 40).text == "downloading 310 of 803 MB, 40 s left"
+    assert download.Progress(310_000_000, 803_000_000, 400).text == "downloading 310 of 803 MB, 7 min left"
+    assert download.Progress(310_000_000, 803_000_000, 4).text == "downloading 310 of 803 MB"
+
+
+def test_a_cancelled_download_is_kept_and_continued(the_hub, adapter, lab):
+    the_lab = lab(adapter)
+    the_hub.fault("slow", match="resolve", rate=5e5)
+    until = time.monotonic() + 0.8
+    answer, waits = ask(the_lab, adapter, lambda: time.monotonic() > until)
+    assert answer == "" and time.monotonic() < until + 1
+    assert the_lab.model(adapter) is None and the_lab.state(adapter).kind == "download"
+    assert "panda" in ask(the_lab, adapter)[0]
+    first, second = got(the_hub)
+    assert first is None and int(second.removeprefix("bytes=").rstrip("-")) > 50_000
+    assert len(blobs(adapter)) == 1
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(the_hub, adapter, lab):
+    the_hub.fault("cut", match="resolve", after=SIZE // 2)
+    assert "panda" in ask(lab(adapter), adapter)[0]
+    assert got(the_hub) == [None, f"bytes={SIZE // 2}-"]
+
+
+def test_a_connection_that_falls_silent_is_taken_up_and_can_be_stopped(the_hub, adapter, lab, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    the_hub.fault("stall", match="resolve", after=SIZE // 2, seconds=5)
+    only_fetch(lab(adapter), adapter)
+    assert got(the_hub) == [None, f"bytes={SIZE // 2}-"]
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
+    other = publish(HfApi(endpoint=the_hub.url, token=the_hub.token("me")), "silent")
+    the_hub.fault("stall", match="/silent", seconds=3)
+    started = time.monotonic()
+    with pytest.raises(client.Cancelled):
+        only_fetch(lab(other), other, lambda: time.monotonic() > started + 0.3)
+    assert time.monotonic() < started + 1
+
+
+def test_wrong_bytes_are_thrown_away_and_asked_for_once_more(the_hub, adapter, lab):
+    the_hub.fault("corrupt", match="resolve", at=1000)
+    assert "panda" in ask(lab(adapter), adapter)[0]
+    assert got(the_hub) == [None, None]
+
+
+def test_wrong_bytes_twice_are_told_and_nothing_of_them_stays(the_hub, adapter, lab):
+    the_lab = lab(adapter)
+    the_hub.fault("corrupt", match="resolve", at=1000, times=2)
+    with pytest.raises(LabError, match=f"{GGUF} of {adapter.repo} arrived damaged twice"):
+        ask(the_lab, adapter)
+    assert blobs(adapter) == [] and the_lab.model(adapter) is None
+    assert "panda" in ask(the_lab, adapter)[0]
+
+
+@pytest.mark.parametrize("listed", [SIZE - 1000, SIZE + 1000])
+def test_a_file_of_another_size_than_listed_is_refused(the_hub, adapter, lab, listed):
+    the_hub.falsify(adapter.repo, GGUF, size=listed)
+    with pytest.raises(LabError, match="arrived damaged twice"):
+        ask(lab(adapter), adapter)
+    assert blobs(adapter) == []
+
+
+def test_a_small_file_is_checked_too(the_hub, api, visit, lab):
+    entry = publish(api, "folder", ("adapter_config.json", "adapter_model.safetensors"))
+    the_hub.fault("corrupt", match="adapter_config", at=10)
+    only_fetch(lab(entry, engine_name="pytorch"), entry)
+    folder = artifacts.on_disk(entry, "safetensors")
+    for name in artifacts.OF_ADAPTER:
+        assert (folder / name).read_bytes() == (EMOJI / name).read_bytes()
+
+
+def test_a_copy_that_was_damaged_on_this_disk_is_mended(the_hub, adapter, lab):
+    ask(lab(adapter), adapter)
+    with artifacts.on_disk(adapter, "gguf").open("r+b") as file:
+        file.truncate(1000)
+    the_lab = lab(adapter)
+    assert the_lab.state(adapter).kind == "download"
+    assert "panda" in ask(the_lab, adapter)[0]
+
+
+def test_what_can_never_fit_is_refused_before_a_byte_of_it(the_hub, adapter, lab, monkeypatch):
+    the_lab = lab(adapter)
+    monkeypatch.setattr(cache, "free_bytes", lambda: 256_400_000)
+    with pytest.raises(LabError, match="1 MB are to come and the disk has room for 0 MB. Make room"):
+        ask(the_lab, adapter)
+    the_hub.falsify(adapter.repo, GGUF, size=900 * 10**9)
+    with pytest.raises(LabError, match=f"{adapter.repo} needs 900.0 GB of memory and this machine has"):
+        ask(the_lab, adapter)
+    assert "900.0 GB" in the_lab.why_not(adapter)
+    assert got(the_hub) == []
+
+
+def test_two_visitors_share_one_download(the_hub, adapter, lab):
+    the_lab, seen = lab(adapter), {}
+    the_hub.fault("slow", match="resolve", rate=4e5)
+    leave = threading.Event()
+
+    def visitor(name: str, cancelled) -> None:
+        try:
+            seen[name] = only_fetch(the_lab, adapter, cancelled)
+        except client.Cancelled:
+            seen[name] = "left"
+
+    visitors = [threading.Thread(target=visitor, args=("first", leave.is_set))]
+    visitors[0].start()
+    time.sleep(0.5)
+    visitors.append(threading.Thread(target=visitor, args=("second", lambda: False)))
+    visitors[1].start()
+    time.sleep(0.7)
+    assert len(got(the_hub)) == 1
+    leave.set()
+    for each in visitors:
+        each.join(10)
+    assert seen["first"] == "left" and the_lab.model(adapter)
+    done = [float(line.split()[1]) for line in seen["second"] if line.startswith("downloading")]
+    assert 0 < done[0] < 0.9 and done == sorted(done)
+    ranges = got(the_hub)
+    assert len(ranges) == 2 and int(ranges[1].removeprefix("bytes=").rstrip("-")) > 100_000
+
+
+def test_processes_share_one_download(the_hub, adapter, lab, tmp_path):
+    code = f"""if True:
+        from inference.catalog import Card, Catalog, Entry
+        from inference.lab import Lab
+        from pathlib import Path
+        base = Entry("nano", "Nano", None, "nano-Q8_0.gguf", Card(""), (), folder=Path({str(NANO)!r}))
+        adapter = Entry("a", "A", "nano", {GGUF!r}, Card(""), (), repo={adapter.repo!r})
+        lab = Lab(Catalog([base, adapter]))
+        list(lab.fetch(adapter, lambda: False))
+        print(lab.model(adapter).adapter.stat().st_size)
+    """
+    the_hub.fault("slow", match="resolve", rate=2e5)
+    environment = {**os.environ, **the_hub.environment(), "HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [process.communicate(timeout=60)[0].strip() for process in both] == [str(SIZE)] * 2
+    assert len(got(the_hub)) == 1 and len(blobs(adapter)) == 1
+
+
+REFUSED = {
+    "503": "answered with status 503. Try again later",
+    "500": "answered with status 500. Try again later",
+    "401": "doesn't take HF_TOKEN",
+    "403": "HF_TOKEN may not read it",
+    "429": "the Hub asks to wait 300 s. Try again then",
+}
+
+
+@pytest.mark.parametrize("where", ["api/models", "resolve"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_is_one_sentence_without_secrets_and_the_next_question_works(
+    the_hub, adapter, lab, monkeypatch, kind, where
+):
+    monkeypatch.setenv("HF_TOKEN", the_hub.token("me", "read"))
+    the_lab = lab(adapter)
+    the_hub.fault(kind, match=where, times=None, retry_after=300 if kind == "429" else None)
+    with pytest.raises(LabError, match=REFUSED[kind]) as error:
+        ask(the_lab, adapter)
+    assert os.environ["HF_TOKEN"] not in str(error.value) and "http" not in str(error.value)
+    assert str(error.value).count("\n") == 0
+    the_hub.clear_faults()
+    assert only_fetch(the_lab, adapter) is not None and the_lab.model(adapter)
+
+
+def test_what_passes_is_waited_for(the_hub, adapter, lab):
+    the_hub.fault("503", match="api/models", times=2)
+    the_hub.fault("429", match="resolve", retry_after=1)
+    waits = only_fetch(lab(adapter), adapter)
+    assert "the Hub asks to wait 1 s" in waits and len(got(the_hub)) == 2
+    other = publish(HfApi(endpoint=the_hub.url, token=the_hub.token("me")), "asked-to-wait")
+    the_hub.fault("429", match="asked-to-wait", retry_after=30)
+    started = time.monotonic()
+    with pytest.raises(client.Cancelled):
+        only_fetch(lab(other), other, lambda: time.monotonic() > started + 0.3)
+    assert time.monotonic() < started + 1
+
+
+def make_private(api, repo):
+    api.update_repo_settings(repo, private=True)
+
+
+def make_gated(api, repo):
+    api.update_repo_settings(repo, gated="manual")
+
+
+def delete(api, repo):
+    api.delete_repo(repo)
+
+
+def lose_the_file(api, repo):
+    api.delete_file(GGUF, repo)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (make_private, "is not on the Hub .any more., or private: check the name, or set HF_TOKEN"),
+        (make_gated, "is gated: accept its licence at https://huggingface.co/me/.*, then set HF_TOKEN"),
+        (delete, "is not on the Hub .any more., or private"),
+        (lose_the_file, f"has no file {GGUF}: correct it"),
+    ],
+)
+def test_what_happened_to_a_repository_is_told_when_it_is_chosen_and_when_it_is_asked(
+    the_hub, api, adapter, lab, change, sentence
+):
+    change(api, adapter.repo)
+    the_lab = lab(adapter)
+    with pytest.raises(LabError, match=sentence) as error:
+        ask(the_lab, adapter)
+    assert the_lab.why_not(adapter) == str(error.value)
+    assert got(the_hub) == []
+
+
+def test_a_renamed_repository_is_found(the_hub, api, adapter, lab):
+    api.move_repo(adapter.repo, f"{adapter.repo}-now")
+    assert "panda" in ask(lab(adapter), adapter)[0]
+
+
+def test_a_hub_that_is_away_or_not_to_be_asked_is_told(the_hub, adapter, lab, monkeypatch):
+    the_lab = lab(adapter)
+    the_hub.stop()
+    try:
+        with pytest.raises(LabError, match="the Hub can't be reached. Check the network"):
+            ask(the_lab, adapter)
+    finally:
+        the_hub.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(LabError, match="is not whole on this disk and HF_HUB_OFFLINE is set"):
+            ask(the_lab, adapter)
+    ask(the_lab, adapter)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "panda" in ask(lab(adapter), adapter)[0]
+
+
+def test_a_model_stays_what_it_is_until_a_refresh(the_hub, api, adapter, lab):
+    the_lab = lab(adapter)
+    ask(the_lab, adapter)
+    first = the_lab.model(adapter).adapter
+    api.upload_file(path_or_fileobj=b"# Only the card.\n", path_in_repo="README.md", repo_id=adapter.repo)
+    the_lab.refresh()
+    assert "panda" in ask(the_lab, adapter)[0]
+    assert the_lab.model(adapter).adapter == first
+    second = PROJECT / "adapters" / "nano-emoji-1-epoch" / GGUF
+    api.upload_file(path_or_fileobj=second, path_in_repo=GGUF, repo_id=adapter.repo)
+    ask(the_lab, adapter)
+    assert the_lab.model(adapter).adapter == first
+    the_lab.refresh()
+    ask(the_lab, adapter)
+    assert the_lab.model(adapter).adapter.read_bytes() == second.read_bytes()
+    assert first.read_bytes() == (EMOJI / GGUF).read_bytes()
+
+
+def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, api, adapter, lab, monkeypatch):
+    the_lab = lab(adapter)
+    ask(the_lab, adapter)
+    past = time.time() - 3 * 86400 - 60
+    os.utime(the_lab.model(adapter).adapter, (past, past), follow_symlinks=False)
+    the_lab.refresh()
+    the_hub.fault("503", match="api/models", times=None)
+    answer, waits = ask(the_lab, adapter)
+    assert "panda" in answer and "the Hub can't be asked: loading the copy of 3 days ago" in waits
+    told = "The Hub can't be asked: the copy of 3 days ago answers."
+    assert the_lab.state(adapter).explanation == told
+    asked = len(the_hub.requests)
+    assert "panda" in ask(the_lab, adapter)[0]
+    assert len(the_hub.requests) == asked  # not tried again before the next refresh
+    the_hub.clear_faults()
+    the_lab.refresh()
+    ask(the_lab, adapter)
+    assert the_lab.state(adapter).explanation == "" and the_lab.age(adapter) == "a moment ago"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert lab(adapter).state(adapter).explanation == told.replace("3 days ago", "a moment ago")
+
+
+def test_what_was_used_least_recently_leaves_the_disk_and_nothing_else(the_hub, api, visit, lab):
+    entries = [publish(api, f"lru-{i}") for i in range(4)]
+    foreign = hf_hub_download(entries[3].repo, GGUF, endpoint=the_hub.url, token=False)
+    the_lab = lab(*entries, cache_bytes=int(2.5 * SIZE))
+    ask(the_lab, entries[0])
+    only_fetch(the_lab, entries[1])
+    only_fetch(the_lab, entries[2])
+    assert [bool(the_lab.model(entry)) for entry in entries] == [True, False, True, True]  # the first is in memory
+    the_lab.close()
+    fresh = lab(*entries, cache_bytes=int(2.5 * SIZE))
+    ask(fresh, entries[0])
+    only_fetch(fresh, entries[1])
+    assert [bool(fresh.model(entry)) for entry in entries] == [True, True, False, True]
+    assert Path(foreign).is_file() and fresh.state(entries[2]).kind == "download"
+    small = lab(*entries, cache_bytes=SIZE // 2)
+    with pytest.raises(LabError, match="more than CACHE_GB leaves.*Raise CACHE_GB"):
+        ask(small, entries[2])
+
+
+def test_a_cache_bound_that_is_none_is_told(monkeypatch):
+    monkeypatch.setenv("CACHE_GB", "0.5")
+    assert Settings.from_environment().cache_bytes == 5e8
+    for wrong in ("-1", "much", "1e9999", "nan"):
+        monkeypatch.setenv("CACHE_GB", wrong)
+        with pytest.raises(LabError, match="CACHE_GB is no number"):
+            Settings.from_environment()
+
+
+@pytest.mark.parametrize("name", ["../../../out.gguf", "/tmp/out.gguf", "a\\..\\out.gguf", "a//out.gguf", "a\0.gguf"])
+def test_a_name_that_leads_out_of_the_cache_is_refused(the_hub, adapter, lab, name):
+    the_hub.falsify(adapter.repo, GGUF, name=name)
+    entry = replace(adapter, file=name)
+    with pytest.raises(LabError, match="leads out of its folder"):
+        ask(lab(entry), entry)
+    assert got(the_hub) == []
+
+
+def test_pickles_are_refused_by_name(the_hub, api, visit, lab):
+    entry = publish(api, "pickled", ("adapter_config.json",))
+    api.upload_file(path_or_fileobj=b"cos\nsystem\n", path_in_repo="adapter_model.bin", repo_id=entry.repo)
+    for engine in ("llamacpp", "pytorch"):
+        reason = lab(entry, engine_name=engine).why_not(entry)
+        assert "as a pickle only (adapter_model.bin)" in reason
+    named = replace(entry, file="adapter_model.bin")
+    with pytest.raises(LabError, match="is no GGUF file"):
+        ask(lab(named), named)
+    assert got(the_hub) == []
+
+
+def test_an_index_cannot_name_files_elsewhere(tmp_path):
+    (tmp_path / "secret.safetensors").touch()
+    folder = tmp_path / "snapshots" / "model"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).touch()
+    (folder / artifacts.INDEX).write_text('{"weight_map": {"a": "../../secret.safetensors"}}', encoding="utf-8")
+    assert not artifacts.whole(folder, adapter=False)

@@ -1,0 +1,1 @@
+"""The built-in emoji data set, made from Unicode's own data."""

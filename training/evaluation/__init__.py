@@ -1,0 +1,1 @@
+"""Evaluating models: suites of questions, statistics and reports."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: the trainer, attention, the memory plan, progress and checkpoints."""

@@ -1,0 +1,1 @@
+"""Publishing: model cards, uploads to the Hub, and the Space."""

@@ -1,0 +1,1 @@
+"""What is shown as HTML: cards, charts and tables."""
