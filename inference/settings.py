@@ -1,4 +1,4 @@
-"""What the environment says about this process, read once: see the table in the README."""
+"""The settings of this process: environment variables, read once and checked. `docs/settings.md` shows the table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ from inference.errors import LabError
 
 PROJECT = Path(__file__).parents[1]
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+# Every environment variable that a user may set, with its meaning. The documentation's table is generated from this.
+VARIABLES = {
+    "PORT": "Port of the page. Default: 7860.",
+    "ENGINE": "Engine that runs the models: `llamacpp`, `pytorch`, `remote` or `auto` (the default).",
+    "REMOTE_URL": "Address of an OpenAI-compatible server that answers instead of this machine.",
+    "REMOTE_API_KEY": "API key of that server.",
+    "CATALOG": "Path of another catalog file. Default: `adapters/catalog.yaml`.",
+    "HUB_NAMESPACE": "Hub account that replaces `{namespace}` in the catalog's repository names.",
+    "HUB_AUTHORS": "Hub accounts, separated by commas. Models that they published with this project join the dropdown.",
+    "HUB_COLLECTION": "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way.",
+    "HF_TOKEN": "Hub token for gated or private repositories.",
+    "HF_HUB_OFFLINE": "`1`: send no request to the Hub and use the copies on this disk.",
+    "CACHE_GB": "Disk space for downloaded models in GB; the least recently used are deleted first. Default: no limit.",
+    "WHISPER_MODEL": "Speech recognition model: one of Whisper's names or the path of a checkpoint. Default: `base`.",
+    "VOTES": "SQLite file of the votes. Default: a file in the cache folder.",
+    "VOTES_REPO": "Data set on the Hub to which votes are pushed every 5 minutes. Needs `HF_TOKEN`.",
+    "OMP_NUM_THREADS": "Largest number of CPU threads for llama.cpp and PyTorch. Default: one for each core.",
+}
 
 
 def cache_folder() -> Path:
