@@ -1,4 +1,7 @@
-"""The settings of this process: environment variables, read once and checked. `docs/settings.md` shows the table."""
+"""The settings of this process: every environment variable that the project reads, and the typed values of the page.
+
+`SETTINGS` lists the variables with their defaults and descriptions; the docs are generated from it.
+"""
 
 from __future__ import annotations
 
@@ -11,45 +14,57 @@ from pathlib import Path
 from inference.errors import LabError
 
 PROJECT = Path(__file__).parents[1]
-REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+REPOSITORY_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-# Every environment variable that a user may set, with its meaning. The documentation's table is generated from this.
-VARIABLES = {
-    "PORT": "Port of the page. Default: 7860.",
-    "ENGINE": "Engine that runs the models: `llamacpp`, `pytorch`, `remote` or `auto` (the default).",
-    "REMOTE_URL": "Address of an OpenAI-compatible server that answers instead of this machine.",
-    "REMOTE_API_KEY": "API key of that server.",
-    "CATALOG": "Path of another catalog file. Default: `adapters/catalog.yaml`.",
-    "HUB_NAMESPACE": "Hub account that replaces `{namespace}` in the catalog's repository names.",
-    "HUB_AUTHORS": "Hub accounts, separated by commas. Models that they published with this project join the dropdown.",
-    "HUB_COLLECTION": "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way.",
-    "HF_TOKEN": "Hub token for gated or private repositories.",
-    "HF_HUB_OFFLINE": "`1`: send no request to the Hub and use the copies on this disk.",
-    "CACHE_GB": "Disk space for downloaded models in GB; the least recently used are deleted first. Default: no limit.",
-    "WHISPER_MODEL": "Speech recognition model: one of Whisper's names or the path of a checkpoint. Default: `base`.",
-    "VOTES": "SQLite file of the votes. Default: a file in the cache folder.",
-    "VOTES_REPO": "Data set on the Hub to which votes are pushed every 5 minutes. Needs `HF_TOKEN`.",
-    "OMP_NUM_THREADS": "Largest number of CPU threads for llama.cpp and PyTorch. Default: one for each core.",
-}
+
+@dataclass(frozen=True)
+class Setting:
+    """An environment variable. `default` is what applies if it is not set, in words or as a value."""
+
+    variable: str
+    default: str
+    description: str
+
+
+SETTINGS = (
+    Setting("PORT", "7860", "Port of the page."),
+    Setting("CATALOG", "adapters/catalog.yaml", "File that lists the models of the dropdown."),
+    Setting("ENGINE", "auto", "Engine that runs the models: llamacpp, pytorch, remote, or auto."),
+    Setting("REMOTE_URL", "none", "Address of an OpenAI-compatible server, for the engine remote."),
+    Setting("REMOTE_API_KEY", "none", "API key of that server."),
+    Setting("HUB_NAMESPACE", "none", "Hub account that fills {namespace} in the catalog's repositories."),
+    Setting("HUB_AUTHORS", "none", "Hub accounts, separated by commas. Their models join the dropdown."),
+    Setting("HUB_COLLECTION", "none", "Hub collection (user/title-0123…). Its models join the dropdown."),
+    Setting("HF_TOKEN", "none", "Hub token, for gated and private repositories and for VOTES_REPO."),
+    Setting("HF_HUB_OFFLINE", "0", "1 sends no request to the Hub and uses the files on this disk."),
+    Setting("CACHE_GB", "no limit", "Disk space for downloaded models, in GB. The least recently used are deleted."),
+    Setting(
+        "WHISPER_MODEL", "base", "Speech recognition model: a name of a Whisper model or the path of a checkpoint."
+    ),
+    Setting("VOTES", "votes.sqlite in the cache folder", "SQLite file of the votes."),
+    Setting("VOTES_REPO", "none", "Hub data set that votes are uploaded to every 5 minutes."),
+)
 
 
 def cache_folder() -> Path:
-    """Where the lab keeps what it downloads, beside other programs' caches."""
+    """The folder for what the lab downloads and keeps, beside other programs' caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llama-finetuning-lab"
 
 
 def votes_file() -> Path:
-    """Where the votes are kept unless VOTES says so."""
+    """The votes' file if VOTES is not set."""
     return cache_folder() / "votes.sqlite"
+
+
+def variable(name: str) -> str | None:
+    """The value of an environment variable; None if it is not set or empty."""
+    return os.environ.get(name) or None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`namespace` is the Hub account whose fine-tuned models fill the catalog's open repositories; `whisper` one of
-    Whisper's own names or a checkpoint's path, `engine` one of `inference.engines.ENGINES` or "auto". What
-    `authors` and `collection` hold on the Hub comes to the catalog. What is fetched takes `cache_bytes` of the disk at
-    most; None is no limit. `votes` is the SQLite file of the comparisons' votes, `votes_repo` the data set on the Hub
-    that they are pushed to."""
+    """The page's settings, with the meaning that `SETTINGS` gives for each variable. `cache_bytes` is CACHE_GB in
+    bytes; None is no limit."""
 
     catalog: Path = PROJECT / "adapters" / "catalog.yaml"
     namespace: str | None = None
@@ -64,31 +79,47 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """CACHE_GB, CATALOG, ENGINE, HUB_AUTHORS, HUB_COLLECTION, HUB_NAMESPACE, PORT, VOTES, VOTES_REPO and
-        WHISPER_MODEL, where they are set."""
-        port = os.environ.get("PORT") or str(cls.port)
-        if not port.isdecimal() or not 0 < int(port) < 65536:
-            raise LabError("PORT is not a port number: set it to one from 1 to 65535, such as 7860.")
-        room = os.environ.get("CACHE_GB") or None
-        if room and not re.fullmatch(r"\d+(\.\d+)?", room, re.ASCII):
-            raise LabError("CACHE_GB is no number of gigabytes: set it to one such as 20, or unset it for no limit.")
-        votes_repo = os.environ.get("VOTES_REPO") or None
-        if votes_repo and not REPOSITORY.fullmatch(votes_repo):
-            raise LabError("VOTES_REPO is not a data set's name: set it to one such as your-name/votes.")
+        """The settings of this process. Raises LabError if a variable has an invalid value."""
         return cls(
-            catalog=Path(os.environ.get("CATALOG") or cls.catalog),
-            namespace=os.environ.get("HUB_NAMESPACE") or None,
-            port=int(port),
-            whisper=os.environ.get("WHISPER_MODEL") or cls.whisper,
-            engine=os.environ.get("ENGINE") or cls.engine,
-            authors=tuple(filter(None, re.split(r"[,\s]+", os.environ.get("HUB_AUTHORS", "")))),
-            collection=os.environ.get("HUB_COLLECTION") or None,
-            cache_bytes=int(float(room) * 1e9) if room else None,
-            votes=Path(os.environ.get("VOTES") or votes_file()).expanduser(),
-            votes_repo=votes_repo,
+            catalog=Path(variable("CATALOG") or cls.catalog),
+            namespace=variable("HUB_NAMESPACE"),
+            port=read_port(),
+            whisper=variable("WHISPER_MODEL") or cls.whisper,
+            engine=variable("ENGINE") or cls.engine,
+            authors=tuple(filter(None, re.split(r"[,\s]+", variable("HUB_AUTHORS") or ""))),
+            collection=variable("HUB_COLLECTION"),
+            cache_bytes=read_cache_bytes(),
+            votes=Path(variable("VOTES") or votes_file()).expanduser(),
+            votes_repo=read_votes_repository(),
         )
 
 
+def read_port() -> int:
+    """PORT. Raises LabError if it is not a port number."""
+    port = variable("PORT") or str(Settings.port)
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise LabError("PORT is not a port number: set it to a number from 1 to 65535, such as 7860.")
+    return int(port)
+
+
+def read_cache_bytes() -> int | None:
+    """CACHE_GB in bytes; None is no limit. Raises LabError if it is not a number."""
+    gigabytes = variable("CACHE_GB")
+    if gigabytes is None:
+        return None
+    if not re.fullmatch(r"\d+(\.\d+)?", gigabytes, re.ASCII):
+        raise LabError("CACHE_GB is not a number of gigabytes: set it to a number such as 20, or unset it.")
+    return int(float(gigabytes) * 1e9)
+
+
+def read_votes_repository() -> str | None:
+    """VOTES_REPO. Raises LabError if it is not the name of a data set."""
+    name = variable("VOTES_REPO")
+    if name and not REPOSITORY_NAME.fullmatch(name):
+        raise LabError("VOTES_REPO is not a data set's name: set it to a name such as your-name/votes.")
+    return name
+
+
 def zero_gpu() -> bool:
-    """Whether this is a ZeroGPU Space: a GPU is lent to single calls, and CUDA is to be left alone otherwise."""
+    """Whether this is a ZeroGPU Space. It lends a GPU to single calls; outside of them CUDA must not be used."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true") and find_spec("spaces") is not None

@@ -442,7 +442,7 @@ def test_a_cache_bound_that_is_none_is_told(monkeypatch):
     assert Settings.from_environment().cache_bytes == 5e8
     for wrong in ("-1", "much", "1e9999", "nan"):
         monkeypatch.setenv("CACHE_GB", wrong)
-        with pytest.raises(LabError, match="CACHE_GB is no number"):
+        with pytest.raises(LabError, match="CACHE_GB is not a number"):
             Settings.from_environment()
 
 
