@@ -204,7 +204,7 @@ def test_data_that_cannot_be_learnt_from_is_one_sentence(rows, words, tmp_path):
         ("name=../elsewhere", "“name” can't be '../elsewhere'"),
         ("epochs=inf", "“epochs” can't be inf"),
         ("seed=-1", "“seed” can't be -1"),
-        ("method=[", "The value of “method” can't be read (line 1:"),
+        ("method=[", "The value of “method” is not valid YAML (line 1:"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_one_sentence(field, words):

@@ -1,14 +1,14 @@
-"""The recipe: everything that decides what a fine-tuning run makes, validated before anything is loaded.
+"""The recipe: all settings of a fine-tuning run, validated before anything is loaded.
 
-A recipe is a YAML file in `training/recipes/` (or anywhere), named on the command line by its name or its path; each
-field can be overridden as `key=value` (`lora.r=8 epochs=3`). Unknown keys and wrong types are refused in one sentence.
+A recipe is a YAML file in `training/recipes/` or anywhere else. The command line takes its name or its path, and
+overrides of any field as `key=value` (`lora.r=8 epochs=3`). Each field's description says what it does.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -21,141 +21,188 @@ from inference.validation import explain, load_yaml, nearest, where_not_yaml
 RECIPES = Path(__file__).with_name("recipes")
 
 
-class Part(BaseModel):
-    """A part of a recipe: no key that isn't known, no value that isn't of its type."""
+class Section(BaseModel):
+    """A section of a recipe. It refuses unknown keys and values of a wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Data(Part):
-    """Which data set, and how much of it: "emoji" (made here), a Hub data set, a JSON Lines or Parquet file or folder.
+class Data(Section):
+    """Which data set to learn from, and how much of it. `training/data/formats.py` lists the row formats."""
 
-    `evaluation` conversations are kept apart for measuring. What rows may look like: `training/data/formats.py`.
-    """
+    name: str = Field(
+        description="The data set: `emoji` (built in), a Hub data set, or a JSON Lines, JSON, Parquet or CSV file or "
+        "folder."
+    )
+    examples: int | None = Field(
+        None, gt=0, description="Conversations to train on: fewer make a shorter run; null takes all of them."
+    )
+    evaluation: int = Field(
+        200, ge=0, description="Conversations held out for evaluation: more narrow its intervals and shrink training."
+    )
+    seed: int = Field(0, description="The seed of the split: another seed holds out other conversations.")
 
-    name: str
-    examples: Annotated[int, Field(gt=0)] | None = None
-    evaluation: Annotated[int, Field(ge=0)] = 200
-    seed: int = 0
 
-
-class Lora(Part):
+class Lora(Section):
     """The adapter's shape (Hu et al. 2021): an update of rank `r`, scaled by alpha / r, on all linear layers."""
 
-    r: Annotated[int, Field(gt=0)] = 16
-    alpha: Annotated[int, Field(gt=0)] = 16
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    r: int = Field(
+        16, gt=0, description="The rank of the update: higher learns and forgets more, and takes more memory and disk."
+    )
+    alpha: int = Field(
+        16, gt=0, description="The update is scaled by alpha / r: higher acts like a higher learning rate."
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="The share of the adapter's inputs dropped in training: higher overfits less and learns slower.",
+    )
 
 
-class Checkpoints(Part):
-    """When a run is saved so that it can go on elsewhere: every so many steps or minutes, whichever comes first."""
+class Checkpoints(Section):
+    """When a run saves its state, so that it can resume here or on another machine."""
 
-    steps: Annotated[int, Field(gt=0)] = 200
-    minutes: Annotated[float, Field(gt=0)] = 10.0
-    keep: Annotated[int, Field(gt=0)] = 2
+    steps: int = Field(200, gt=0, description="A checkpoint every n steps: fewer steps lose less work after a stop.")
+    minutes: float = Field(
+        10.0, gt=0, description="A checkpoint at least every n minutes: bounds the work lost when steps are slow."
+    )
+    keep: int = Field(
+        2, gt=0, description="Checkpoints to keep: each takes about three times the adapter's size on disk."
+    )
 
 
-def as_written(value: object) -> object:
-    """YAML reads a plain on or off as true or false."""
+def on_off_as_text(value: object) -> object:
+    """Turn a YAML boolean back into the word that was written: YAML reads on and off as true and false."""
     return ("off", "on")[value] if isinstance(value, bool) else value
 
 
-Choice = Annotated[Literal["auto", "on", "off"], BeforeValidator(as_written)]
+Choice = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off_as_text)]
 
 
 def steps_or_share(value: object) -> object:
-    """Refuses what is neither a number of steps nor, between 0 and 1, a share of all steps."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if whole or (isinstance(value, float) and 0 < value < 1):
+    """Accept a number of steps, or a share of all steps between 0 and 1. Raises ValueError for anything else."""
+    is_steps = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_steps or (isinstance(value, float) and 0 < value < 1):
         return value
     raise ValueError(f"“warmup_steps” can't be {value!r}: it is a number of steps, or a share of them such as 0.1.")
 
 
-class Speed(Part):
-    """Options that change speed and memory, never what is learnt. "auto" decides by the GPU's memory: see
-    `training/finetune/memory_plan.py`."""
+class Speed(Section):
+    """Options that change speed and memory but not the result. `training/finetune/memory_plan.py` decides "auto"."""
 
-    gradient_checkpointing: Choice = "auto"
-    fused_kernels: Choice = "auto"
-    compile: Choice = "auto"
+    gradient_checkpointing: Choice = Field(
+        "auto",
+        description="Recompute activations: a third slower, much less memory; auto turns it on if memory is short.",
+    )
+    fused_kernels: Choice = Field(
+        "auto", description="Liger's fused kernels: faster and less memory; auto uses them on a GPU if installed."
+    )
+    compile: Choice = Field(
+        "auto", description="torch.compile: faster steps, but minutes of compiling for each batch length; auto is off."
+    )
 
 
-class Recipe(Part):
-    """One fine-tuning run. `base` is a Hub repository or a folder, as seen from the project; `title` what the published
-    model is called."""
+class Recipe(Section):
+    """One fine-tuning run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    title: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    base: str
-    data: Data
-    method: Literal["qlora", "lora", "full"] = "qlora"
-    lora: Lora = Lora()
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    max_steps: Annotated[int, Field(gt=0)] | None = None
-    batch_size: Annotated[int, Field(gt=0)] = 2
-    gradient_accumulation: Annotated[int, Field(gt=0)] = 4
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup_steps: Annotated[int | float, BeforeValidator(steps_or_share)] = 5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_length: Annotated[int, Field(gt=0)] = 2048
-    packing: bool = False
-    checkpoints: Checkpoints = Checkpoints()
-    speed: Speed = Speed()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name: its folder is runs/NAME.")
+    title: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The name of the published model on the Hub."
+    )
+    base: str = Field(description="The base model: a Hub repository, or a folder relative to the project.")
+    data: Data = Field(description="The data set.")
+    method: Literal["qlora", "lora", "full"] = Field(
+        "qlora",
+        description="`qlora` holds the base in 4 bits, `lora` in 16 and is faster, `full` takes 16 bytes a parameter.",
+    )
+    lora: Lora = Field(Lora(), description="The adapter's shape; `full` ignores it.")
+    epochs: float = Field(
+        1.0, gt=0, description="Passes over the data: more fit it better and forget more of the rest."
+    )
+    max_steps: int | None = Field(
+        None, gt=0, description="Stops the run after n optimizer steps; null runs all epochs."
+    )
+    batch_size: int = Field(
+        2, gt=0, description="Conversations in a micro-batch: more are faster until memory is full."
+    )
+    gradient_accumulation: int = Field(
+        4, gt=0, description="Micro-batches per optimizer step: more enlarge the batch without more memory."
+    )
+    learning_rate: float = Field(
+        2e-4, gt=0, description="The peak learning rate: higher learns faster until it diverges."
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rate falls to 0 after the warm-up; `constant` doesn't fall."
+    )
+    warmup_steps: Annotated[int | float, BeforeValidator(steps_or_share)] = Field(
+        5, description="Steps, or a share of all steps, in which the learning rate rises: more make the start steadier."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Pulls weights towards 0: higher values overfit less.")
+    max_length: int = Field(
+        2048, gt=0, description="Tokens of a conversation: longer ones are cut, and memory grows with it."
+    )
+    packing: bool = Field(
+        False, description="Puts short conversations into one row: no padding, fewer and fuller steps."
+    )
+    checkpoints: Checkpoints = Field(Checkpoints(), description="When the run saves its state.")
+    speed: Speed = Field(Speed(), description="Options that change speed and memory but not the result.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="The seed of order and weights: another one gives another adapter."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def rename(cls, values: object) -> object:
-        """Takes the names that fields had in earlier versions."""
+        """Accept the names that fields had in earlier versions."""
         return with_current_names(values) if isinstance(values, dict) else values
 
     @property
     def base_location(self) -> str:
-        """What transformers loads: the folder's path where there is one, else the Hub repository's name."""
+        """What transformers loads: the path of a local folder, or the name of a Hub repository."""
         return locate(self.base)
 
 
 def locate(base: str) -> str:
-    """A base's folder as a path where there is one (seen from the project), else the Hub repository's name."""
+    """The path of a base if it is a folder (relative to the project), else the name of its Hub repository."""
     folder = PROJECT / base
     return str(folder) if folder.is_dir() else base
 
 
-def file_of(name: str, folder: Path = RECIPES, what: str = "recipe") -> Path:
-    """The file of a recipe, or of what else `folder` holds, given by its name or path."""
-    path, known = Path(name), names(folder)
+def find_file(name: str, folder: Path = RECIPES, kind: str = "recipe") -> Path:
+    """The YAML file of a recipe, or of another `kind` in `folder`, by name or path. Raises LabError if missing."""
+    path, known = Path(name), recipe_names(folder)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise LabError(f"There is no {what} file {name}: check the path, or name one of {', '.join(known)}.")
+            raise LabError(f"There is no {kind} file {name}: check the path, or name one of {', '.join(known)}.")
         return path
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise LabError(f"There is no {what} “{name}”{nearest(name, known)}: choose one of {', '.join(known)}.")
+        raise LabError(f"There is no {kind} “{name}”{nearest(name, known)}: choose one of {', '.join(known)}.")
     return path
 
 
-def names(folder: Path = RECIPES) -> list[str]:
-    """The names of the recipes that come with the project, or of what else `folder` holds."""
+def recipe_names(folder: Path = RECIPES) -> list[str]:
+    """The sorted names of the YAML files in `folder`, by default of the recipes that come with the project."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def read_fields(path: Path, what: str = "recipe") -> dict:
-    """The fields in a recipe's file, or in one like it, unchecked. Raises LabError where it isn't one."""
+def read_fields(path: Path, kind: str = "recipe") -> dict[str, Any]:
+    """The unvalidated fields of a recipe, or of another `kind` of YAML file. Raises LabError if it holds no mapping."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise LabError(f"{path.name} is not UTF-8 text ({error.reason}): save it as such.") from error
+        raise LabError(f"{path.name} is not UTF-8 text ({error.reason}): save it as UTF-8.") from error
     except yaml.YAMLError as error:
-        raise LabError(f"{path.name} is not YAML ({where_not_yaml(error)}): mend it there.") from error
+        raise LabError(f"{path.name} is not valid YAML ({where_not_yaml(error)}): fix that line.") from error
     if not isinstance(values, dict):
-        raise LabError(f"{path.name} is not a {what}: it has to be a list of `key: value` lines.")
+        raise LabError(f"{path.name} is not a {kind}: write it as a list of `key: value` lines.")
     return values
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of that name or path with `key=value` overrides. Raises LabError for anything that isn't right."""
-    path = file_of(name)
+    """The recipe with that name or path, with `key=value` overrides. Raises LabError if anything in it is invalid."""
+    path = find_file(name)
     values = read_fields(path)
     for old in RENAMED.keys() & values.keys():
         print(f"{path.name}: “{old}” is now called “{RENAMED[old]}”.", file=sys.stderr)
@@ -168,21 +215,27 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
         raise LabError(f"{path.name}: {explain(error, Recipe)}") from error
 
 
-def apply_override(values: dict, override: str) -> None:
-    """Set one `key=value`, dots reaching into parts; the value is read as YAML."""
-    key, equals, value = override.partition("=")
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one `key=value` in `values`. A dot in the key reaches into a section; the value is read as YAML."""
+    key, equals, text = override.partition("=")
     if not equals:
         raise LabError(f"“{override}” is not an override: write it as key=value, such as epochs=3.")
-    *parts, last = RENAMED.get(key, key).split(".")
-    for part in parts:
-        values = values.setdefault(part, {})
+    *sections, last = RENAMED.get(key, key).split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise LabError(f"“{key}” can't be set: “{part}” holds a single value.")
+            raise LabError(f"“{key}” can't be set: “{section}” holds a single value.")
+    values[last] = parse_value(key, text)
+
+
+def parse_value(key: str, text: str) -> object:
+    """The value of an override. Unlike YAML 1.1, it takes 1e-4 as a number. Raises LabError if it is not YAML."""
     try:
-        number = float(value)
-        values[last] = int(value) if value.lstrip("+-").isdigit() else number
+        number = float(text)
+        return int(text) if text.lstrip("+-").isdigit() else number
     except ValueError:
-        try:
-            values[last] = load_yaml(value)
-        except yaml.YAMLError as error:
-            raise LabError(f"The value of “{key}” can't be read ({where_not_yaml(error)}): mend it.") from error
+        pass
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        raise LabError(f"The value of “{key}” is not valid YAML ({where_not_yaml(error)}): fix it.") from error

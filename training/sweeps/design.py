@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.validation import explain
-from training.recipe import Part, Recipe, as_written, file_of, load_recipe, read_fields
+from training.recipe import Recipe, Section, find_file, load_recipe, on_off_as_text, read_fields
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -29,7 +29,7 @@ Fields = dict[str, Value]
 POINT, SEED = "point", "seed"
 
 
-class Range(Part):
+class Range(Section):
     """Values of a field between two ends, both possible; whole numbers where both are. `log`: by their logarithm."""
 
     low: int | float
@@ -46,7 +46,7 @@ class Range(Part):
         return self
 
 
-class Sweep(Part):
+class Sweep(Section):
     """Runs of one recipe that differ in `fields` (every combination of listed values) and in named `points`.
 
     Where a field is a range, TPE (Bergstra et al. 2011) chooses `trials` runs; else each combination runs with `seeds`
@@ -65,7 +65,7 @@ class Sweep(Part):
     objective: Literal["held-out loss", "flags", "pairs", "other emoji"] = LOSS
     every: Annotated[int, Field(gt=0)] = 1
     follow: Annotated[str, Field(min_length=1)] | None = None
-    pruning: Annotated[Literal["on", "off"], BeforeValidator(as_written)] = "off"
+    pruning: Annotated[Literal["on", "off"], BeforeValidator(on_off_as_text)] = "off"
 
     @field_validator("fields", mode="before")
     @classmethod
@@ -161,7 +161,7 @@ def range_of(name: str, ends: dict) -> Range:
 
 def load_sweep(name: str) -> Sweep:
     """The sweep of that name or path, each of its runs checked. Raises LabError for anything that isn't right."""
-    path = file_of(name, SWEEPS, "sweep")
+    path = find_file(name, SWEEPS, "sweep")
     try:
         sweep = Sweep.model_validate(read_fields(path, "sweep"))
     except ValidationError as error:
