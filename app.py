@@ -52,7 +52,7 @@ def main() -> None:
     lab, votes = Lab.from_environment(), Votes(settings.votes)
     page = build(lab, votes)
     if zero_gpu():
-        lab.engine("pytorch")  # ZeroGPU asks at the launch what will want its GPU
+        lab.engines.get("pytorch")  # ZeroGPU asks at the launch what will want its GPU
     if settings.votes_repo:
         from inference.arena.votes_hub import push_votes
 

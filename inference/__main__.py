@@ -1,6 +1,4 @@
-"""The lab in a terminal: `python -m inference models` lists what there is, `ask MODEL "question"` streams an answer,
-`transcribe FILE` prints what is said in a recording.
-"""
+"""List models, ask a model and transcribe recordings in the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from inference.catalog import Entry
 from inference.engines import Figures, Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
-from inference.speech.transcriber import Transcript
+from inference.speech import Transcript
 from inference.terminal import run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -26,7 +24,7 @@ DEFAULTS = Sampling()
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the catalog: id, state, name, base."""
+    """List the models of the catalog: id, state, name and summary."""
     lab = Lab.from_environment()
     if problem := lab.refresh():
         print(problem, file=sys.stderr)
@@ -44,24 +42,24 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def ask(
-    model: Annotated[str, typer.Argument(help="A model's id, as `models` lists them, or user/repo on the Hub.")],
-    question: Annotated[str, typer.Argument(help="What to ask.")] = "",
-    audio: Annotated[Path | None, typer.Option(help="A recording of the question, in its place.")] = None,
+    model: Annotated[str, typer.Argument(help="A model id from `models`, or user/repo on the Hub.")],
+    question: Annotated[str, typer.Argument(help="The question.")] = "",
+    audio: Annotated[Path | None, typer.Option(help="A recording of the question, instead of text.")] = None,
     as_json: Json = False,
-    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="The answer's greatest length.")] = DEFAULTS.max_tokens,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 is always the likeliest.")] = DEFAULTS.temperature,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed draws the same answer.")] = None,
+    system: Annotated[str, typer.Option(help="The system prompt.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="The maximum length of the answer in tokens.")] = DEFAULTS.max_tokens,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always picks the most likely token.")] = DEFAULTS.temperature,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")] = None,
 ) -> None:
-    """Ask one question; the answer is streamed, or with --json printed with its figures when it is complete."""
+    """Ask one question and stream the answer. With --json, print the complete answer with its measurements."""
     lab = Lab.from_environment()
     if audio:
         question = transcribe_file(lab, audio, "").text
-        print(f"heard: {question}", file=sys.stderr)
+        print(f"transcript: {question}", file=sys.stderr)
     entry = lab.entry(model)
     messages = [Message(role="system", content=system)] if system else []
     messages.append(Message(role="user", content=question))
-    answer, figures = "", None
+    answer, figures = "", Figures(0, 0, 0, None, None, "cancelled")
     for chunk in lab.ask(entry, messages, Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)):
         answer += chunk.text
         figures = chunk.figures or figures
@@ -79,19 +77,19 @@ def ask(
 
 @app.command()
 def transcribe(
-    file: Annotated[Path, typer.Argument(help="A recording, in any format.")],
+    file: Annotated[Path, typer.Argument(help="A recording in any audio format.")],
     as_json: Json = False,
-    language: Annotated[str, typer.Option(help="As in “en”; found out where it isn't given.")] = "",
+    language: Annotated[str, typer.Option(help="A language code such as “en”. The default detects the language.")] = "",
 ) -> None:
-    """Print what is said in a recording; with --json also language, duration and seconds spent."""
+    """Transcribe a recording. With --json, add the language, its duration and the time taken (seconds)."""
     transcript = transcribe_file(Lab.from_environment(), file, language)
     print(json.dumps(asdict(transcript), ensure_ascii=False, indent=1) if as_json else transcript.text)
 
 
 def transcribe_file(lab: Lab, file: Path, language: str) -> Transcript:
-    """What is said in `file`, with a line about what is being waited for."""
+    """Transcribe `file`, with progress on standard error. Raises LabError if that fails."""
     if not file.is_file():
-        raise LabError(f"There is no file {file}: check the path.")
+        raise LabError(f"The file {file} does not exist: check the path.")
     for step in lab.transcribe(file, language or None):
         if isinstance(step, Transcript):
             if step.note:
@@ -99,15 +97,15 @@ def transcribe_file(lab: Lab, file: Path, language: str) -> Transcript:
             return step
         if sys.stderr.isatty():
             print(f"\r\x1b[K{step.waiting}… ", end="", file=sys.stderr, flush=True)
-    raise LabError(f"Nothing came of {file}: try again.")
+    raise LabError(f"The file {file} gave no transcript: try again.")
 
 
-def as_record(answer: str, entry: Entry, lab: Lab, figures: Figures) -> dict:
-    """An answer with its figures, as `--json` prints it and `/ask` would be logged."""
+def as_record(answer: str, entry: Entry, lab: Lab, figures: Figures) -> dict[str, str | int | float | None]:
+    """Return an answer with its measurements, as `--json` prints it."""
     return {
         "answer": answer,
         "model": entry.id,
-        "engine": lab.engine_of(entry),
+        "engine": lab.engines.name_for(entry),
         "prompt_tokens": figures.prompt_tokens,
         "cached_tokens": figures.cached_tokens,
         "completion_tokens": figures.completion_tokens,

@@ -125,6 +125,10 @@ class Catalog:
         """The entry of its base model; a base is its own."""
         return self[entry.base] if entry.base else entry
 
+    def parts_of(self, entry: Entry) -> list[Entry]:
+        """The entries whose files make up one model: its base and, for an adapter, itself."""
+        return [self[entry.base], entry] if entry.base else [entry]
+
     @classmethod
     def read(cls, path: Path, namespace: str | None = None) -> Catalog:
         """The catalog in the file `path`. Raises LabError naming the key and the mend where it isn't right."""

@@ -126,10 +126,10 @@ def test_an_adapter_whose_base_is_in_memory_is_offered_before_other_downloads(hu
     lab = Lab(Catalog.read(tmp_path / "catalog.yaml"), authors=["order"])
     assert lab.refresh() == ""
     adapters = ["order/twin-lora", "order/nano-lora", "order/far-lora"]
-    assert [entry.id for entry in lab.offered()] == ["twin", adapters[0], "nano", adapters[1], "far", adapters[2]]
+    assert [entry.id for entry in lab.list_models()] == ["twin", adapters[0], "nano", adapters[1], "far", adapters[2]]
     list(lab.ask("nano", [{"role": "user", "content": "What does 🐼 mean?"}]))
-    assert [entry.id for entry in lab.offered()][:2] == ["nano", "order/nano-lora"]
-    assert [lab.state(entry).text for entry in lab.offered()][:4] == ["in memory", "3 MB", "ready", "3 MB"]
+    assert [entry.id for entry in lab.list_models()][:2] == ["nano", "order/nano-lora"]
+    assert [lab.state(entry).text for entry in lab.list_models()][:4] == ["in memory", "3 MB", "ready", "3 MB"]
     lab.close()
 
 
@@ -139,16 +139,16 @@ def test_where_the_hub_is_away_the_kept_list_is_used_and_its_age_is_told(hub, mo
     hub.stop()
     try:
         lab = lab_of("away")
-        assert "away/Nano-lora" in lab.catalog and lab.listing_note() == ""
+        assert "away/Nano-lora" in lab.catalog and lab.models.age_note() == ""
         assert "can't be reached" in lab.refresh()
-        assert lab.listing_note() == "the Hub can't be reached; list of a moment ago"
+        assert lab.models.age_note() == "the Hub can't be reached; list of a moment ago"
         assert "away/Nano-lora" in lab.catalog
         new = lab_of("nobody")
         new.refresh()
         assert new.listing_note() == "the Hub can't be reached" and "nano" in new.catalog
     finally:
         hub.start()
-    assert lab.refresh() == "" and lab.listing_note() == ""
+    assert lab.refresh() == "" and lab.models.age_note() == ""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     published = Published(["away"], None)
     with pytest.raises(LabError):
@@ -240,9 +240,9 @@ def test_what_can_be_run_is_run_from_the_right_file():
     whole = entry_of(repository(*WHOLE), catalog, "safetensors")
     assert (whole.file, whole.weights, whole.weights_size) == ("", "some/Model", 4_000_000)
     lab = Lab(catalog, "pytorch")
-    assert lab.state(whole).text == "4 MB" and lab.engine_of(whole) == "pytorch"
+    assert lab.state(whole).text == "4 MB" and lab.engines.name_for(whole) == "pytorch"
     both = entry_of(repository("m-Q8_0.gguf"), catalog, "safetensors")
-    assert lab.engine_of(both) == "llamacpp" and lab.state(both).text == "1 MB"
+    assert lab.engines.name_for(both) == "llamacpp" and lab.state(both).text == "1 MB"
     quantized = {"base_model_name_or_path": "Unsloth/llama-3.2-1B-Instruct-bnb-4bit"}
     adapter = repository(*ADAPTER, base=("meta-llama/Llama-3.2-1B-Instruct",), config=CONFIG | quantized)
     assert entry_of(adapter, catalog, "gguf").base == "llama-3.2-1b"

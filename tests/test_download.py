@@ -98,7 +98,7 @@ def ask(lab: Lab, entry: Entry, cancelled=lambda: False) -> tuple[str, list[str]
 
 def only_fetch(lab: Lab, entry: Entry, cancelled=lambda: False) -> list[str]:
     """Fetch without asking: what was waited for."""
-    return [chunk.waiting for chunk in lab.fetch(entry, cancelled)]
+    return list(lab.download(entry, cancelled))
 
 
 def got(the_hub: LocalHub) -> list[str | None]:
@@ -113,14 +113,14 @@ def blobs(entry: Entry) -> list[str]:
 
 def test_only_what_the_engine_needs_is_fetched_and_then_answers_without_the_hub(the_hub, adapter, lab):
     the_lab = lab(adapter)
-    assert the_lab.state(adapter).kind == "download" and the_lab.why_not(adapter) == ""
+    assert the_lab.state(adapter).kind == "download" and the_lab.availability.problem(adapter) == ""
     answer, _ = ask(the_lab, adapter)
     assert "panda" in answer
     assert len(got(the_hub)) == 1 and len(blobs(adapter)) == 1
     before = len(the_hub.requests)
     the_hub.stop()
     try:
-        assert ask(lab(adapter), adapter)[0] == answer and the_lab.age(adapter) == "a moment ago"
+        assert ask(lab(adapter), adapter)[0] == answer and the_lab.local.age(adapter) == "a moment ago"
     finally:
         the_hub.start()
     assert len(the_hub.requests) == before
@@ -153,7 +153,7 @@ def test_a_cancelled_download_is_kept_and_continued(the_hub, adapter, lab):
     until = time.monotonic() + 0.8
     answer, waits = ask(the_lab, adapter, lambda: time.monotonic() > until)
     assert answer == "" and time.monotonic() < until + 1
-    assert the_lab.model(adapter) is None and the_lab.state(adapter).kind == "download"
+    assert the_lab.local.model(adapter) is None and the_lab.state(adapter).kind == "download"
     assert "panda" in ask(the_lab, adapter)[0]
     first, second = got(the_hub)
     assert first is None and int(second.removeprefix("bytes=").rstrip("-")) > 50_000
@@ -191,7 +191,7 @@ def test_wrong_bytes_twice_are_told_and_nothing_of_them_stays(the_hub, adapter, 
     the_hub.fault("corrupt", match="resolve", at=1000, times=2)
     with pytest.raises(LabError, match=f"{GGUF} of {adapter.repo} arrived damaged twice"):
         ask(the_lab, adapter)
-    assert blobs(adapter) == [] and the_lab.model(adapter) is None
+    assert blobs(adapter) == [] and the_lab.local.model(adapter) is None
     assert "panda" in ask(the_lab, adapter)[0]
 
 
@@ -229,7 +229,7 @@ def test_what_can_never_fit_is_refused_before_a_byte_of_it(the_hub, adapter, lab
     the_hub.falsify(adapter.repo, GGUF, size=900 * 10**9)
     with pytest.raises(LabError, match=f"{adapter.repo} needs 900.0 GB of memory and this machine has"):
         ask(the_lab, adapter)
-    assert "900.0 GB" in the_lab.why_not(adapter)
+    assert "900.0 GB" in the_lab.availability.problem(adapter)
     assert got(the_hub) == []
 
 
@@ -254,7 +254,7 @@ def test_two_visitors_share_one_download(the_hub, adapter, lab):
     leave.set()
     for each in visitors:
         each.join(10)
-    assert seen["first"] == "left" and the_lab.model(adapter)
+    assert seen["first"] == "left" and the_lab.local.model(adapter)
     done = [float(line.split()[1]) for line in seen["second"] if line.startswith("downloading")]
     assert 0 < done[0] < 0.9 and done == sorted(done)
     ranges = got(the_hub)
@@ -269,8 +269,8 @@ def test_processes_share_one_download(the_hub, adapter, lab, tmp_path):
         base = Entry("nano", "Nano", None, "nano-Q8_0.gguf", Card(""), (), folder=Path({str(NANO)!r}))
         adapter = Entry("a", "A", "nano", {GGUF!r}, Card(""), (), repo={adapter.repo!r})
         lab = Lab(Catalog([base, adapter]))
-        list(lab.fetch(adapter, lambda: False))
-        print(lab.model(adapter).adapter.stat().st_size)
+        list(lab.download(adapter, lambda: False))
+        print(lab.local.model(adapter).adapter.stat().st_size)
     """
     the_hub.fault("slow", match="resolve", rate=2e5)
     environment = {**os.environ, **the_hub.environment(), "HF_HUB_CACHE": constants.HF_HUB_CACHE}
@@ -304,7 +304,7 @@ def test_a_refusal_is_one_sentence_without_secrets_and_the_next_question_works(
     assert os.environ["HF_TOKEN"] not in str(error.value) and "http" not in str(error.value)
     assert str(error.value).count("\n") == 0
     the_hub.clear_faults()
-    assert only_fetch(the_lab, adapter) is not None and the_lab.model(adapter)
+    assert only_fetch(the_lab, adapter) is not None and the_lab.local.model(adapter)
 
 
 def test_what_passes_is_waited_for(the_hub, adapter, lab):
@@ -352,7 +352,7 @@ def test_what_happened_to_a_repository_is_told_when_it_is_chosen_and_when_it_is_
     the_lab = lab(adapter)
     with pytest.raises(LabError, match=sentence) as error:
         ask(the_lab, adapter)
-    assert the_lab.why_not(adapter) == str(error.value)
+    assert the_lab.availability.problem(adapter) == str(error.value)
     assert got(the_hub) == []
 
 
@@ -381,18 +381,18 @@ def test_a_hub_that_is_away_or_not_to_be_asked_is_told(the_hub, adapter, lab, mo
 def test_a_model_stays_what_it_is_until_a_refresh(the_hub, api, adapter, lab):
     the_lab = lab(adapter)
     ask(the_lab, adapter)
-    first = the_lab.model(adapter).adapter
+    first = the_lab.local.model(adapter).adapter
     api.upload_file(path_or_fileobj=b"# Only the card.\n", path_in_repo="README.md", repo_id=adapter.repo)
     the_lab.refresh()
     assert "panda" in ask(the_lab, adapter)[0]
-    assert the_lab.model(adapter).adapter == first
+    assert the_lab.local.model(adapter).adapter == first
     second = PROJECT / "adapters" / "nano-emoji-1-epoch" / GGUF
     api.upload_file(path_or_fileobj=second, path_in_repo=GGUF, repo_id=adapter.repo)
     ask(the_lab, adapter)
-    assert the_lab.model(adapter).adapter == first
+    assert the_lab.local.model(adapter).adapter == first
     the_lab.refresh()
     ask(the_lab, adapter)
-    assert the_lab.model(adapter).adapter.read_bytes() == second.read_bytes()
+    assert the_lab.local.model(adapter).adapter.read_bytes() == second.read_bytes()
     assert first.read_bytes() == (EMOJI / GGUF).read_bytes()
 
 
@@ -400,12 +400,12 @@ def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, a
     the_lab = lab(adapter)
     ask(the_lab, adapter)
     past = time.time() - 3 * 86400 - 60
-    os.utime(the_lab.model(adapter).adapter, (past, past), follow_symlinks=False)
+    os.utime(the_lab.local.model(adapter).adapter, (past, past), follow_symlinks=False)
     the_lab.refresh()
     the_hub.fault("503", match="api/models", times=None)
     answer, waits = ask(the_lab, adapter)
-    assert "panda" in answer and "the Hub can't be asked: loading the copy of 3 days ago" in waits
-    told = "The Hub can't be asked: the copy of 3 days ago answers."
+    assert "panda" in answer and "the Hub is unreachable, loading the copy downloaded 3 days ago" in waits
+    told = "The Hub is unreachable. Using the copy downloaded 3 days ago."
     assert the_lab.state(adapter).explanation == told
     asked = len(the_hub.requests)
     assert "panda" in ask(the_lab, adapter)[0]
@@ -413,7 +413,7 @@ def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, a
     the_hub.clear_faults()
     the_lab.refresh()
     ask(the_lab, adapter)
-    assert the_lab.state(adapter).explanation == "" and the_lab.age(adapter) == "a moment ago"
+    assert the_lab.state(adapter).explanation == "" and the_lab.local.age(adapter) == "a moment ago"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert lab(adapter).state(adapter).explanation == told.replace("3 days ago", "a moment ago")
 
@@ -425,7 +425,7 @@ def test_what_was_used_least_recently_leaves_the_disk_and_nothing_else(the_hub, 
     ask(the_lab, entries[0])
     only_fetch(the_lab, entries[1])
     only_fetch(the_lab, entries[2])
-    assert [bool(the_lab.model(entry)) for entry in entries] == [True, False, True, True]  # the first is in memory
+    assert [bool(the_lab.local.model(entry)) for entry in entries] == [True, False, True, True]  # the first is in memory
     the_lab.close()
     fresh = lab(*entries, cache_bytes=int(2.5 * SIZE))
     ask(fresh, entries[0])

@@ -11,7 +11,7 @@ import yaml
 from conftest import EMOJI, NANO, assert_refused, command
 
 from inference.catalog import Catalog
-from inference.engines import choose
+from inference.engines import choose_engine
 from inference.errors import LabError
 from inference.hub import artifacts
 from inference.lab import Lab
@@ -45,12 +45,12 @@ def test_an_entry_that_is_only_a_gguf_file_runs_on_llama_cpp(only_gguf):
 
 def test_auto_takes_a_configured_server_first(monkeypatch):
     monkeypatch.delenv("REMOTE_URL", raising=False)
-    assert choose("auto") in ("llamacpp", "pytorch")
+    assert choose_engine("auto") in ("llamacpp", "pytorch")
     monkeypatch.setenv("REMOTE_URL", "http://127.0.0.1:9")
-    assert choose("auto") == "remote"
-    assert choose("llamacpp") == "llamacpp"
+    assert choose_engine("auto") == "remote"
+    assert choose_engine("llamacpp") == "llamacpp"
     with pytest.raises(LabError, match="no engine “pytroch” .did you mean “pytorch”"):
-        choose("pytroch")
+        choose_engine("pytroch")
 
 
 def test_a_server_that_is_away_is_said_and_the_catalog_stays():
@@ -77,4 +77,4 @@ def test_what_a_server_serves_becomes_the_catalog():
     served = lab.catalog.serving(["nano-emoji", "someone/else"])
     assert [entry.id for entry in served.entries] == ["nano-emoji", "someone/else"]
     assert served["nano-emoji"].name == "Nano · Emoji" and served["someone/else"].name == "someone/else"
-    assert lab.model(served["someone/else"]) == "someone/else"
+    assert lab.local.model(served["someone/else"]) == "someone/else"

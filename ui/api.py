@@ -31,7 +31,7 @@ def add_endpoints(lab: Lab) -> None:
         lab.refresh(at_most_every=REFRESH)
         return [
             {"id": e.id, "name": e.name, "base": e.base, "state": lab.state(e).text, "summary": e.card.summary}
-            for e in lab.offered()
+            for e in lab.list_models()
         ]
 
     def ask(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.catalog import Card, Catalog, Entry
-from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, choose
+from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, choose_engine
 from inference.errors import LabError
 from inference.hub.artifacts import OF_ADAPTER, OF_BASE
 from inference.lab import Lab
@@ -23,7 +23,7 @@ from training.recipe import Recipe, load_recipe, locate
 from training.run_record import read_run_record
 
 if TYPE_CHECKING:
-    from inference.engines import Scored
+    from inference.engines import AnswerScore
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ResolvedModel:
             raise LabError("The answer was stopped before its end: ask again.")
         return text, figures
 
-    def score(self, messages: Sequence[Message], answer: str) -> Scored:
+    def score(self, messages: Sequence[Message], answer: str) -> AnswerScore:
         """The likelihood of `answer` after `messages`, as the engine's `score` tells it (`log_likelihood` in nats,
         `tokens`, `greedy`)."""
         return self.engine.score(self.model, messages, answer)
@@ -69,7 +69,8 @@ def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[
         ids.append(folder.name if folder else name)
     if twice := next((each for each in ids if ids.count(each) > 1), None):
         raise LabError(f"Two of the models are called {twice}: name each once, or rename a folder.")
-    lab = Lab(catalog, choose(engine or settings.engine), authors=settings.authors, collection=settings.collection)
+    engine = choose_engine(engine or settings.engine)
+    lab = Lab(catalog, engine, authors=settings.authors, collection=settings.collection)
     entries = [lab.entry(model_id) for model_id in ids]
     for entry in entries:
         if why := lab.state(entry).explanation:
@@ -79,17 +80,17 @@ def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[
 
 def resolve_model(lab: Lab, entry: Entry) -> ResolvedModel:
     """An entry with its engine; what is missing is fetched. The engine is the lab's, which closes it."""
-    model, name = files_in(lab, entry), lab.engine_of(entry)
+    model, name = files_in(lab, entry), lab.engines.name_for(entry)
     folder = entry.folder if entry.folder and (entry.folder / "run.json").is_file() else None
-    return ResolvedModel(entry.id, name, lab.engine(name), model, revision(model), folder)
+    return ResolvedModel(entry.id, name, lab.engines.get(name), model, revision(model), folder)
 
 
 def files_in(lab: Lab, entry: Entry) -> Model:
     """What the entry's engine is handed, fetched where it isn't on this disk. Raises LabError with the mend."""
-    if lab.model(entry) is None:
-        for _ in lab.fetch(entry, lambda: False):
+    if lab.local.model(entry) is None:
+        for _ in lab.download(entry, lambda: False):
             pass
-    model = lab.model(entry)
+    model = lab.local.model(entry)
     if model is None:
         raise LabError(f"{entry.name} was fetched and is not whole: try again.")
     return model

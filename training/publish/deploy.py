@@ -21,13 +21,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from huggingface_hub.errors import HfHubHTTPError
 
 from inference.catalog import FRONT_MATTER, Catalog, front_matter
-from inference.engines import choose
+from inference.engines import choose_engine
 from inference.errors import LabError
 from inference.hub import artifacts, download
 from inference.hub.client import translate_hub_errors
 from inference.lab import Lab
 from inference.settings import PROJECT
-from inference.speech.transcriber import EMBEDDED
+from inference.speech.whisper_model import EMBEDDED
 from inference.validation import nearest
 from training.publish.upload import OF_BOTH, account, patiently
 
@@ -135,7 +135,7 @@ def read_variables(given: Iterable[str]) -> dict[str, str]:
         if not equals or not NAME.fullmatch(name):
             raise LabError(f"“{name}” is no variable: write it as --variable NAME=VALUE.")
         variables[name] = value
-    choose(variables.get("ENGINE", "auto"))  # refuses one that there isn't
+    choose_engine(variables.get("ENGINE", "auto"))  # refuses one that there isn't
     return variables
 
 
@@ -208,12 +208,12 @@ def preloaded(lab: Lab, ids: Iterable[str]) -> list[str]:
     """The front matter's `preload_from_hub`: "repository file,file" of each part that doesn't come along."""
     lines = []
     for entry in map(lab.entry, ids):
-        elsewhere = [part for part in lab.parts(entry) if part.folder is None]
+        elsewhere = [part for part in lab.local.parts(entry) if part.folder is None]
         for part in elsewhere:
-            if not artifacts.has(part, lab.form(entry)):
+            if not artifacts.has(part, lab.engines.form_for(entry)):
                 raise LabError(lab.state(part).explanation)
         for part in elsewhere:
-            found = download.plan(artifacts.wanted(part, lab.form(entry)))  # raises where the Space's build would fail
+            found = download.plan(artifacts.wanted(part, lab.engines.form_for(entry)))  # raises where the Space's build would fail
             lines.append(f"{found.listed.repo} {','.join(file.name for file in found.files)}")
     return list(dict.fromkeys(lines))
 

@@ -21,7 +21,7 @@ REDRAW = 0.05  # seconds between two redraws of a growing answer
 
 def choices(lab: Lab, own: Iterable[Entry] = ()) -> list[tuple[str, str]]:
     """A dropdown of the models, the visitor's `own` among them: each name with what it costs to choose it."""
-    return [(f"{entry.name} — {lab.state(entry).text}", entry.id) for entry in lab.offered(own)]
+    return [(f"{entry.name} — {lab.state(entry).text}", entry.id) for entry in lab.list_models(own)]
 
 
 class ChatTab:
@@ -36,7 +36,7 @@ class ChatTab:
             self.refresh = gr.Button("⟳", scale=1, min_width=48, elem_id="refresh")
         self.card = gr.HTML(self.card_of(first), elem_id="card")
         self.listing = gr.HTML(visible=False, elem_id="listing")
-        with gr.Accordion("Add a model from the Hub", open=False, visible=not lab.remote):
+        with gr.Accordion("Add a model from the Hub", open=False, visible=not lab.engines.remote):
             with gr.Row():
                 self.repository = gr.Textbox(
                     label="Repository", info="A LoRA adapter for one of the bases, or a GGUF model; for this visit.",
@@ -134,7 +134,7 @@ class ChatTab:
                 before = base.card.accuracy.get(what)
                 compared = f" (base {before:.0%})" if before is not None and base is not entry else ""
                 facts.append(f"{what} {share:.0%}{compared}")
-        facts += [state.text, self.lab.label(entry)]
+        facts += [state.text, self.lab.engines.label_for(entry)]
         line = html.escape(" · ".join(facts)).replace("%", "\u00a0%")
         link = f' · <a href="{html.escape(card.url)}" target="_blank">card ↗</a>' if card.url else ""
         return f'<div class="card">{html.escape(card.summary)}<br>{line}{link}</div>'
@@ -154,7 +154,7 @@ class ChatTab:
             history = [*history, marker(entry.name)] if history else history
         buttons = [gr.Button(text, visible=bool(text)) for text in self.examples_of(entry)]
         yield self.card_of(entry), history, self.lab.state(entry).explanation, own, *buttons
-        if self.lab.state(entry).kind == "download" and (reason := self.lab.why_not(entry)):
+        if self.lab.state(entry).kind == "download" and (reason := self.lab.availability.problem(entry)):
             yield self.card_of(entry), history, reason, own, *buttons
 
     def look(self) -> str:
@@ -171,18 +171,18 @@ class ChatTab:
         entry = self.entry(model_id, own) if kept else self.lab.catalog.entries[0]
         offered = choices(self.lab, own.values())
         dropdown = gr.Dropdown(offered) if kept else gr.Dropdown(offered, value=entry.id)
-        note = self.lab.listing_note()
+        note = self.lab.models.age_note()
         listing = gr.HTML(f'<span class="figures">{html.escape(note)}</span>', visible=bool(note))
         shown = dropdown, self.card_of(entry), listing
         yield *shown, gr.skip()
-        if model_id not in self.lab.catalog and (reason := self.lab.why_not(entry)):
+        if model_id not in self.lab.catalog and (reason := self.lab.availability.problem(entry)):
             yield *shown, reason
 
     def add_repository(self, text: str, own: dict[str, Entry]) -> Iterator[tuple]:
         """What the visitor named joins their dropdown and is chosen; or a sentence, and the text stays."""
         yield *[gr.skip()] * 3, "looking…"
         try:
-            entry = self.lab.repository(text)
+            entry = self.lab.models.repository(text)
         except LabError as error:
             yield *[gr.skip()] * 3, str(error)
             return

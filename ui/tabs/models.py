@@ -93,7 +93,7 @@ class ModelsTab:
 
     def size_of(self, entry: Entry) -> int | None:
         """Bytes of its own weights on this disk, without its base's."""
-        place = artifacts.on_disk(entry, self.lab.form(entry))
+        place = artifacts.on_disk(entry, self.lab.engines.form_for(entry))
         files = [place] if place and place.is_file() else place.glob("*.safetensors") if place else []
         return sum(path.stat().st_size for path in files) or None
 

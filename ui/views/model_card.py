@@ -9,7 +9,7 @@ import yaml
 
 from inference.arena.model_diff import number
 from inference.catalog import Entry
-from inference.lab import human_size
+from inference.models.availability import human_size
 from inference.run_records import Figure, RunRecord
 from ui.views.charts import loss_curve, share_bars
 

@@ -1,0 +1,108 @@
+"""The list of models: the catalog file, and what accounts have published or a remote server serves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from inference.catalog import Catalog, Entry
+from inference.errors import LabError
+from inference.models.engine_pool import EnginePool
+
+if TYPE_CHECKING:
+    from inference.hub.discovery import Published
+
+
+class ModelList:
+    """The current `catalog`, and where its entries come from. `authors` and `collection` name what is listed from the
+    Hub besides the catalog file; `on_refresh` is called before each refresh."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        engines: EnginePool,
+        on_refresh: Callable[[], None],
+        authors: Sequence[str] = (),
+        collection: str | None = None,
+    ) -> None:
+        self.catalog = catalog
+        self._file = catalog  # the catalog file alone
+        self._engines = engines
+        self._on_refresh = on_refresh
+        self._refreshing = threading.Lock()
+        self._refreshed_at: float | None = None  # on the monotonic clock
+        self._problem = ""
+        self._published: Published | None = None
+        if authors or collection:
+            from inference.hub.discovery import Published
+
+            self._published = Published(authors, collection)
+            self._merge_published()
+
+    def refresh(self, at_most_every: float = 0) -> str:
+        """Refresh the list from the remote server or the Hub. Returns an error message, or "" on success; the list is
+        then unchanged. Can take a few seconds if the server does not respond.
+
+        With `at_most_every` (s) it does nothing if the last refresh is younger or another thread is refreshing."""
+        if not self._refreshing.acquire(blocking=not at_most_every):
+            return ""
+        try:
+            if self._refreshed_at is None or time.monotonic() - self._refreshed_at >= at_most_every:
+                self._refreshed_at = time.monotonic()
+                self._on_refresh()
+                self._problem = self._refresh()
+            return self._problem
+        finally:
+            self._refreshing.release()
+
+    def age_note(self) -> str:
+        """A sentence with the age of the list if the Hub was unreachable at the last refresh; else ""."""
+        return self._published.note() if self._published else ""
+
+    def find(self, model_id: str) -> Entry:
+        """The entry of that id, or of a Hub repository `user/repo`. Refreshes the list first if the id is unknown and
+        the list may be incomplete. Raises LabError if there is none."""
+        if model_id in self.catalog:
+            return self.catalog[model_id]
+        problem = ""
+        if self._engines.remote or (self._published and self._refreshed_at is None):
+            problem = self.refresh()
+        if model_id not in self.catalog and "/" in model_id and not self._engines.remote:
+            return self.repository(model_id)
+        if model_id not in self.catalog and problem:
+            raise LabError(problem)
+        return self.catalog[model_id]
+
+    def repository(self, text: str) -> Entry:
+        """The entry of a Hub repository, from `user/repo` or its address. It does not join the list. Raises LabError if
+        there is none, or if no engine can run it."""
+        from inference.hub import discovery
+
+        name = discovery.repository_name(text)
+        known = next((entry for entry in self.catalog.entries if name in (entry.id, entry.repo)), None)
+        return known or discovery.entry_of(discovery.named(name), self._file, self._engines.default_form)
+
+    def _refresh(self) -> str:
+        try:
+            if self._engines.remote:
+                served = self._engines.get(self._engines.default).models()
+                self.catalog = self._file.serving(served) if served else self._file
+            elif self._published:
+                problems = self._published.look()
+                problems += self._merge_published()
+                more = f" ({len(problems) - 1} more have problems.)" if len(problems) > 1 else ""
+                return problems[0] + more if problems else ""
+        except LabError as error:
+            return str(error)
+        return ""
+
+    def _merge_published(self) -> list[str]:
+        """Add what was published to the list. Returns a sentence for each repository that cannot be run."""
+        if self._published is None or not self._published.listing or self._engines.remote:
+            return []
+        from inference.hub.discovery import merge
+
+        self.catalog, problems = merge(self._file, self._published.listing, self._engines.default_form)
+        return problems
