@@ -13,7 +13,7 @@ import torch
 import typer
 from whisper.normalizers import EnglishTextNormalizer
 
-from inference.speech.transcriber import embedded_checkpoint, load_whisper, transcribe_window
+from inference.speech.whisper_model import embedded_checkpoint, load_whisper, transcribe_window
 from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
 from training.nano.utterances import held_out, synthesize_all
 

@@ -1,4 +1,4 @@
-"""How every command ends: a `LabError` is one sentence on standard error and exit code 2, without a traceback."""
+"""Run the commands: a `LabError` becomes one sentence on standard error and exit code 2, without a traceback."""
 
 from __future__ import annotations
 

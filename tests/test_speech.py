@@ -1,4 +1,4 @@
-"""What is heard: every kind of recording, nothing where nobody speaks, one sentence where something is wrong."""
+"""Speech recognition: every format is transcribed, silence is reported, and each error is one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from conftest import assert_refused, command, needs_espeak
 from whisper.model import ModelDimensions, Whisper
 
 from inference.errors import LabError
-from inference.speech.transcriber import RATE, WINDOW, Transcriber, Transcript, decode
+from inference.speech import SAMPLE_RATE, Transcriber, Transcript, decode
+from inference.speech.whisper_model import WINDOW
 from training.nano.utterances import HELD_OUT_SPEAKERS, Utterance, Voice, synthesize
 
 QUESTION = "Which emoji shows a panda?"
@@ -25,13 +26,13 @@ pytestmark = [pytest.mark.xdist_group("speech")]
 
 @pytest.fixture(scope="module")
 def transcriber() -> Transcriber:
-    """Whisper base can't be fetched from here, so the embedded model listens."""
+    """Whisper base cannot be downloaded, so the embedded model transcribes."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("https_proxy", "http://127.0.0.1:9")
-        ears = Transcriber("base")
-        list(ears.load())
-    return ears
+        transcriber = Transcriber("base")
+        list(transcriber.load())
+    return transcriber
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,9 @@ def spoken() -> np.ndarray:
     return synthesize(Utterance(QUESTION, Voice("en-us", HELD_OUT_SPEAKERS[0], 150, 50)))
 
 
-def heard(transcriber: Transcriber, source: str | Path | bytes) -> Transcript:
-    """What the last step says."""
-    *_, last = transcriber.listen(source)
+def transcribe(transcriber: Transcriber, source: str | Path | bytes) -> Transcript:
+    """The last step: the transcript."""
+    *_, last = transcriber.transcribe(source)
     return last
 
 
@@ -52,7 +53,7 @@ def write(path: Path, sound: np.ndarray, rate: int, codec: str, sample_format: s
         stream = container.add_stream(codec, rate=rate, layout=layout)
         stream.format = sample_format
         frame = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
-        frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
+        frame.sample_rate, frame.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
         resampler = av.AudioResampler(sample_format, layout, rate, frame_size=stream.codec_context.frame_size or None)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             container.mux(stream.encode(part))
@@ -65,7 +66,7 @@ def write_wav(path: Path, samples: np.ndarray) -> Path:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes((samples * 32767).astype(np.int16).tobytes())
     return path
 
@@ -90,79 +91,79 @@ def test_every_kind_of_recording_gives_the_same_text(
     transcriber, spoken, tmp_path, name, rate, codec, sample_format, layout
 ):
     path = write(tmp_path / name, spoken, rate, codec, sample_format, layout)
-    assert heard(transcriber, path).text == QUESTION
+    assert transcribe(transcriber, path).text == QUESTION
 
 
 @needs_espeak
-def test_what_was_heard_comes_with_its_figures_and_a_word_about_the_model(transcriber, spoken, tmp_path):
-    found = heard(transcriber, write_wav(tmp_path / "a.wav", spoken))
+def test_a_transcript_has_language_duration_time_and_a_note_about_the_model(transcriber, spoken, tmp_path):
+    found = transcribe(transcriber, write_wav(tmp_path / "a.wav", spoken))
     assert (found.language, found.model) == ("en", "nano-speech") and found.seconds > 0
-    assert found.duration == pytest.approx(spoken.size / RATE, abs=0.01)
-    assert found.note.startswith("Offline speech model") and "Whisper base can't be downloaded" in found.note
+    assert found.duration == pytest.approx(spoken.size / SAMPLE_RATE, abs=0.01)
+    assert found.note.startswith("Offline speech model") and "Whisper base could not be downloaded" in found.note
 
 
 @needs_espeak
-def test_a_recording_of_more_than_one_window_is_heard_to_its_end(transcriber, spoken, tmp_path):
-    window = np.pad(spoken, (0, WINDOW * RATE - spoken.size))
-    text = heard(transcriber, write_wav(tmp_path / "a.wav", np.concatenate([window, spoken]))).text
+def test_a_recording_longer_than_one_window_is_transcribed_to_its_end(transcriber, spoken, tmp_path):
+    window = np.pad(spoken, (0, WINDOW * SAMPLE_RATE - spoken.size))
+    text = transcribe(transcriber, write_wav(tmp_path / "a.wav", np.concatenate([window, spoken]))).text
     assert text == f"{QUESTION} {QUESTION}"
 
 
 @pytest.mark.parametrize("kind", ["silence", "white noise", "hum of 50 Hz", "brown noise"])
-def test_nobody_speaking_is_nothing_heard(transcriber, tmp_path, kind):
-    rng, count = np.random.default_rng(3), RATE * 4
+def test_a_recording_without_speech_is_refused(transcriber, tmp_path, kind):
+    rng, count = np.random.default_rng(3), SAMPLE_RATE * 4
     walk = np.cumsum(rng.normal(0, 1, count))
     sounds = {
         "silence": np.zeros(count),
         "white noise": rng.normal(0, 0.05, count),
-        "hum of 50 Hz": 0.2 * np.sin(2 * np.pi * 50 * np.arange(count) / RATE),
+        "hum of 50 Hz": 0.2 * np.sin(2 * np.pi * 50 * np.arange(count) / SAMPLE_RATE),
         "brown noise": 0.3 * walk / np.abs(walk).max(),
     }
-    with pytest.raises(LabError, match="I heard nothing"):
-        heard(transcriber, write_wav(tmp_path / "a.wav", sounds[kind].clip(-1, 1)))
+    with pytest.raises(LabError, match="No speech was recognised"):
+        transcribe(transcriber, write_wav(tmp_path / "a.wav", sounds[kind].clip(-1, 1)))
 
 
-def test_bad_recordings_get_one_sentence_and_the_next_one_works(transcriber, spoken, tmp_path):
+def test_a_bad_recording_gives_one_sentence_and_the_next_one_works(transcriber, spoken, tmp_path):
     def refused(name: str, data: bytes, match: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(LabError, match=match):
-            heard(transcriber, tmp_path / name)
+            transcribe(transcriber, tmp_path / name)
 
     good = write_wav(tmp_path / "good.wav", spoken).read_bytes()
-    refused("empty.wav", b"", "no recording that can be read")
+    refused("empty.wav", b"", "not a readable recording")
     refused("header.wav", good[:44], "recording")
     refused("one.wav", good[:46], "is empty")
-    refused("text.wav", b"This is a text, not a sound.\n" * 50, "no recording that can be read")
+    refused("text.wav", b"This is a text, not a sound.\n" * 50, "not a readable recording")
     mp3 = write(tmp_path / "a.mp3", spoken, 44_100, "libmp3lame", "fltp").read_bytes()
     (tmp_path / "half.mp3").write_bytes(mp3[: len(mp3) // 2])
     assert decode(tmp_path / "half.mp3").size > spoken.size / 3
     lies = bytearray(good)
     lies[40:44] = (0xFFFFFFF0).to_bytes(4, "little")  # 2^31 samples of two bytes
     (tmp_path / "lies.wav").write_bytes(lies)
-    assert heard(transcriber, tmp_path / "lies.wav").text == QUESTION
+    assert transcribe(transcriber, tmp_path / "lies.wav").text == QUESTION
 
 
-def test_infinite_samples_and_those_that_are_no_number_count_as_silence(tmp_path):
-    sound = np.full(RATE, np.nan, np.float32)
+def test_infinite_and_nan_samples_count_as_silence(tmp_path):
+    sound = np.full(SAMPLE_RATE, np.nan, np.float32)
     sound[::2] = np.inf
     path = tmp_path / "a.wav"
-    write(path, np.zeros(RATE), RATE, "pcm_f32le", "flt")
+    write(path, np.zeros(SAMPLE_RATE), SAMPLE_RATE, "pcm_f32le", "flt")
     data = path.read_bytes()
     start = data.index(b"data") + 8
     path.write_bytes(data[:start] + sound.tobytes()[: len(data) - start])
     assert np.abs(decode(path)).max() == 0
 
 
-def test_four_hours_are_refused_before_they_are_decoded(tmp_path):
-    path = write_wav(tmp_path / "long.wav", np.zeros(RATE))
-    size = 4 * 3600 * RATE * 2
+def test_a_recording_of_four_hours_is_refused_before_it_is_decoded(tmp_path):
+    path = write_wav(tmp_path / "long.wav", np.zeros(SAMPLE_RATE))
+    size = 4 * 3600 * SAMPLE_RATE * 2
     with path.open("r+b") as file:
         file.seek(4)
         file.write((36 + size).to_bytes(4, "little"))
         file.seek(40)
         file.write(size.to_bytes(4, "little"))
-        file.truncate(44 + size)  # sparse: it takes no room
-    with pytest.raises(LabError, match="lasts 240 minutes, and at most 5"):
+        file.truncate(44 + size)  # a sparse file takes no disk space
+    with pytest.raises(LabError, match="lasts 240 minutes. The limit is 5 minutes"):
         decode(path)
 
 
@@ -175,13 +176,13 @@ def test_a_video_without_sound_is_refused(tmp_path):
         for _ in range(5):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
         container.mux(stream.encode(None))
-    with pytest.raises(LabError, match="no sound in it"):
+    with pytest.raises(LabError, match="has no sound"):
         decode(path)
 
 
 @pytest.mark.parametrize("spoil", ["cut", "other", "not numbers"])
-def test_a_broken_checkpoint_is_named(tmp_path, spoken, spoil):
-    path = tmp_path / "ears.pt"
+def test_a_damaged_checkpoint_is_named_in_the_error(tmp_path, spoken, spoil):
+    path = tmp_path / "model.pt"
     if spoil == "cut":
         torch.save({"dims": {"n_mels": 80}, "model_state_dict": {"weight": torch.zeros(9000)}}, path)
         path.write_bytes(path.read_bytes()[:5000])
@@ -191,36 +192,38 @@ def test_a_broken_checkpoint_is_named(tmp_path, spoken, spoil):
         torch.save({"dims": asdict(dims), "model_state_dict": weights}, path)
     else:
         torch.save({"dims": {"n_mels": 80}, "model_state_dict": {}}, path)
-    with pytest.raises(LabError, match="ears.pt is not a Whisper checkpoint"):
-        heard(Transcriber(str(path)), write_wav(tmp_path / "a.wav", spoken))
+    with pytest.raises(LabError, match="model.pt is damaged or not a Whisper checkpoint"):
+        transcribe(Transcriber(str(path)), write_wav(tmp_path / "a.wav", spoken))
 
 
-def test_an_unknown_model_and_a_full_disk_are_named(tmp_path, spoken, monkeypatch):
+def test_an_unknown_model_and_a_full_disk_are_named_in_the_error(tmp_path, spoken, monkeypatch):
     with pytest.raises(LabError, match="no speech model bsae: set WHISPER_MODEL"):
-        heard(Transcriber("bsae"), write_wav(tmp_path / "a.wav", spoken))
+        transcribe(Transcriber("bsae"), write_wav(tmp_path / "a.wav", spoken))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("whisper.load_model", full)
-    with pytest.raises(LabError, match="can't be saved .No space left on device.: make room"):
-        heard(Transcriber("base"), tmp_path / "a.wav")
+    with pytest.raises(LabError, match="could not be saved .No space left on device.: free some disk space"):
+        transcribe(Transcriber("base"), tmp_path / "a.wav")
 
 
-def test_without_any_model_the_lack_of_a_network_is_named(tmp_path, spoken, monkeypatch):
+def test_the_error_names_the_network_if_no_model_is_available(tmp_path, spoken, monkeypatch):
     monkeypatch.setattr("inference.speech.transcriber.EMBEDDED", tmp_path / "none")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(LabError, match=r"Whisper base can't be downloaded \(.*\): check the network, or set WHISPER"):
-        heard(Transcriber("base"), write_wav(tmp_path / "a.wav", spoken))
+    with pytest.raises(
+        LabError, match=r"Whisper base could not be downloaded \(.*\): check the network, or set WHISPER"
+    ):
+        transcribe(Transcriber("base"), write_wav(tmp_path / "a.wav", spoken))
 
 
 @needs_espeak
 def test_the_terminal_transcribes_and_asks_by_voice(tmp_path, spoken):
     path = str(write_wav(tmp_path / "a.wav", spoken))
-    away = {"https_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path)}
-    record = json.loads(command("inference", "transcribe", path, "--json", **away).stdout)
+    offline = {"https_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path)}
+    record = json.loads(command("inference", "transcribe", path, "--json", **offline).stdout)
     assert record["text"] == QUESTION and record["language"] == "en"
-    asked = command("inference", "ask", "nano-emoji", "--audio", path, "--temperature", "0", **away)
-    assert "🐼" in asked.stdout and f"heard: {QUESTION}" in asked.stderr and "Offline speech model" in asked.stderr
+    asked = command("inference", "ask", "nano-emoji", "--audio", path, "--temperature", "0", **offline)
+    assert "🐼" in asked.stdout and f"transcript: {QUESTION}" in asked.stderr and "Offline speech model" in asked.stderr
     assert_refused(command("inference", "transcribe", str(tmp_path / "none.wav")), "none.wav", "check the path")

@@ -1,1 +1,14 @@
-"""Speech recognition: from a recording in any format to a transcript."""
+"""Speech recognition: from a recording in any format to a transcript.
+
+Import the public names from here. Nothing heavy is imported: FFmpeg's libraries come with the first recording, torch
+and Whisper with the first `Transcriber.load`.
+
+- `audio` decodes a recording into samples.
+- `whisper_model` loads a Whisper model, or builds the embedded one, and transcribes samples.
+- `transcriber` joins the two.
+"""
+
+from inference.speech.audio import SAMPLE_RATE, decode
+from inference.speech.transcriber import Transcriber, Transcript, TranscriptionProgress
+
+__all__ = ["SAMPLE_RATE", "Transcriber", "Transcript", "TranscriptionProgress", "decode"]

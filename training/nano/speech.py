@@ -31,7 +31,7 @@ from torch.nn import functional
 from whisper.model import ModelDimensions, Whisper
 from whisper.tokenizer import get_tokenizer
 
-from inference.speech.transcriber import RATE
+from inference.speech import SAMPLE_RATE
 from training.nano.utterances import draw_utterance, no_speech, synthesize_all
 from training.plots import draw_loss
 from training.publish.card import write_card
@@ -156,11 +156,13 @@ class Batches:
         """The chosen utterances: later, louder or softer, slightly resampled, in noise; a few are noise alone."""
         rng, n = self.rng, self.size
         speed = np.where(self.chance(0.5), rng.uniform(0.92, 1.08, n), 1.0)
-        before = (RATE * rng.uniform(0, 1, n) * rng.choice([0.0, 0.3, 1.5], n)).astype(int)
-        after = (RATE * rng.uniform(0, 1, n) * rng.choice([0.0, 0.5, 3.0], n)).astype(int)
+        before = (SAMPLE_RATE * rng.uniform(0, 1, n) * rng.choice([0.0, 0.3, 1.5], n)).astype(int)
+        after = (SAMPLE_RATE * rng.uniform(0, 1, n) * rng.choice([0.0, 0.5, 3.0], n)).astype(int)
         ends = before + (self.sizes[chosen] / speed).astype(int)
         nobody = self.chance(0.06)
-        totals = np.where(nobody, (RATE * rng.uniform(0.3, self.sizes[chosen] / RATE + 0.5)).astype(int), ends + after)
+        totals = np.where(
+            nobody, (SAMPLE_RATE * rng.uniform(0.3, self.sizes[chosen] / SAMPLE_RATE + 0.5)).astype(int), ends + after
+        )
         sound = self.spoken(chosen, speed, before, int(totals.max()), rng.uniform(0.1, 1.0, n))
         noise = self.noises[rng.integers(NOISES, size=n)][:, : sound.shape[1]]
         white = torch.randn(sound.shape, device=self.device) / 4
@@ -173,7 +175,7 @@ class Batches:
         texts = ["" if alone else self.texts[i] for i, alone in zip(chosen, nobody, strict=True)]
         timed = self.chance(0.2)
         targets = [
-            torch.tensor(self.words.ids(text, end / RATE if with_times else None))
+            torch.tensor(self.words.ids(text, end / SAMPLE_RATE if with_times else None))
             for text, end, with_times in zip(texts, ends, timed, strict=True)
         ]
         ids = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED)
@@ -299,7 +301,7 @@ def main(
     losses = train(ears, Batches(sounds, texts, words, batch_size, device), steps, peak)
     stage = {
         "steps": steps, "batch_size": batch_size, "learning_rate": peak, "utterances": utterances,
-        "hours": round(sum(s.size for s in sounds) / RATE / 3600, 1), "seed": seed,
+        "hours": round(sum(s.size for s in sounds) / SAMPLE_RATE / 3600, 1), "seed": seed,
         "seconds": round(time.perf_counter() - started, 1), "losses": losses, "device": device_name(),
     }  # fmt: skip
     stages = [*(read_run_record(start)["stages"] if start else ()), stage]

@@ -21,7 +21,7 @@ import numpy as np
 import typer
 
 from inference.errors import LabError
-from inference.speech.transcriber import RATE, decode
+from inference.speech import SAMPLE_RATE, decode
 from training.data.emoji.dataset import country, in_words, label
 from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
 from training.data.emoji.unicode import Emoji, emoji_table
@@ -161,7 +161,7 @@ def synthesize_all(utterances: Sequence[Utterance]) -> list[np.ndarray]:
 
 def no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
     """Silence, noise, a hum with its overtones, or clicks; float32 at 16 kHz."""
-    count = int(seconds * RATE)
+    count = int(seconds * SAMPLE_RATE)
     kind = rng.choice(["silence", "white", "brown", "hum", "clicks"])
     level = 10 ** rng.uniform(-4, -0.5)
     if kind == "silence":
@@ -174,6 +174,6 @@ def no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
         return (level * walk / (np.abs(walk).max() + 1e-9)).astype(np.float32)
     if kind == "clicks":
         return (level * (rng.random(count) < 0.0003) * rng.normal(0, 1, count)).clip(-1, 1).astype(np.float32)
-    t = np.arange(count) / RATE
+    t = np.arange(count) / SAMPLE_RATE
     tone = sum(rng.random() ** k * np.sin(2 * np.pi * rng.uniform(45, 65) * (k + 1) * t) for k in range(4))
     return (level * tone / 2).clip(-1, 1).astype(np.float32) + rng.normal(0, 1e-4, count).astype(np.float32)
