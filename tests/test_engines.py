@@ -17,8 +17,8 @@ import torch
 from conftest import EMOJI, GREEDY, NANO, ONE_EPOCH, ask
 from nano_server import KEY, SERVED, NanoServer
 
-from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, Scored
-from inference.engines.isolation import Isolated
+from inference.engines import AnswerScore, Engine, Figures, Message, Model, ModelFiles, Sampling
+from inference.engines.isolation.engine import IsolatedEngine
 from inference.engines.text_stream import unfinished
 from inference.errors import LabError
 from training.data.emoji.unknown import UNKNOWN
@@ -99,7 +99,7 @@ def llamacpp() -> Iterator[Served]:
 @contextmanager
 def isolated() -> Iterator[Served]:
     """llama.cpp in a process of its own, as users get it."""
-    engine = Isolated("llamacpp", threads=1)
+    engine = IsolatedEngine("llamacpp", threads=1)
     yield gguf_models(engine)
     engine.close()
 
@@ -129,7 +129,7 @@ def zerogpu() -> Iterator[Served]:
 @contextmanager
 def remote() -> Iterator[Served]:
     """llama.cpp's own server, which answers one question after the other and tells no counts of tokens."""
-    from inference.engines.remote import Engine
+    from inference.engines.remote.engine import Engine
 
     with TemporaryDirectory() as folder:
         server = NanoServer(Path(folder))
@@ -373,7 +373,7 @@ def test_a_short_question_is_answered_before_a_long_answer_ends(served, endless,
         assert rest.result()[-1].figures.completion_tokens == 1000
 
 
-def score(served: Served, files: Model, question: str, answer: str) -> Scored:
+def score(served: Served, files: Model, question: str, answer: str) -> AnswerScore:
     return served.engine.score(files, [Message(role="user", content=question)], answer)
 
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import GREEDY, NANO, ask
 
 from inference.engines import Message, ModelFiles, Sampling, load_engine
-from inference.engines.isolation import Isolated
+from inference.engines.isolation.engine import IsolatedEngine
 from inference.errors import LabError
 from inference.settings import PROJECT
 
@@ -27,7 +27,7 @@ QUESTION = "What does 🇸🇪 mean?"
 @pytest.fixture(scope="module")
 def isolated():
     """llama.cpp as users get it, on one thread."""
-    engine = Isolated("llamacpp", threads=1)
+    engine = IsolatedEngine("llamacpp", threads=1)
     yield engine
     engine.close()
 
@@ -40,14 +40,14 @@ def with_layers(count: int, path: Path) -> ModelFiles:
     return ModelFiles(path)
 
 
-def long_answer(engine: Isolated, model: ModelFiles):
+def long_answer(engine: IsolatedEngine, model: ModelFiles):
     """A stream of chunks that goes on for long."""
     sampling = Sampling(0, max_tokens=2_000)
     return engine.stream(model, [Message(role="user", content="Tell me more")], sampling, lambda: False)
 
 
 def test_llama_cpp_runs_in_another_process():
-    assert isinstance(load_engine("llamacpp"), Isolated)
+    assert isinstance(load_engine("llamacpp"), IsolatedEngine)
 
 
 def test_a_file_that_makes_llama_cpp_abort_is_a_sentence_and_takes_nobody_along_twice(
@@ -58,7 +58,7 @@ def test_a_file_that_makes_llama_cpp_abort_is_a_sentence_and_takes_nobody_along_
     next(chunk for chunk in underway if chunk.text)
     with pytest.raises(LabError, match=r"llamacpp crashed while it ran deadly\.gguf \(GGML_ASSERT.* failed\): choose"):
         ask(isolated, deadly, QUESTION)
-    with pytest.raises(LabError, match="crashed over another answer .*: ask again"):
+    with pytest.raises(LabError, match="crashed during another answer .*: ask again"):
         list(underway)
     assert "Sweden" in ask(isolated, emoji, QUESTION)[0]
     child = isolated._child.process.pid
@@ -75,7 +75,7 @@ def test_a_process_that_is_killed_is_a_sentence_and_the_next_question_works(isol
     answer = long_answer(isolated, ModelFiles(endless / "base" / "model.gguf"))
     next(chunk for chunk in answer if chunk.text)
     os.kill(isolated._child.process.pid, signal.SIGKILL)
-    with pytest.raises(LabError, match="it was killed, most likely since the memory was full"):
+    with pytest.raises(LabError, match="it was killed, most likely because the memory was full"):
         list(answer)
     assert not isolated.in_memory(emoji)
     assert "Sweden" in ask(isolated, emoji, QUESTION)[0]
@@ -109,8 +109,8 @@ def test_the_process_ends_with_its_parent():
 import os, signal
 from pathlib import Path
 from inference.engines import Message, ModelFiles, Sampling
-from inference.engines.isolation import Isolated
-engine = Isolated("llamacpp", threads=1)
+from inference.engines.isolation.engine import IsolatedEngine
+engine = IsolatedEngine("llamacpp", threads=1)
 list(engine.stream(ModelFiles(Path({str(NANO / "nano-Q8_0.gguf")!r})), [Message(role="user", content="hi")],
                    Sampling({GREEDY.temperature}), lambda: False))
 print(engine._child.process.pid, flush=True)

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from nano_server import KEY, SERVED, NanoServer, free_port
 
 from inference.engines import Message, Sampling
-from inference.engines.remote import Engine
+from inference.engines.remote.engine import Engine
 from inference.errors import LabError
 
 pytestmark = pytest.mark.xdist_group("engines")

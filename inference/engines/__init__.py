@@ -1,7 +1,7 @@
-"""What an engine is: one way to run a model, behind one small protocol. The page and the terminal know only this.
+"""The protocol of an engine: one way to run a model. The page and the terminal import only this module.
 
-An engine takes chat messages and yields `Chunk`s as text appears. It knows nothing of the catalog or the Hub: it is
-handed files that lie on this disk, or the name under which a server serves a model.
+An engine takes chat messages and yields `Chunk`s while the text is generated. It knows nothing of the catalog or the
+Hub: it gets files on this disk, or the name of a model on a server. Each runtime has a package of its own here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from inference.errors import LabError
 from inference.settings import zero_gpu
@@ -20,10 +20,15 @@ from inference.validation import nearest
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What is known of an engine before its runtime is imported: how the page names it, and what of a model it takes: a
-    GGUF file, a folder as transformers and PEFT write it, or the name under which a server serves it. One that a broken
-    file can end the process of runs `isolated`, in a process of its own."""
+class EngineInfo:
+    """What is known about an engine before its runtime is imported.
+
+    Attributes:
+        module: the module that has the class `Engine`.
+        label: the engine's name on the page.
+        takes: the form of a model: a GGUF file, a folder with safetensors, or the name of a model on a server.
+        isolated: whether it runs in a process of its own, because a broken file can crash its process.
+    """
 
     module: str
     label: str
@@ -32,9 +37,9 @@ class Kind:
 
 
 ENGINES = {
-    "llamacpp": Kind("inference.engines.llamacpp.engine", "CPU, llama.cpp", "gguf", isolated=True),
-    "pytorch": Kind("inference.engines.pytorch.engine", "PyTorch", "safetensors"),
-    "remote": Kind("inference.engines.remote", "remote server", "served"),
+    "llamacpp": EngineInfo("inference.engines.llamacpp.engine", "CPU, llama.cpp", "gguf", isolated=True),
+    "pytorch": EngineInfo("inference.engines.pytorch.engine", "PyTorch", "safetensors"),
+    "remote": EngineInfo("inference.engines.remote.engine", "remote server", "served"),
 }
 
 
@@ -47,7 +52,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 always takes the likeliest; `seed` None draws a new one."""
+    """How the next token is chosen. At `temperature` 0 it is the most likely one; `seed` None uses a random seed."""
 
     temperature: float = 0.2
     top_p: float = 0.9
@@ -57,19 +62,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files that make up one model: a base, and the LoRA adapter on it, if it is one. Folders, for an engine that
-    takes those."""
+    """The paths of a base and, optionally, of a LoRA adapter on it. They are GGUF files or folders, see
+    `EngineInfo.takes`."""
 
     base: Path
     adapter: Path | None = None
 
 
-Model = ModelFiles | str  # files on this disk, or a served name
+Model = ModelFiles | str  # files on this disk, or the name of a model on a server
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one answer cost. Rates are tokens per second after the first token, None where there are too few."""
+    """The token counts and the speed of one answer. `tokens_per_second` is measured after the first token. It is None
+    for an answer of fewer than two tokens."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -82,7 +88,8 @@ class Figures:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer: new text; or what is being waited for ("loading"); the last one carries the figures."""
+    """A part of an answer: new `text`, or what the answer is `waiting` for ("loading"). The last chunk has the
+    `figures`."""
 
     text: str = ""
     waiting: str | None = None
@@ -90,10 +97,14 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """How likely a model finds an answer: the sum over its tokens, the end-of-turn token that the chat template closes
-    it with among them, of each one's log-probability (nats) after all before it; how many tokens these are; and whether
-    each of them is the likeliest, so that a greedy answer would be this one."""
+class AnswerScore:
+    """How likely a model finds a given answer. Its tokens include the end-of-turn token of the chat template.
+
+    Attributes:
+        log_likelihood: the sum over the tokens of log p(token | all tokens before it), in nats.
+        tokens: the number of tokens.
+        greedy: whether each token is the most likely one, so that greedy decoding gives this answer.
+    """
 
     log_likelihood: float
     tokens: int
@@ -101,33 +112,57 @@ class Scored:
 
 
 class Engine(Protocol):
-    """One way to run a model. It is the class `Engine` of a module of this package."""
+    """One way to run a model. Each engine's module has a class `Engine` with these methods."""
 
     @classmethod
     def from_environment(cls) -> Engine:
-        """The engine as the environment's settings describe it. Raises LabError where they don't."""
+        """Create the engine from environment variables. Raises LabError if one is missing or invalid."""
 
     def stream(
-        self, model: Model, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
+        self, model: Any, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Iterator[Chunk]:
-        """Answer the last message. Whole characters only; ends within one token of `cancelled()`; the last chunk has
-        figures. Raises LabError for files that can't be run and questions that don't fit."""
+        """Answer the last message.
 
-    def score(self, model: Model, messages: Sequence[Message], answer: str) -> Scored:
-        """How likely `answer` is as the assistant's next message, written as the chat template writes it: what held-out
-        loss and comparisons of answers need. No turn is dropped: raises LabError for what doesn't fit, for files that
-        can't be run and where an engine can't score."""
+        Args:
+            model: a `Model` in the form that the engine takes.
+            messages: the conversation. If it is longer than the context, the oldest turns are dropped.
+            sampling: how tokens are chosen.
+            cancelled: the answer ends within one token after this returns True.
 
-    def in_memory(self, model: Model) -> bool:
-        """Whether answering would load nothing."""
+        Yields:
+            Text in complete characters. The last chunk has figures.
+
+        Raises:
+            LabError: the files cannot be run, or the question is longer than the context.
+        """
+
+    def score(self, model: Any, messages: Sequence[Message], answer: str) -> AnswerScore:
+        """Compute how likely `answer` is as the assistant's next message, for held-out loss and comparisons.
+
+        No turn is dropped. Raises LabError if the text is longer than the context, if the files cannot be run, or if
+        the engine cannot score.
+        """
+
+    def in_memory(self, model: Any) -> bool:
+        """Whether the model is loaded."""
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory. The next question loads its model again."""
 
 
-def choose(setting: str) -> str:
-    """The engine that ENGINE asks for. "auto" takes a remote one where REMOTE_URL is set, PyTorch where an NVIDIA GPU
-    is there or is lent and what PyTorch needs is installed, else llama.cpp. Nothing heavy is imported to find out."""
+class ModelServer(Engine, Protocol):
+    """An engine that takes the names of a server's models."""
+
+    def models(self) -> list[str]:
+        """The names of the server's models. Raises LabError if the server is unreachable."""
+
+
+def choose_engine(setting: str) -> str:
+    """The name of the engine for a value of ENGINE, without importing a runtime.
+
+    "auto" means: remote if REMOTE_URL is set; PyTorch if there is an NVIDIA GPU or ZeroGPU, and its packages are
+    installed; else llama.cpp. Raises LabError for an unknown name.
+    """
     if setting in ENGINES:
         return setting
     if setting != "auto":
@@ -140,10 +175,9 @@ def choose(setting: str) -> str:
 
 
 def load_engine(name: str) -> Engine:
-    """The engine of that name. Its runtime is imported now and not before: the page is up before any model is. On
-    ZeroGPU the PyTorch engine is another one, in `zerogpu`."""
+    """Import the runtime of engine `name` and create the engine. On ZeroGPU, "pytorch" means `pytorch.zerogpu`."""
     if ENGINES[name].isolated:
-        return importlib.import_module("inference.engines.isolation").Isolated(name)
+        return importlib.import_module("inference.engines.isolation.engine").IsolatedEngine(name)
     on_zero_gpu = name == "pytorch" and zero_gpu()
     module = "inference.engines.pytorch.zerogpu" if on_zero_gpu else ENGINES[name].module
     return importlib.import_module(module).Engine.from_environment()

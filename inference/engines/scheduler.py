@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from inference.engines import Chunk, Figures, Message, ModelFiles, Sampling, Scored
+from inference.engines import AnswerScore, Chunk, Figures, Message, ModelFiles, Sampling
 from inference.engines.chat_template.template import fit
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
@@ -34,7 +34,7 @@ class Finished:
 @dataclass(eq=False)
 class Request:
     """A question on its way, or an `answer` that is to be scored. The worker puts into `events` what is being waited
-    for (str), each token (its bytes and when it came), why the answer ended (Finished), the score (Scored) or an error.
+    for (str), each token (its bytes and when it came), why the answer ended (Finished), the score (AnswerScore) or an error.
 
     `tokens` are those of the prompt; of a score, those of prompt and answer, which begins at `scored_from`.
     """
@@ -83,9 +83,9 @@ class Request:
             self.told_to_wait = True
             self.events.put(WAITING)
 
-    def scored(self) -> Scored:
+    def scored(self) -> AnswerScore:
         """The score of the answer, when it has been read to its end."""
-        return Scored(self.log_likelihood, len(self.tokens) - self.scored_from, self.greedy)
+        return AnswerScore(self.log_likelihood, len(self.tokens) - self.scored_from, self.greedy)
 
 
 def with_answer(
@@ -172,7 +172,7 @@ class Worker(ABC):
         """Begin to answer; False where it has to wait for other answers to end."""
 
     @abstractmethod
-    def _end(self, request: Request, outcome: Finished | Scored | BaseException) -> None:
+    def _end(self, request: Request, outcome: Finished | AnswerScore | BaseException) -> None:
         """Tell a question, begun or not, how it ended and free what it held."""
 
     @abstractmethod
@@ -187,12 +187,12 @@ class Worker(ABC):
         self._submit(request)
         yield from chunks(request, cancelled)
 
-    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> Scored:
+    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> AnswerScore:
         """See `inference.engines.Engine.score`."""
         request = self.request_type(files, list(messages), Sampling(temperature=0, max_tokens=0), answer)
         self._submit(request)
         try:
-            while not isinstance(event := request.events.get(), Scored):
+            while not isinstance(event := request.events.get(), AnswerScore):
                 if isinstance(event, BaseException):
                     raise event
             return event

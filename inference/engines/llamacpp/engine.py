@@ -21,7 +21,7 @@ import llama_cpp.llama_cpp as cpp
 import numpy as np
 import psutil
 
-from inference.engines import ModelFiles, Sampling, Scored
+from inference.engines import AnswerScore, ModelFiles, Sampling
 from inference.engines.llamacpp.loaded_base import (
     MAX_CONTEXT,
     PROMPT_BATCH,
@@ -226,7 +226,7 @@ class AnsweringBase(LoadedBase):
         question.events.put(WAITING)
         self.paused.append(question)
 
-    def end(self, question: Question, outcome: Finished | Scored | BaseException) -> None:
+    def end(self, question: Question, outcome: Finished | AnswerScore | BaseException) -> None:
         """Tell a question how it ended and free what it held; old conversations beyond IDLE_CELLS are forgotten."""
         free_sampler(question)
         if question.sequence:
@@ -268,11 +268,11 @@ class Engine(Worker):
     """Runs GGUF models on the CPU, on as many `threads`; None: see `cores`. `memory` is the bytes that
     bases may take, None what is free; adapters may take ADAPTER_SHARE of it besides.
 
-    `opening` is called with the files that are read next, and with None when they have been: should the process end
+    `on_load` is called with the files that are read next, and with None when they have been: should the process end
     between the two, it was over them."""
 
     request_type = Question
-    opening: Callable[[ModelFiles | None], None] = staticmethod(lambda files: None)
+    on_load: Callable[[ModelFiles | None], None] = staticmethod(lambda files: None)
 
     def __init__(self, threads: int | None = None, memory: int | None = None) -> None:
         super().__init__()
@@ -316,15 +316,15 @@ class Engine(Worker):
 
     @contextmanager
     def _told(self, files: ModelFiles) -> Iterator[None]:
-        """Tell `opening` of files, unless they are in memory."""
+        """Tell `on_load` of files, unless they are in memory."""
         if self.in_memory(files):
             yield
             return
-        self.opening(files)
+        self.on_load(files)
         try:
             yield
         finally:
-            self.opening(None)
+            self.on_load(None)
 
     def _holds_up(self, earlier: Question, later: Question) -> bool:
         """One that waits for a base to be loaded holds up all, so that those in memory come to an end."""
@@ -370,7 +370,7 @@ class Engine(Worker):
                 held -= base.adapters[path].size
                 base.unload(path)
 
-    def _end(self, question: Question, outcome: Finished | Scored | BaseException) -> None:
+    def _end(self, question: Question, outcome: Finished | AnswerScore | BaseException) -> None:
         base = self._bases.get(question.files.base)
         if base:
             base.end(question, outcome)

@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from inference.engines import Message, ModelFiles, Scored
+from inference.engines import AnswerScore, Message, ModelFiles
 from inference.engines.chat_template.template import ChatTemplate
 from inference.engines.pytorch.adapters import read_adapter
 from inference.engines.pytorch.rows import ATTENTION, FUSED, SHARE_OF_MEMORY, CachePass, MixedLora, RowCache
@@ -386,7 +386,7 @@ class LoadedBase:
         if self.full(request, 0):
             self.end(request, Finished("length"))
 
-    def end(self, request: RowRequest, outcome: Finished | Scored | BaseException) -> None:
+    def end(self, request: RowRequest, outcome: Finished | AnswerScore | BaseException) -> None:
         """Tell a question how it ended and free its row."""
         request.events.put(outcome)
         if request.row >= 0 and self.rows[request.row] is request:
@@ -442,7 +442,7 @@ class Engine(Worker):
         self._base.begin(request)
         return True
 
-    def _end(self, request: RowRequest, outcome: Finished | Scored | BaseException) -> None:
+    def _end(self, request: RowRequest, outcome: Finished | AnswerScore | BaseException) -> None:
         if isinstance(outcome, torch.OutOfMemoryError):
             outcome = LabError("The GPU has no memory left for this answer: ask again in a moment.")
         if self._base:

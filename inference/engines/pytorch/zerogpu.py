@@ -21,7 +21,8 @@ from pathlib import Path
 import spaces
 import torch
 
-from inference.engines import Chunk, Message, ModelFiles, Sampling, Scored, pytorch
+from inference.engines import AnswerScore, Chunk, Message, ModelFiles, Sampling
+from inference.engines.pytorch import engine as pytorch
 from inference.errors import LabError
 
 SECONDS = 60  # of GPU for one question, loading included; ZeroGPU's own default. It ends what takes longer.
@@ -44,7 +45,7 @@ def answer(files: ModelFiles, messages: list[Message], sampling: Sampling, stop:
 
 
 @spaces.GPU(duration=SECONDS)
-def likelihood(files: ModelFiles, messages: list[Message], text: str) -> Scored | LabError:
+def likelihood(files: ModelFiles, messages: list[Message], text: str) -> AnswerScore | LabError:
     """What `Engine.score` returns, in the process that has the GPU; an error as `answer` has it."""
     try:
         return own_engine().score(files, messages, text)
@@ -107,7 +108,7 @@ class Engine:
                 ended.set()
                 watching.join()
 
-    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> Scored:
+    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> AnswerScore:
         """See `inference.engines.Engine.score`."""
         with refusals():
             found = likelihood(files, list(messages), answer)

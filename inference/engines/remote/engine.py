@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import openai
 
 from inference.catalog import shorten
-from inference.engines import Chunk, Figures, Message, Sampling, Scored
+from inference.engines import AnswerScore, Chunk, Figures, Message, Sampling
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
 from inference.validation import nearest
@@ -243,7 +243,7 @@ class Engine:
             raise failure
         yield Chunk(figures=question.figures(stopped))
 
-    def score(self, model: str, messages: Sequence[Message], answer: str) -> Scored:
+    def score(self, model: str, messages: Sequence[Message], answer: str) -> AnswerScore:
         """Raises LabError: OpenAI's chat API tells no probabilities of a given answer."""
         raise LabError(f"{self.host} can't score answers: run the model here, with ENGINE=llamacpp or pytorch.")
 
