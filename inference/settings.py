@@ -19,7 +19,8 @@ REPOSITORY_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Setting:
-    """An environment variable. `default` is what applies if it is not set, in words or as a value."""
+    """An environment variable. `default` is the value that applies if it is not set, or a few
+    words; empty for none. `description` is Markdown."""
 
     variable: str
     default: str
@@ -28,21 +29,22 @@ class Setting:
 
 SETTINGS = (
     Setting("PORT", "7860", "Port of the page."),
-    Setting("CATALOG", "adapters/catalog.yaml", "File that lists the models of the dropdown."),
-    Setting("ENGINE", "auto", "Engine that runs the models: llamacpp, pytorch, remote, or auto."),
-    Setting("REMOTE_URL", "none", "Address of an OpenAI-compatible server, for the engine remote."),
-    Setting("REMOTE_API_KEY", "none", "API key of that server."),
-    Setting("HUB_NAMESPACE", "none", "Hub account that fills {namespace} in the catalog's repositories."),
-    Setting("HUB_AUTHORS", "none", "Hub accounts, separated by commas. Their models join the dropdown."),
-    Setting("HUB_COLLECTION", "none", "Hub collection (user/title-0123…). Its models join the dropdown."),
-    Setting("HF_TOKEN", "none", "Hub token, for gated and private repositories and for VOTES_REPO."),
-    Setting("HF_HUB_OFFLINE", "0", "1 sends no request to the Hub and uses the files on this disk."),
-    Setting("CACHE_GB", "no limit", "Disk space for downloaded models, in GB. The least recently used are deleted."),
+    Setting("CATALOG", "adapters/catalog.yaml", "Path of the catalog file."),
+    Setting("ENGINE", "auto", "Engine that runs the models: `llamacpp`, `pytorch`, `remote` or `auto`."),
+    Setting("REMOTE_URL", "", "Address of an OpenAI-compatible server that answers instead of this machine."),
+    Setting("REMOTE_API_KEY", "", "API key of that server."),
+    Setting("HUB_NAMESPACE", "", "Hub account that replaces `{namespace}` in the catalog's repository names."),
+    Setting("HUB_AUTHORS", "", "Hub accounts, separated by commas. Their models of this project join the dropdown."),
+    Setting("HUB_COLLECTION", "", "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way."),
+    Setting("HF_TOKEN", "", "Hub token for gated or private repositories, and for `VOTES_REPO`."),
+    Setting("HF_HUB_OFFLINE", "0", "`1`: send no request to the Hub and use the copies on this disk."),
     Setting(
-        "WHISPER_MODEL", "base", "Speech recognition model: a name of a Whisper model or the path of a checkpoint."
+        "CACHE_GB", "no limit", "Disk space for downloaded models in GB. The least recently used are deleted first."
     ),
-    Setting("VOTES", "votes.sqlite in the cache folder", "SQLite file of the votes."),
-    Setting("VOTES_REPO", "none", "Hub data set that votes are uploaded to every 5 minutes."),
+    Setting("WHISPER_MODEL", "base", "Speech recognition model: one of Whisper's names or the path of a checkpoint."),
+    Setting("VOTES", "a file in the cache folder", "SQLite file of the votes."),
+    Setting("VOTES_REPO", "", "Data set on the Hub to which votes are pushed every 5 minutes."),
+    Setting("OMP_NUM_THREADS", "one per core", "Largest number of CPU threads for llama.cpp and PyTorch."),
 )
 
 
