@@ -1,0 +1,103 @@
+"""Text that the documentation takes from the code. `make docs` writes it into the pages' cog blocks.
+
+Each function prints Markdown, which cog inserts between the markers of its block. `tests/test_docs.py` fails if a page
+and the code differ.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import cog
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from typer.testing import CliRunner
+
+from inference.engines import ENGINES
+from inference.settings import PROJECT, SETTINGS
+
+WIDTH = 78  # columns of help texts: fits a code block without a scroll bar
+TAKES = {
+    "gguf": "GGUF: a base, or a LoRA adapter and its base",
+    "safetensors": "safetensors: a base, or a LoRA adapter and its base",
+    "served": "a model name that the server lists",
+}
+
+
+def command_help(package: str, *verbs: str) -> None:
+    """The `--help` text of each verb of `python -m PACKAGE`; without verbs, that of the package."""
+    app = importlib.import_module(f"{package}.__main__").app
+    app.rich_markup_mode = None  # plain text without boxes
+    for verb in verbs or ("",):
+        arguments = [verb, "--help"] if verb else ["--help"]
+        program = f"python -m {package}"
+        result = CliRunner().invoke(app, arguments, prog_name=program, terminal_width=WIDTH, catch_exceptions=False)
+        text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
+        cog.outl(f"```text\n$ {' '.join([program, *arguments])}\n{text}\n```")
+
+
+def settings_table() -> None:
+    """The environment variables: name, default, meaning."""
+    rows = [(f"`{each.variable}`", code(each.default), each.description) for each in SETTINGS]
+    table(("variable", "default", "meaning"), rows)
+
+
+def engine_table() -> None:
+    """The engines: the value of ENGINE, the name on the page, what they run."""
+    rows = []
+    for name, kind in ENGINES.items():
+        process = "its own" if kind.isolated else "the page's"
+        rows.append((f"`{name}`", kind.label, TAKES[kind.takes], process))
+    table(("`ENGINE`", "on the page", "runs", "process"), rows)
+
+
+def accuracy_table(*models: str) -> None:
+    """Accuracy of shipped models by group: exact / lenient, with the interval of lenient."""
+    groups = ("flags", "other emoji", "pairs")
+    rows = []
+    for model in models:
+        evaluation = json.loads((PROJECT / "adapters" / model / "evaluation.json").read_text(encoding="utf-8"))
+        figures = {(each["group"], each["metric"]): each for each in evaluation["suites"]["emoji"]["figures"]}
+        cells = []
+        for group in groups:
+            exact, lenient = figures[group, "exact"], figures[group, "lenient"]
+            low, high = round(100 * lenient["low"]), round(100 * lenient["high"])
+            cells.append(f"{100 * exact['value']:.0f} / {100 * lenient['value']:.0f} % ({low}–{high})")
+        rows.append((model, *cells))
+    table(("model", *groups), rows)
+
+
+def field_table(model: type[BaseModel]) -> None:
+    """The fields of a recipe or sweep: name, default, consequence."""
+    table(("field", "default", "meaning"), list(fields(model)))
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Each field's dotted name, default and description, those of sections included."""
+    rows = []
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            rows += fields(section, f"{prefix}{name}.")
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "required" if default is PydanticUndefined else f"`{as_yaml(default)}`"
+        rows.append((f"`{prefix}{name}`", shown, field.description or ""))
+    return rows
+
+
+def as_yaml(value: object) -> str:
+    """A default as a recipe file writes it."""
+    return json.dumps(value) if value is None or isinstance(value, bool | list | dict) else str(value)
+
+
+def code(text: str) -> str:
+    """A value in code font; words stay as they are."""
+    return text if not text or " " in text else f"`{text}`"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A Markdown table."""
+    for row in (head, tuple("---" for _ in head), *rows):
+        cog.outl(f"| {' | '.join(row)} |")
