@@ -18,8 +18,8 @@ from conftest import assert_refused, command
 from inference.errors import LabError
 from inference.settings import PROJECT
 from training.evaluation.statistics import newcombe
-from training.recipe import load_recipe, names
-from training.sweeps.design import SWEEPS, load_sweep
+from training.recipe import load_recipe, recipe_names
+from training.sweeps.design import GROUPS, LOSS, SWEEPS, load_sweep
 from training.sweeps.runner import complain, failures, hand_out, lock, open_study, run_trial, take
 from training.sweeps.sweep_report import write_report
 from training.sweeps.sweep_summary import Point, Run, effects, pareto
@@ -104,6 +104,21 @@ def test_where_a_field_is_a_range_runs_are_chosen_and_importance_is_told(tmp_pat
     assert "Runs done: 10." in report and "PED-ANOVA" in report and re.search(r"\| learning_rate \| [01]\.\d", report)
     rates = {trial.params["learning_rate"] for trial in study.get_trials()}
     assert len(rates) == 10 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+
+
+@pytest.mark.parametrize("objective", [LOSS, *GROUPS])
+def test_a_sweep_on_each_objective_runs_to_its_end(tmp_path, objective):
+    overrides = OVERRIDES | {"max_steps": 2, "data.examples": 8, "warmup_steps": 0}
+    path = written(
+        tmp_path, recipe="emoji-nano", overrides=overrides, fields={"lora.r": [2]}, objective=objective, every=100
+    )
+    done = command("training", "sweep", path, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert f"Runs done: 1. The objective is {objective} (" in report
+    (trial,) = open_study(load_sweep(path), tmp_path / "out").get_trials()
+    asked = {LOSS} if objective == LOSS else {LOSS, *GROUPS}
+    assert set(trial.user_attrs["measured"]["values"]) == asked and trial.value >= 0
 
 
 @pytest.mark.parametrize(("objective", "sign"), [("held-out loss", 1.0), ("flags", -1.0)])
@@ -212,7 +227,7 @@ def test_named_points_are_combined_with_fields_and_seeds(tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", names(SWEEPS))
+@pytest.mark.parametrize("name", recipe_names(SWEEPS))
 def test_the_sweeps_that_come_with_the_project_are_right(name):
     design = load_sweep(name)
     assert design.name == name and len(design.grid()) in (5, 8, 16)

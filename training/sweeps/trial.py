@@ -16,7 +16,7 @@ from inference.errors import LabError
 from training.data.data_card import training_template
 from training.data.emoji.dataset import Question, questions
 from training.evaluation.evaluate import Request, asked
-from training.evaluation.resolve_model import resolve_model
+from training.evaluation.resolve_model import lab_for, resolve_model
 from training.evaluation.statistics import estimate
 from training.evaluation.suites.chat_suite import ChatSuite
 from training.evaluation.suites.emoji_suite import EmojiSuite, group
@@ -99,9 +99,9 @@ def right_answers(sweep: Sweep, out: Path) -> dict[str, dict[str, bool]]:
     """Which emoji questions the run answers, leniently judged, as it will be served; only what it could have learnt."""
     export(out, (ADAPTER,) if is_adapter(out) else default_formats(out))
     suite = EmojiSuite([q for q in questions() if group(q) == "pairs"] + taught(sweep.every))
-    lab, (served,) = resolve_model([str(out.resolve())])
+    lab, (entry,) = lab_for([str(out.resolve())])
     with closing(lab):
-        result = asked(suite, served, Request(out=out))
+        result = asked(suite, resolve_model(lab, entry), Request(out=out))
     measures = {m.group: m.values for m in result.measures if m.metric == "lenient"}
     return {name: dict(measures[name]) for name in GROUPS}
 
