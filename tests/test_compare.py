@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import gradio as gr
 import httpx2
 import pytest
-from conftest import needs_browser, needs_espeak, open_page, speak, stop_a_long_answer
+from conftest import needs_browser, open_page, speak, stop_a_long_answer
 from gradio_client import Client
 
-from inference.arena.compare import ANY, ask_all, draw
-from inference.arena.text_diff import differences
+from inference.arena.compare import ANY_MODEL, ask_all, choose_models
+from inference.arena.text_diff import mark_differences
 from inference.arena.votes import LETTERS, Votes
 from inference.catalog import Catalog
 from inference.engines import Message
@@ -56,7 +56,7 @@ def test_models_answer_at_once_and_one_that_fails_does_not_stop_the_others(lab):
     question = [Message(role="user", content=SWEDEN)]
     *_, answers = ask_all(lab, ["nano-emoji", NOT_PUBLISHED, "nano"], question)
     assert [a.text for a in answers] == ["🇸🇪 is the flag of Sweden.", "", "I don't know that one yet."]
-    assert "is not published yet" in answers[1].error and answers[0].whole and not answers[1].whole
+    assert "is not published yet" in answers[1].error and answers[0].complete and not answers[1].complete
     with pytest.raises(LabError, match="The question is empty"):
         list(ask_all(lab, ["nano"], [Message(role="user", content=" ")]))
     *_, answers = ask_all(lab, ["nano-emoji", "nano"], question, cancelled=lambda: True)
@@ -66,30 +66,30 @@ def test_models_answer_at_once_and_one_that_fails_does_not_stop_the_others(lab):
 def test_battles_are_between_different_models_that_are_ready(lab):
     ready = {"nano-emoji", "nano-emoji-1-epoch", "nano"}
     for _ in range(10):
-        assert set(draw(lab, [ANY, ANY, ANY], shuffled=True)) == ready
-        assert draw(lab, [NOT_PUBLISHED, ANY], shuffled=False)[0] == NOT_PUBLISHED
-    firsts = {draw(lab, ["nano", "nano-emoji"], shuffled=True)[0] for _ in range(50)}
+        assert set(choose_models(lab, [ANY_MODEL, ANY_MODEL, ANY_MODEL], shuffled=True)) == ready
+        assert choose_models(lab, [NOT_PUBLISHED, ANY_MODEL], shuffled=False)[0] == NOT_PUBLISHED
+    firsts = {choose_models(lab, ["nano", "nano-emoji"], shuffled=True)[0] for _ in range(50)}
     assert firsts == {"nano", "nano-emoji"}
     with pytest.raises(LabError, match="Nano is chosen twice"):
-        draw(lab, ["nano", "nano"], shuffled=False)
+        choose_models(lab, ["nano", "nano"], shuffled=False)
     with pytest.raises(LabError, match="Only 3 more models are ready, not 4"):
-        draw(lab, [ANY] * 4, shuffled=True)
+        choose_models(lab, [ANY_MODEL] * 4, shuffled=True)
 
 
 def test_differences_are_marked_and_escaped():
-    assert differences(["🇸🇪 is the flag of Sweden.", "🇸🇪 is the flag of <b>Suriname</b>."]) == [
+    assert mark_differences(["🇸🇪 is the flag of Sweden.", "🇸🇪 is the flag of <b>Suriname</b>."]) == [
         "🇸🇪 is the flag of <mark>Sweden</mark>.",
         "🇸🇪 is the flag of <mark>&lt;b&gt;Suriname&lt;/b&gt;</mark>.",
     ]
-    assert differences(["one two  three", "one two  three"]) == ["one two  three"] * 2
-    assert differences(["a red panda", "a panda", "no red fox"]) == [
+    assert mark_differences(["one two  three", "one two  three"]) == ["one two  three"] * 2
+    assert mark_differences(["a red panda", "a panda", "no red fox"]) == [
         "a red panda", "a panda", "<mark>no</mark> red <mark>fox</mark>",
     ]  # fmt: skip
-    assert differences(["<i>" + "word " * 700, "other"])[1] == "other"  # too long to compare: escaped, unmarked
+    assert mark_differences(["<i>" + "word " * 700, "other"])[1] == "other"  # too long to compare: escaped, unmarked
 
 
 def test_nothing_tells_the_models_before_the_vote(tab):
-    *before, last = rounds(tab, "What does 🐼 mean?", ANY, ANY, "", blind=True)
+    *before, last = rounds(tab, "What does 🐼 mean?", ANY_MODEL, ANY_MODEL, "", blind=True)
     telling = re.compile(r"nano|epoch|tokens|loading|thinking|in memory", re.IGNORECASE)
     for step in [*before, last]:
         assert not telling.search(sent(step, tab)), sent(step, tab)
@@ -100,7 +100,7 @@ def test_nothing_tells_the_models_before_the_vote(tab):
     assert f"You preferred {names[0]}." in after[tab.summary]
     assert "1 blind vote;" in after[tab.ranking] and names[0] in after[tab.ranking]
     again = tab.vote("b", this, gr.Request(session_hash="visit"))
-    assert "has its vote already" in again[tab.notice]
+    assert "already has a vote" in again[tab.notice]
     assert len(tab.votes.all()) == 1
 
 
@@ -155,7 +155,6 @@ def choose(page, place: int, name: str) -> None:
 
 
 @needs_browser
-@needs_espeak
 def test_a_question_goes_to_both_and_what_differs_is_underlined(page):
     ask(page, SWEDEN)
     answers(page, "Sweden", "I don't know that one yet.")
@@ -170,7 +169,6 @@ def test_a_question_goes_to_both_and_what_differs_is_underlined(page):
 
 
 @needs_browser
-@needs_espeak
 def test_a_spoken_question_goes_to_both(page):
     for _ in range(3):  # a busy machine's recording may have gaps: one speaks again
         ask(page, "What does 🤞 mean?")
@@ -184,7 +182,6 @@ def test_a_spoken_question_goes_to_both(page):
 
 
 @needs_browser
-@needs_espeak
 def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_answers(page):
     choose(page, 3, "Llama 3.2 1B · FineTome — not published")
     ask(page, SWEDEN)
@@ -198,7 +195,6 @@ def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_
 
 
 @needs_browser
-@needs_espeak
 def test_stop_ends_all_of_them(page):
     choose(page, 2, "Babble — ")
     stop_a_long_answer(page, ask, "#compare-stop", "#answer-b .figures")
@@ -206,7 +202,6 @@ def test_stop_ends_all_of_them(page):
 
 
 @needs_browser
-@needs_espeak
 def test_a_blind_vote_tells_the_names_and_a_refresh_keeps_it(page, address, votes_file):
     page.set_viewport_size({"width": 360, "height": 740})
     before = len(Votes(votes_file).all())
@@ -260,9 +255,9 @@ def test_programs_compare_and_vote(address):
     told = client.predict(battle["battle"], "b", api_name="/vote")
     assert told["winner"] == told["models"]["b"] != told["models"]["a"]
     for arguments, sentence in (
-        ((battle["battle"], "a"), "has its vote already"),
+        ((battle["battle"], "a"), "already has a vote"),
         (("'; DROP TABLE votes; --", "a"), "There is no battle"),
-        ((client.predict("What does 🤞 mean?", pair, api_name="/battle")["battle"], "z"), "is no vote"),
+        ((client.predict("What does 🤞 mean?", pair, api_name="/battle")["battle"], "z"), "is not a valid vote"),
     ):
         with pytest.raises(Exception, match=sentence):
             client.predict(*arguments, api_name="/vote")
@@ -275,7 +270,7 @@ def test_programs_compare_and_vote(address):
 def test_100_programs_vote_at_once(address, votes_file):
     client, votes = Client(address, verbose=False), Votes(votes_file)
     before = client.predict(api_name="/ranking")["votes"]
-    battles = [votes.open("?", ["nano", "nano-emoji"]).id for _ in range(100)]
+    battles = [votes.open_battle("?", ["nano", "nano-emoji"]).id for _ in range(100)]
     with ThreadPoolExecutor(100) as pool:
         told = list(pool.map(lambda battle: client.predict(battle, "b", api_name="/vote")["winner"], battles))
     assert told == ["nano-emoji"] * 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import needs_browser, needs_espeak, open_page, speak, stop_a_long_answer
+from conftest import needs_browser, open_page, speak, stop_a_long_answer
 from gradio_client import Client, handle_file
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
@@ -141,7 +141,6 @@ def speaking_page(address, question_aloud):
 
 
 @needs_browser
-@needs_espeak
 def test_a_spoken_question_is_heard_and_answered(speaking_page):
     page = speaking_page
     for count in (1, 2, 3):  # a busy machine's recording may have gaps: one speaks again
@@ -155,7 +154,6 @@ def test_a_spoken_question_is_heard_and_answered(speaking_page):
 
 
 @needs_browser
-@needs_espeak
 def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
     page = speaking_page
     page.get_by_role("button", name="Settings").click()
@@ -174,11 +172,10 @@ def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
     assert "🐙" in wait_for_answer(page, 1)
 
 
-@needs_espeak
 def test_programs_send_recordings(address, question_aloud, tmp_path):
     client = Client(address, verbose=False)
     (tmp_path / "text.wav").write_text("This is a text, not a sound.")
-    with pytest.raises(Exception, match="This is no recording that can be read"):
+    with pytest.raises(Exception, match="not a readable recording"):
         client.predict(handle_file(tmp_path / "text.wav"), "", api_name="/transcribe")
     record = client.predict(handle_file(question_aloud), "", api_name="/transcribe")
     assert "find the emoji for a panda" in record["text"] and record["language"] == "en"

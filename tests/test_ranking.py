@@ -1,4 +1,4 @@
-"""The ranking against known answers: closed forms, synthetic votes with a known winner, an independent optimisation."""
+"""The ranking against known results: closed forms, synthetic votes, and an independent optimisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.arena.ranking import Choice, rank
 
 
 def vote(winner: str | None, *others: str) -> Choice:
-    """A battle of the models, won by the first or by nobody."""
+    """A battle that the first model won; None: nobody won."""
     return Choice(frozenset({*others} | ({winner} if winner else set())), winner)
 
 
@@ -21,8 +21,8 @@ def by_model(standings) -> dict:
     return {standing.model: standing for standing in standings}
 
 
-def drawn(strengths: dict[str, float], per_pair: int, rng: np.random.Generator) -> dict[Choice, float]:
-    """Votes between all pairs as the model says they fall."""
+def simulate_votes(strengths: dict[str, float], per_pair: int, rng: np.random.Generator) -> dict[Choice, float]:
+    """Random votes between all pairs, with the probabilities of the Bradley-Terry model."""
     tally = {}
     for a, b in itertools.combinations(strengths, 2):
         wins = rng.binomial(per_pair, expit(strengths[a] - strengths[b]))
@@ -30,7 +30,7 @@ def drawn(strengths: dict[str, float], per_pair: int, rng: np.random.Generator) 
     return tally
 
 
-def test_two_models_have_the_odds_of_their_wins():
+def test_the_odds_of_two_models_are_the_odds_of_their_wins():
     ranked = by_model(rank({vote("a", "b"): 30, vote("b", "a"): 10}, prior=0))
     a, b = ranked["a"], ranked["b"]
     odds = a.strength / (1 - a.strength) / (b.strength / (1 - b.strength))
@@ -41,12 +41,12 @@ def test_two_models_have_the_odds_of_their_wins():
     assert a.votes == b.votes == 40
 
 
-def test_a_tie_is_half_a_win_for_each():
+def test_a_tie_counts_as_half_a_win_for_each():
     with_ties = rank({vote("a", "b"): 20, vote(None, "a", "b"): 20}, prior=0)
     assert with_ties == rank({vote("a", "b"): 30, vote("b", "a"): 10}, prior=0)
 
 
-def test_as_an_independent_optimisation_finds_with_pairs_threes_and_ties():
+def test_strengths_agree_with_an_independent_optimisation():
     tally = {
         vote("a", "b"): 12, vote("b", "a"): 7, vote("b", "c"): 9, vote("c", "b"): 4, vote("c", "d"): 3,
         vote("d", "c"): 5, vote("a", "b", "d"): 6, vote("d", "a", "b"): 2, vote(None, "b", "c", "d"): 3,
@@ -66,9 +66,9 @@ def test_as_an_independent_optimisation_finds_with_pairs_threes_and_ties():
     assert [ranked[name].strength for name in names] == pytest.approx(expit(expected - expected.mean()), abs=1e-6)
 
 
-def test_the_known_winner_is_found_whatever_the_order():
+def test_the_known_order_is_found_and_the_order_of_votes_does_not_matter():
     strengths = {"weak": -1.0, "strong": 1.5, "middling": 0.2, "fair": 0.6}
-    tally = drawn(strengths, 300, np.random.default_rng(1))
+    tally = simulate_votes(strengths, 300, np.random.default_rng(1))
     ranked = rank(tally)
     assert [standing.model for standing in ranked] == ["strong", "fair", "middling", "weak"]
     assert rank(dict(reversed(tally.items()))) == ranked
@@ -76,18 +76,18 @@ def test_the_known_winner_is_found_whatever_the_order():
     assert all(s.low < expit(strengths[s.model] - mean) < s.high for s in ranked)
 
 
-def test_intervals_hold_the_truth_95_times_in_100():
+def test_intervals_contain_the_true_strength_in_95_percent_of_cases():
     strengths = {"a": 0.8, "b": 0.1, "c": -0.9}
     rng = np.random.default_rng(2)
-    held = [
+    covered = [
         standing.low <= expit(strengths[standing.model]) <= standing.high
         for _ in range(400)
-        for standing in rank(drawn(strengths, 60, rng))
+        for standing in rank(simulate_votes(strengths, 60, rng))
     ]
-    assert 0.93 < np.mean(held) < 0.97
+    assert 0.93 < np.mean(covered) < 0.97
 
 
-def test_a_model_that_never_lost_stays_finite_and_more_votes_make_it_surer():
+def test_a_model_that_never_lost_has_a_finite_strength_and_more_votes_narrow_its_interval():
     few, many = (by_model(rank({vote("a", "b"): wins})) for wins in (2, 50))
     assert few["a"].low < 0.5 < few["a"].strength  # two votes prove nothing
     assert few["a"].high < 1
@@ -95,7 +95,7 @@ def test_a_model_that_never_lost_stays_finite_and_more_votes_make_it_surer():
     assert many["a"].strength + many["b"].strength == pytest.approx(1)
 
 
-def test_models_that_no_battle_connects_have_too_few_votes():
+def test_models_that_no_battle_connects_have_no_strength():
     ranked = rank({vote("a", "b"): 5, vote("b", "a"): 4, vote("c", "d"): 2})
     assert [(s.model, s.votes, s.strength is None) for s in ranked] == [
         ("a", 9, False), ("b", 9, False), ("c", 2, True), ("d", 2, True),
@@ -104,5 +104,5 @@ def test_models_that_no_battle_connects_have_too_few_votes():
     assert all(standing.strength for standing in joined)
 
 
-def test_no_votes_no_ranking():
+def test_without_votes_the_ranking_is_empty():
     assert rank({}) == []

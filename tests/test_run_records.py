@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from conftest import EMOJI, NANO
 
-from inference.arena.model_diff import Paired, paired, rows
+from inference.arena.model_diff import PairedCounts, field_pairs, paired_counts
 from inference.catalog import Catalog
 from inference.errors import LabError
 from inference.run_records import EVALUATION, RUN_RECORD, Evaluation, RunRecord, RunRecords, parse
@@ -102,7 +102,7 @@ def test_the_hub_is_asked_when_a_run_record_is_wanted_and_once(catalog, tmp_path
 
 def test_two_run_record_differ_where_their_recipes_do(catalog):
     pair = [catalog["nano-emoji"], catalog["nano-emoji-1-epoch"]]
-    found = rows(pair, [RunRecords().read(entry) for entry in pair])
+    found = field_pairs(pair, [RunRecords().read(entry) for entry in pair])
     assert [(row.field, row.first, row.second) for row in found if row.part == "Recipe" and not row.same] == [
         ("epochs", "4", "1")
     ]
@@ -111,7 +111,9 @@ def test_two_run_record_differ_where_their_recipes_do(catalog):
 
 def test_answers_to_the_same_questions_are_paired_as_the_evaluation_pairs_them():
     documents = [json.loads((folder / EVALUATION).read_text("utf-8")) for folder in (NANO, EMOJI)]
-    found = {row.group: row for row in paired(*(parse(Evaluation, json.dumps(d).encode(), "X") for d in documents))}
+    found = {
+        row.group: row for row in paired_counts(*(parse(Evaluation, json.dumps(d).encode(), "X") for d in documents))
+    }
     for group in ("flags", "pairs", "other emoji"):
         right = [
             {a["question"]: a["lenient"] for a in d["suites"]["emoji"]["answers"] if a["group"] == group}
@@ -123,4 +125,4 @@ def test_answers_to_the_same_questions_are_paired_as_the_evaluation_pairs_them()
 
 
 def test_nothing_that_differs_is_no_finding():
-    assert Paired("x", both=3, neither=2).p == 1 and Paired("x", only_first=1).p == 1
+    assert PairedCounts("x", both=3, neither=2).p == 1 and PairedCounts("x", only_first=1).p == 1

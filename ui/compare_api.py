@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import gradio as gr
 
-from inference.arena.compare import ANY, ask_all, draw
+from inference.arena.compare import ANY_MODEL, ask_all, choose_models
 from inference.arena.ranking import rank
 from inference.arena.votes import LETTERS, Votes
 from inference.engines import Message, Sampling
@@ -26,19 +26,19 @@ def add_compare_endpoints(lab: Lab, votes: Votes) -> None:
         sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
         with in_a_sentence():
             check_number(len(models))
-            for answers in ask_all(lab, draw(lab, models, shuffled=False), asked(question), sampling):
+            for answers in ask_all(lab, choose_models(lab, models, shuffled=False), asked(question), sampling):
                 yield [{"model": a.model, "answer": a.text, "error": a.error} for a in answers]
 
     def battle(question: str, models: list[str] | None = None) -> dict:
         """Ask two or three models without telling which is which: those that `models` names, "*" for any that is ready
         (two of those unless given). Vote on the answers with /vote."""
-        models = [ANY, ANY] if models is None else models
+        models = [ANY_MODEL, ANY_MODEL] if models is None else models
         with in_a_sentence():
             check_number(len(models))
-            *_, answers = ask_all(lab, draw(lab, models, shuffled=True), asked(question))
-            if not all(answer.whole for answer in answers):
+            *_, answers = ask_all(lab, choose_models(lab, models, shuffled=True), asked(question))
+            if not all(answer.complete for answer in answers):
                 raise LabError("One of the models could not answer: ask again.")
-            opened = votes.open(question, [answer.model for answer in answers])
+            opened = votes.open_battle(question, [answer.model for answer in answers])
         return {"battle": opened.id, "answers": {LETTERS[i]: answer.text for i, answer in enumerate(answers)}}
 
     def vote(battle: str, outcome: str, request: gr.Request) -> dict:

@@ -1,4 +1,4 @@
-"""Several models answer one question at once, each in a thread of its own; and which models a battle is between."""
+"""Ask several models one question at once, each in its own thread; and choose the models of a battle."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from inference.engines import Figures, Message, Sampling
 from inference.errors import LabError
 from inference.lab import DEFAULT_SAMPLING, Lab, check_messages
 
-ANY = "*"  # in a model's place: one of those that are ready (no id may look like this)
-EVERY = 0.1  # seconds between two looks at the growing answers
+ANY_MODEL = "*"  # stands for a random model that is ready (no model id may look like this)
+POLL_SECONDS = 0.1  # between two looks at the growing answers
 
 
 @dataclass
 class Answer:
-    """One model's answer while it grows. It has ended when there are `figures`, or an `error`: one sentence."""
+    """One model's answer while it grows. It has ended when it has `figures`, or an `error` (one sentence)."""
 
     model: str
     text: str = ""
@@ -28,28 +28,31 @@ class Answer:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the answer will not grow any more."""
         return self.figures is not None or self.error is not None
 
     @property
-    def whole(self) -> bool:
-        """Whether it ended by itself: it can be compared with others."""
+    def complete(self) -> bool:
+        """Whether the model ended the answer itself, so that it can be compared with others."""
         return self.figures is not None and self.figures.finish_reason != "cancelled"
 
 
-def draw(lab: Lab, chosen: Sequence[str], shuffled: bool) -> list[str]:
-    """The ids of the models that answer: `chosen` with `ANY` filled in from those that are ready. Raises LabError for a
-    model twice, or too few that are ready."""
-    named = [model for model in chosen if model != ANY]
+def choose_models(lab: Lab, chosen: Sequence[str], shuffled: bool) -> list[str]:
+    """Return the ids of the models that answer: `chosen`, with each `ANY_MODEL` replaced by a model that is ready.
+
+    Raises:
+        LabError: a model is chosen twice, or too few models are ready.
+    """
+    named = [model for model in chosen if model != ANY_MODEL]
     for model in named:
         if named.count(model) > 1:
-            raise LabError(f"{lab.entry(model).name} is chosen twice: choose another model in one of the places.")
+            raise LabError(f"{lab.entry(model).name} is chosen twice: choose two different models.")
     ready = [e.id for e in lab.catalog.entries if e.id not in named and lab.state(e).kind in ("in memory", "ready")]
-    wanted = len(chosen) - len(named)
-    if wanted > len(ready):
-        raise LabError(f"Only {len(ready)} more models are ready, not {wanted}: choose fewer, or name the models.")
-    drawn = iter(random.sample(ready, wanted))
-    models = [next(drawn) if model == ANY else model for model in chosen]
+    needed = len(chosen) - len(named)
+    if needed > len(ready):
+        raise LabError(f"Only {len(ready)} more models are ready, not {needed}: choose fewer, or name the models.")
+    random_models = iter(random.sample(ready, needed))
+    models = [next(random_models) if model == ANY_MODEL else model for model in chosen]
     if shuffled:
         random.shuffle(models)
     return models
@@ -62,15 +65,19 @@ def ask_all(
     sampling: Sampling = DEFAULT_SAMPLING,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[Answer]]:
-    """Ask all the models at once; yields the same growing answers, in the models' order, again and again until all
-    have ended. What one model can't do is told in its answer. Raises LabError for a question that isn't one. Closing
-    the iterator ends the answers."""
-    check_messages(messages)
-    left = threading.Event()
+    """Ask all models at once. Yields the same list of growing answers, in the models' order, until all have ended.
 
-    def drain(answer: Answer) -> None:
+    An error of one model is stored in its answer. Closing the iterator stops all answers.
+
+    Raises:
+        LabError: the question is not valid.
+    """
+    check_messages(messages)
+    closed = threading.Event()
+
+    def collect(answer: Answer) -> None:
         try:
-            for chunk in lab.ask(answer.model, messages, sampling, lambda: left.is_set() or cancelled()):
+            for chunk in lab.ask(answer.model, messages, sampling, lambda: closed.is_set() or cancelled()):
                 answer.text += chunk.text
                 answer.waiting = chunk.waiting or answer.waiting
                 answer.figures = chunk.figures
@@ -79,12 +86,12 @@ def ask_all(
 
     answers = [Answer(model) for model in models]
     with ThreadPoolExecutor(len(models)) as pool:
-        running = {pool.submit(drain, answer) for answer in answers}
+        running = {pool.submit(collect, answer) for answer in answers}
         try:
             while running:
-                done, running = wait(running, EVERY, FIRST_COMPLETED)
-                for thread in done:
-                    thread.result()  # raises what isn't a LabError
+                done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    future.result()  # raises every error but a LabError
                 yield answers
         finally:
-            left.set()
+            closed.set()

@@ -1,4 +1,4 @@
-"""What each answer to a question says that the others don't, marked word by word."""
+"""Mark, word by word, what each answer to a question has that the others do not have."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-# Spaces; punctuation; and what lies between, which may be an emoji of several characters.
-PIECE = re.compile(r"\s+|[.,;:!?…()\[\]\"“”]+|[^\s.,;:!?…()\[\]\"“”]+")
-MOST_WORDS = 600  # in one answer: the time grows with the square of it; three of one repeated word took 0.26 s
+# White space; punctuation; and everything between, which may be an emoji of several characters.
+TOKEN = re.compile(r"\s+|[.,;:!?…()\[\]\"“”]+|[^\s.,;:!?…()\[\]\"“”]+")
+MAX_WORDS = 600  # in one answer: time grows with the square; three answers of one repeated word took 0.26 s
 
 
-def differences(answers: Sequence[str]) -> list[str]:
-    """Each answer as escaped HTML, with `<mark>` around the words that none of the others has in that place. Where one
-    has more than `MOST_WORDS` words, all stay unmarked."""
-    pieces = [PIECE.findall(answer) for answer in answers]
-    words = [[piece for piece in of if not piece.isspace()] for of in pieces]
-    if max(map(len, words), default=0) > MOST_WORDS:
+def mark_differences(answers: Sequence[str]) -> list[str]:
+    """Return each answer as escaped HTML, with `<mark>` around the words that no other answer has in that place.
+
+    If one answer has more than `MAX_WORDS` words, nothing is marked.
+    """
+    tokens = [TOKEN.findall(answer) for answer in answers]
+    words = [[token for token in of_answer if not token.isspace()] for of_answer in tokens]
+    if max(map(len, words), default=0) > MAX_WORDS:
         return [html.escape(answer) for answer in answers]
-    shared = [[False] * len(of) for of in words]
-    for i, ours in enumerate(words):
-        for j, theirs in enumerate(words[:i]):
-            blocks = SequenceMatcher(None, theirs, ours, autojunk=False).get_matching_blocks()
-            for k, starts in ((j, [(b.a, b.size) for b in blocks]), (i, [(b.b, b.size) for b in blocks])):
-                both = {place for start, size in starts for place in range(start, start + size)}
-                shared[k] = [known or place in both for place, known in enumerate(shared[k])]
-    return [marked(of, known) for of, known in zip(pieces, shared, strict=True)]
+    shared = [[False] * len(of_answer) for of_answer in words]
+    for i, second in enumerate(words):
+        for j, first in enumerate(words[:i]):
+            for block in SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks():
+                shared[j][block.a : block.a + block.size] = [True] * block.size
+                shared[i][block.b : block.b + block.size] = [True] * block.size
+    return [join_marked(of_answer, flags) for of_answer, flags in zip(tokens, shared, strict=True)]
 
 
-def marked(pieces: Sequence[str], shared: Sequence[bool]) -> str:
-    """The pieces joined, runs of words that are not shared in one mark each; `shared` tells it of the words only."""
-    known = iter(shared)
+def join_marked(tokens: Sequence[str], shared: Sequence[bool]) -> str:
+    """Join tokens to HTML with one mark around each run of words that are not shared. `shared` has a flag per word."""
+    flags = iter(shared)
     text = "".join(
-        html.escape(piece) if piece.isspace() or next(known) else f"<mark>{html.escape(piece)}</mark>"
-        for piece in pieces
+        html.escape(token) if token.isspace() or next(flags) else f"<mark>{html.escape(token)}</mark>"
+        for token in tokens
     )
     return re.sub(r"</mark>(\s*)<mark>", r"\1", text)

@@ -1,8 +1,8 @@
-"""Which answer was better: battles of models and what visitors voted, in one SQLite file.
+"""Store battles and votes in one SQLite file.
 
-A battle is one question that several models answered under hidden names; it can be voted on once. Any number of
-threads and processes may share the file. What the votes say of the models is `inference.arena.ranking`'s matter;
-`inference.arena.votes_hub` copies them to the Hub.
+A battle is one question that several models answered under hidden names. Each battle takes one vote. Threads and
+processes may share the file. `inference.arena.ranking` evaluates the votes, `inference.arena.votes_hub` copies them to
+the Hub.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CREATE TABLE IF NOT EXISTS votes (
     battle TEXT PRIMARY KEY REFERENCES battles (id), outcome TEXT NOT NULL, time TEXT NOT NULL, session TEXT NOT NULL
 ) STRICT;
 """
-LETTERS = "abc"  # how the answers are called, from left to right
+LETTERS = "abc"  # the names of the answers, from left to right
 UNDECIDED = ("tie", "both bad")
-BUSY = 30.0  # seconds to wait for another process that writes
+LOCK_TIMEOUT = 30.0  # seconds to wait for another process that writes
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Battle:
 
     @property
     def outcomes(self) -> tuple[str, ...]:
-        """What can be voted: the letter of the best answer, or one of `UNDECIDED`."""
+        """The valid votes: the letter of the best answer, or one of `UNDECIDED`."""
         return (*LETTERS[: len(self.models)], *UNDECIDED)
 
     def winner(self, outcome: str) -> str | None:
-        """The model that an outcome prefers, if it prefers one."""
+        """Return the model that an outcome prefers; None if it prefers none."""
         return None if outcome in UNDECIDED else self.models[LETTERS.index(outcome)]
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What a visitor said of a battle. `session` is a random name of their visit."""
+    """A visitor's vote on a battle. `session` is a random id of the visit, `time` is ISO 8601, UTC."""
 
     battle: Battle
     outcome: str
@@ -64,34 +64,36 @@ class Vote:
 
 
 class Votes:
-    """The votes in the file `path`, which is made when it is first needed. Every method raises LabError where the file
-    can't be used."""
+    """The votes in the file `path`, which is created when it is first needed.
+
+    Every method raises LabError if the file is not usable.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._made = False
+        self._created = False
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own, since SQLite's don't go from thread to thread; each statement is a transaction."""
+        """Open a new connection, because SQLite connections belong to one thread. Each statement is a transaction."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)) as database:
+            with closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT, isolation_level=None)) as database:
                 database.execute("PRAGMA foreign_keys = ON")
                 with self._lock:
-                    if not self._made or not self.path.is_file():
+                    if not self._created or not self.path.is_file():
                         database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
                         database.executescript(SCHEMA)
-                        self._made = True
+                        self._created = True
                 yield database
         except (OSError, sqlite3.Error) as error:
             raise LabError(
-                f"The votes in {self.path} can't be used ({error}): set VOTES to a file that can be written."
+                f"The votes file {self.path} is not usable ({error}): set VOTES to a file that is writable."
             ) from error
 
-    def open(self, question: str, models: Sequence[str]) -> Battle:
-        """A new battle of the models, in the order shown. Its id can't be guessed."""
+    def open_battle(self, question: str, models: Sequence[str]) -> Battle:
+        """Store a new battle of the models, in the order shown. Its id cannot be guessed."""
         battle = Battle(secrets.token_urlsafe(12), question, tuple(models), now())
         with self._connection() as database:
             row = (battle.id, question, json.dumps(battle.models, ensure_ascii=False), battle.time)
@@ -99,7 +101,7 @@ class Votes:
         return battle
 
     def battle(self, battle_id: str) -> Battle:
-        """The battle of that id. Raises LabError where there is none."""
+        """Return the battle with that id. Raises LabError if there is none."""
         with self._connection() as database:
             row = database.execute("SELECT * FROM battles WHERE id = ?", (battle_id,)).fetchone()
         if row is None:
@@ -107,21 +109,24 @@ class Votes:
         return Battle(row[0], row[1], tuple(json.loads(row[2])), row[3])
 
     def vote(self, battle_id: str, outcome: str, session: str = "") -> Battle:
-        """Keep a vote; returns the battle, whose names may be told from now on. Raises LabError for a battle that there
-        isn't or that has its vote, and for an outcome that isn't one of its `outcomes`."""
+        """Store a vote. Returns the battle, whose model names may be shown from now on.
+
+        Raises:
+            LabError: the battle does not exist or has a vote already, or the outcome is not one of its `outcomes`.
+        """
         battle = self.battle(battle_id)
         if outcome not in battle.outcomes:
-            raise LabError(f"“{shorten(outcome)}” is no vote: choose one of {', '.join(battle.outcomes)}.")
+            raise LabError(f"“{shorten(outcome)}” is not a valid vote: choose one of {', '.join(battle.outcomes)}.")
         with self._connection() as database:
             row = (battle_id, outcome, now(), session)
-            kept = database.execute("INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?)", row).rowcount
-        if not kept:
-            raise LabError("This battle has its vote already, which counts: ask another question.")
+            inserted = database.execute("INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?)", row).rowcount
+        if not inserted:
+            raise LabError("This battle already has a vote: ask another question.")
         return battle
 
     def tally(self) -> dict[Choice, int]:
-        """How often each choice was made."""
-        counted: dict[Choice, int] = {}
+        """Count how often each choice was made."""
+        counts: dict[Choice, int] = {}
         with self._connection() as database:
             rows = database.execute(
                 "SELECT models, outcome, count(*) FROM votes JOIN battles ON battle = id GROUP BY models, outcome"
@@ -129,11 +134,11 @@ class Votes:
         for models, outcome, count in rows:
             battle = Battle("", "", tuple(json.loads(models)), "")
             choice = Choice(frozenset(battle.models), battle.winner(outcome))
-            counted[choice] = counted.get(choice, 0) + count
-        return counted
+            counts[choice] = counts.get(choice, 0) + count
+        return counts
 
     def all(self) -> list[Vote]:
-        """Every vote with its battle, oldest first."""
+        """Return every vote with its battle, oldest first."""
         with self._connection() as database:
             rows = database.execute(
                 "SELECT id, question, models, battles.time, outcome, votes.time, session "
@@ -142,7 +147,7 @@ class Votes:
         return [Vote(Battle(r[0], r[1], tuple(json.loads(r[2])), r[3]), *r[4:]) for r in rows]
 
     def add(self, votes: Iterable[Vote]) -> None:
-        """Take over what was voted elsewhere; what is here already stays as it is."""
+        """Add votes from elsewhere. Votes that are already in the file do not change."""
         with self._connection() as database:
             database.execute("BEGIN IMMEDIATE")
             for vote in votes:
@@ -154,5 +159,5 @@ class Votes:
 
 
 def now() -> str:
-    """The time as it is kept."""
+    """Return the current time as it is stored: ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

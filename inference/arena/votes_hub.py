@@ -1,7 +1,8 @@
-"""The votes as a data set on the Hub: `votes.jsonl`, a line for each, kept up to date from this machine's file.
+"""Copy the votes to a data set on the Hub: `votes.jsonl`, one vote per line.
 
-Each push first takes over what the data set has, then sends all: a Space that starts anew on an empty disk has its
-votes again, several may share one data set, and a push that failed is made good by the next. Votes are only ever added.
+Each push first adds the data set's votes to the local file, then uploads all votes. So a Space that restarts with an
+empty disk gets its votes back, several Spaces may share one data set, and the next push repeats one that failed. Votes
+are never removed.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from inference.hub.client import translate_hub_errors
 
 FILE = "votes.jsonl"
 VOTE = TypeAdapter(Vote)
-EVERY = 5.0  # minutes between two pushes, as huggingface_hub's own default
+PUSH_MINUTES = 5.0  # between two pushes, as in huggingface_hub
 
 
 class VotesScheduler(CommitScheduler):
-    """Pushes `votes` to the data set `repo`, every few minutes and when the process ends. Makes the data set, private,
-    where there is none. A push that fails is told on standard error, and the next one is tried."""
+    """Pushes `votes` to the data set `repo`, every `every` minutes and when the process ends.
 
-    def __init__(self, votes: Votes, repo: str, every: float = EVERY, api: HfApi | None = None) -> None:
+    Creates a private data set if there is none. A push that fails is reported on standard error.
+    """
+
+    def __init__(self, votes: Votes, repo: str, every: float = PUSH_MINUTES, api: HfApi | None = None) -> None:
         self.votes = votes
         super().__init__(
             repo_id=repo, repo_type="dataset", private=True, folder_path=votes.path.with_suffix(".hub"), every=every,
@@ -39,22 +42,22 @@ class VotesScheduler(CommitScheduler):
         )  # fmt: skip
 
     def push_to_hub(self) -> CommitInfo | None:
-        """Take over, then push. See the base class: it is called in the background, one at a time."""
+        """Add the remote votes, then push. The base class calls this in the background, one call at a time."""
         try:
             with translate_hub_errors(self.repo_id, FILE):
-                there = self.pushed()
-                self.votes.add(read(there, self.repo_id))
+                remote = self.download()
+                self.votes.add(parse_votes(remote, self.repo_id))
                 lines = "".join(json.dumps(asdict(vote), ensure_ascii=False) + "\n" for vote in self.votes.all())
-                if lines == there:
+                if lines == remote:
                     return None
                 (self.folder_path / FILE).write_text(lines, encoding="utf-8")
                 return super().push_to_hub()
-        except LabError as error:  # at the process's end nobody would catch it
-            tell(error)
+        except LabError as error:  # when the process ends, nobody would catch it
+            report(error)
             return None
 
-    def pushed(self) -> str:
-        """The data set's file; empty where there is none yet."""
+    def download(self) -> str:
+        """Return the content of the data set's file; "" if there is no file yet."""
         try:
             path = self.api.hf_hub_download(self.repo_id, FILE, repo_type="dataset", local_dir=self.folder_path)
         except RemoteEntryNotFoundError:
@@ -62,22 +65,24 @@ class VotesScheduler(CommitScheduler):
         return Path(path).read_text(encoding="utf-8")
 
 
-def read(lines: str, repo: str) -> list[Vote]:
-    """The votes in a data set's file. Raises LabError for a line that isn't one."""
+def parse_votes(lines: str, repo: str) -> list[Vote]:
+    """Parse the content of a data set's file. Raises LabError for a line that is not a vote."""
     votes = []
     for number, line in enumerate(lines.split("\n")[:-1], 1):
         try:
             vote = VOTE.validate_json(line)
         except ValidationError as error:
-            raise LabError(f"Line {number} of {FILE} in {repo} is no vote: remove it there.") from error
+            raise LabError(f"Line {number} of {FILE} in {repo} is not a vote: remove that line.") from error
         if vote.outcome not in vote.battle.outcomes:
-            raise LabError(f"Line {number} of {FILE} in {repo} has the outcome “{vote.outcome}”: remove it there.")
+            raise LabError(
+                f"Line {number} of {FILE} in {repo} has the invalid outcome “{vote.outcome}”: remove that line."
+            )
         votes.append(vote)
     return votes
 
 
-def push_votes(votes: Votes, repo: str, every: float = EVERY) -> threading.Thread:
-    """Push from now on, in the background; where the Hub isn't there at the start, it is tried again."""
+def push_votes(votes: Votes, repo: str, every: float = PUSH_MINUTES) -> threading.Thread:
+    """Push the votes in the background from now on. If the Hub is unreachable at the start, retry every few minutes."""
 
     def start() -> None:
         while True:
@@ -86,7 +91,7 @@ def push_votes(votes: Votes, repo: str, every: float = EVERY) -> threading.Threa
                     VotesScheduler(votes, repo, every)
                 return
             except LabError as error:
-                tell(error)
+                report(error)
             time.sleep(every * 60)
 
     thread = threading.Thread(target=start, daemon=True)
@@ -94,6 +99,6 @@ def push_votes(votes: Votes, repo: str, every: float = EVERY) -> threading.Threa
     return thread
 
 
-def tell(error: LabError) -> None:
-    """Say why votes were not pushed, to whoever runs the process."""
-    print(f"The votes stay on this machine for now: {error}", file=sys.stderr, flush=True)
+def report(error: LabError) -> None:
+    """Print why the votes were not pushed."""
+    print(f"The votes were not pushed, they stay on this machine for now: {error}", file=sys.stderr, flush=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from inference.arena.compare import ANY, Answer, ask_all, draw
+from inference.arena.compare import ANY_MODEL, Answer, ask_all, choose_models
 from inference.arena.ranking import rank
-from inference.arena.text_diff import differences
+from inference.arena.text_diff import mark_differences
 from inference.arena.votes import LETTERS, Battle, Votes
 from inference.errors import LabError
 from inference.lab import Lab
@@ -38,7 +38,7 @@ EXAMPLES = (
     "Is 🇸🇪 the flag of Sweden or the flag of Suriname?",
 )
 OUTCOMES = (*LETTERS, "tie", "both bad")
-ANY_READY = ("any that is ready", ANY)
+ANY_READY = ("any that is ready", ANY_MODEL)
 NONE = ("none", "")
 LEGEND = "<mark>Underlined</mark>: what no other answer says there."
 
@@ -130,7 +130,7 @@ class CompareTab:
     def redraw(self, *models: str) -> list[object]:
         """What there is to choose from and the ranking, anew. What is chosen stays, since the visitor may be choosing
         just now; but for a model that is no longer there."""
-        known = {ANY, "", *(entry.id for entry in self.lab.catalog.entries)}
+        known = {ANY_MODEL, "", *(entry.id for entry in self.lab.catalog.entries)}
         fallback = [*self.before_and_after(), ""]
         dropdowns = [
             gr.Dropdown(self.choices(i), **({} if model in known else {"value": fallback[i]}))
@@ -140,7 +140,7 @@ class CompareTab:
 
     def set_blind(self, blind: bool, third: str) -> list[str]:
         """Blind, any model that is ready may come; a visitor may then choose between which."""
-        return [ANY, ANY, third and ANY] if blind else [*self.before_and_after(), ""]
+        return [ANY_MODEL, ANY_MODEL, third and ANY_MODEL] if blind else [*self.before_and_after(), ""]
 
     def ask_heard(
         self, request: gr.Request, at_once: bool, recording: str | None, question: str, *settings: object
@@ -160,7 +160,7 @@ class CompareTab:
         stop, started = self.stops.begin(request), time.perf_counter()
         drawn: dict = {}
         try:
-            models = draw(self.lab, [first, second, *([third] if third else [])], shuffled=blind)
+            models = choose_models(self.lab, [first, second, *([third] if third else [])], shuffled=blind)
             messages = to_messages([{"role": "user", "content": question}], system)
             for answers in ask_all(self.lab, models, messages, to_sampling(*sampling), stop.is_set):
                 if self.stops.newer(request, stop):
@@ -180,9 +180,9 @@ class CompareTab:
     def finished(self, this: Round) -> dict:
         """The answers when all have ended, with a battle to vote on where they were blind and whole."""
         notice = ""
-        if this.hidden and all(answer.whole for answer in this.answers):
+        if this.hidden and all(answer.complete for answer in this.answers):
             try:
-                this.battle = self.votes.open(this.question, [answer.model for answer in this.answers])
+                this.battle = self.votes.open_battle(this.question, [answer.model for answer in this.answers])
             except LabError as error:
                 notice = str(error)
         if this.battle is None:
@@ -207,7 +207,7 @@ class CompareTab:
         texts = [html.escape(answer.text) for answer in this.answers]
         comparable = this.comparable
         if ended and len(comparable) > 1:
-            for i, marked in zip(comparable, differences([this.answers[i].text for i in comparable]), strict=True):
+            for i, marked in zip(comparable, mark_differences([this.answers[i].text for i in comparable]), strict=True):
                 texts[i] = marked
         columns = [self.column(this, i, text, seconds) for i, text in enumerate(texts)]
         columns += [""] * (len(LETTERS) - len(columns))

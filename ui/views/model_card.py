@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import yaml
 
-from inference.arena.model_diff import number
+from inference.arena.model_diff import format_value
 from inference.catalog import Entry
 from inference.models.availability import human_size
 from inference.run_records import Figure, RunRecord
@@ -30,7 +30,7 @@ def hyper_parameters(run_record: RunRecord) -> str:
         ("{} steps", recipe.get("max_steps")),
         ("batch {}", batch(recipe)),
     ]
-    parts = [text.format(number(value)) for text, value in said if value is not None]
+    parts = [text.format(format_value(value)) for text, value in said if value is not None]
     return " · ".join(parts).replace("1 epochs", "1 epoch") if recipe else ""
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from inference.arena.model_diff import Paired, Row, paired, rows
+from inference.arena.model_diff import FieldPair, PairedCounts, field_pairs, paired_counts
 from inference.catalog import Entry
 from inference.errors import LabError
 from inference.run_records import RunRecord, RunRecords
@@ -18,7 +18,7 @@ def difference_table(
     """The whole comparison, foldable. `problems` are HTML: why a run record could not be read. Reads the answers of
     both evaluations, from the Hub if they are there."""
     first, second = (html.escape(entry.name) for entry in pair)
-    found = rows(pair, said)
+    found = field_pairs(pair, said)
     differing = [row for row in found if not row.same]
     same = [row for row in found if row.same]
     head = f'<thead><tr><td></td><th scope="col">{first}</th><th scope="col">{second}</th></tr></thead>'
@@ -33,9 +33,9 @@ def difference_table(
     )
 
 
-def bodies(found: Sequence[Row]) -> str:
+def bodies(found: Sequence[FieldPair]) -> str:
     """The rows, each part under its heading."""
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, list[FieldPair]] = {}
     for row in found:
         parts.setdefault(row.part, []).append(row)
     return "".join(
@@ -44,7 +44,7 @@ def bodies(found: Sequence[Row]) -> str:
     )
 
 
-def drawn(row: Row) -> str:
+def drawn(row: FieldPair) -> str:
     """One of them."""
     first, second = (html.escape(text) or "–" for text in (row.first, row.second))
     return f'<tr><th scope="row">{html.escape(row.field)}</th><td>{first}</td><td>{second}</td></tr>'
@@ -53,7 +53,7 @@ def drawn(row: Row) -> str:
 def by_question(pair: Sequence[Entry], run_records: RunRecords) -> str:
     """Who answered which of the same questions, or why that isn't known."""
     try:
-        counted = paired(*(run_records.evaluation(entry) for entry in pair))
+        counted = paired_counts(*(run_records.evaluation(entry) for entry in pair))
     except LabError as error:
         return f"<p>{html.escape(str(error))}</p>"
     if not counted:
@@ -68,7 +68,7 @@ def by_question(pair: Sequence[Entry], run_records: RunRecords) -> str:
     )
 
 
-def counts(row: Paired) -> str:
+def counts(row: PairedCounts) -> str:
     """One group of questions."""
     p = "&lt; 0.0001" if row.p < 0.0001 else f"{row.p:.2g}"
     cells = "".join(f"<td>{text}</td>" for text in (row.both, row.only_first, row.only_second, p))
