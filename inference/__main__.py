@@ -47,8 +47,12 @@ def ask(
     audio: Annotated[Path | None, typer.Option(help="A recording of the question, instead of text.")] = None,
     as_json: Json = False,
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="The maximum length of the answer in tokens.")] = DEFAULTS.max_tokens,
-    temperature: Annotated[float, typer.Option(min=0, max=2, help="0 always picks the most likely token.")] = DEFAULTS.temperature,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="The maximum length of the answer in tokens.")
+    ] = DEFAULTS.max_tokens,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=2, help="0 always picks the most likely token.")
+    ] = DEFAULTS.temperature,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")] = None,
 ) -> None:
     """Ask one question and stream the answer. With --json, print the complete answer with its measurements."""
