@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from inference.engines import ENGINES
 from inference.settings import PROJECT, SETTINGS
+from training.recipe import load_recipe, names
 
 WIDTH = 78  # columns of help texts: fits a code block without a scroll bar
 TAKES = {
@@ -66,6 +67,17 @@ def accuracy_table(*models: str) -> None:
             cells.append(f"{100 * exact['value']:.0f} / {100 * lenient['value']:.0f} % ({low}–{high})")
         rows.append((model, *cells))
     table(("model", *groups), rows)
+
+
+def recipe_table() -> None:
+    """The recipes that are part of the project: name, base, data, method."""
+    rows = []
+    for name in names():
+        recipe = load_recipe(name)
+        amount = f"{recipe.data.examples:,} of " if recipe.data.examples else ""
+        length = f"{recipe.max_steps:,} steps" if recipe.max_steps else f"{recipe.epochs:g} epochs"
+        rows.append((f"`{name}`", recipe.base, f"{amount}{recipe.data.name}", length))
+    table(("recipe", "base", "data", "length"), rows)
 
 
 def field_table(model: type[BaseModel]) -> None:
