@@ -131,9 +131,7 @@ def test_a_gpu_gets_the_pytorch_engine_and_the_models_that_are_to_be_there(hub, 
         "me/Llama-3.2-1B-Emoji-lora adapter_config.json,adapter_model.safetensors",
     ]
     lines = read(hub, "me/gpu", "requirements.txt", tmp_path).splitlines()
-    developing = (PROJECT / "requirements-dev.txt").read_text("utf-8").splitlines()
-    extra = [line for line in lines if line in developing]
-    assert [line.split("==")[0] for line in extra] == ["transformers", "peft", "accelerate", "bitsandbytes"]
+    assert {*(PROJECT / "requirements.txt").read_text("utf-8").splitlines()} < {*lines}
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" not in lines
     assert "adapters/nano/model.safetensors" in api.list_repo_files("me/gpu", repo_type="space")
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import assert_refused, command
+
+from inference.settings import PROJECT
 
 
 def test_models_lists_the_catalog_in_order():
@@ -60,3 +64,32 @@ def test_a_model_of_the_hub_without_a_network_says_so():
 )
 def test_bad_recipes_get_one_sentence(arguments, words):
     assert_refused(command("training", "sft", *arguments), *words)
+
+
+WITHOUT = """
+import runpy, sys
+hidden, module, *arguments = sys.argv[1:]
+sys.modules[hidden] = None
+sys.argv = [module, *arguments]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "arguments", "package", "file"),
+    [
+        ("trl", ["training", "sft", "emoji-nano"], "trl", "requirements-train.txt"),
+        ("optuna", ["training", "sweep", "epochs-nano"], "optuna", "requirements-train.txt"),
+        (
+            "whisper",
+            ["inference", "transcribe", "tests/recordings/which_emoji.flac"],
+            "openai-whisper",
+            "requirements.txt",
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_the_file_that_installs_it(hidden, arguments, package, file):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, hidden, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert_refused(done, f"This command needs {package}: run `pip install -r {file}`.")

@@ -36,7 +36,7 @@ CODE = ("inference", "ui")  # folders, of which
 CODE_SUFFIXES = (".py", ".css", ".js", ".html", ".jinja", ".yaml")
 OURS = ("adapters", "docs", *CODE)  # folders of the Space in which nobody else keeps a file
 OF_PAGE = ("README.md", "adapter_config.json", *OF_BOTH)  # of a model: what its card shows
-OF_PYTORCH = ("transformers", "peft", "accelerate", "bitsandbytes")  # versions in requirements-dev.txt
+OF_PYTORCH = ("transformers", "peft", "accelerate", "bitsandbytes")  # left out of a Space that runs llama.cpp
 # llama.cpp's own wheels; a version that isn't there is compiled from its source on PyPI, which takes the build minutes.
 LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"  # without CUDA's libraries
@@ -236,11 +236,10 @@ def pins(file: str) -> dict[str, str]:
 
 
 def requirements(gpu: bool, pytorch: bool) -> str:
-    """requirements.txt for a Space; it can't include another file there."""
+    """requirements.txt for a Space, without the packages of the engine that it does not use."""
     indexes = [LLAMACPP_WHEELS] if gpu else [TORCH_WHEELS, LLAMACPP_WHEELS]
-    developing = pins("requirements-dev.txt")
-    lines = [f"--extra-index-url {index}" for index in indexes] + list(pins("requirements.txt").values())
-    return "\n".join([*lines, *(developing[name] for name in OF_PYTORCH if pytorch), ""])
+    packages = [line for name, line in pins("requirements.txt").items() if pytorch or name not in OF_PYTORCH]
+    return "\n".join([*(f"--extra-index-url {index}" for index in indexes), *packages, ""])
 
 
 @contextmanager
