@@ -19,7 +19,7 @@ types: .venv/dev.done
 	$(BIN)/mypy
 
 docs: .venv/dev.done
-	$(BIN)/cog -r README.md docs/*.md
+	$(BIN)/python -m cogapp -r docs/*.md
 
 demo: .venv/train.done
 	$(BIN)/python -m training.demo

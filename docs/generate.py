@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from inference.engines import ENGINES
 from inference.settings import PROJECT, SETTINGS
-from training.recipe import load_recipe, names
+from training.recipe import load_recipe, recipe_names
 
 WIDTH = 78  # columns of help texts: fits a code block without a scroll bar
 TAKES = {
@@ -35,7 +35,7 @@ def command_help(package: str, *verbs: str) -> None:
         program = f"python -m {package}"
         result = CliRunner().invoke(app, arguments, prog_name=program, terminal_width=WIDTH, catch_exceptions=False)
         text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
-        cog.outl(f"```text\n$ {' '.join([program, *arguments])}\n{text}\n```")
+        cog.outl(f"\n```text\n$ {' '.join([program, *arguments])}\n{text}\n```\n")
 
 
 def settings_table() -> None:
@@ -72,10 +72,11 @@ def accuracy_table(*models: str) -> None:
 def recipe_table() -> None:
     """The recipes that are part of the project: name, base, data, method."""
     rows = []
-    for name in names():
+    for name in recipe_names():
         recipe = load_recipe(name)
         amount = f"{recipe.data.examples:,} of " if recipe.data.examples else ""
-        length = f"{recipe.max_steps:,} steps" if recipe.max_steps else f"{recipe.epochs:g} epochs"
+        epochs = f"{recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}"
+        length = f"{recipe.max_steps:,} steps" if recipe.max_steps else epochs
         rows.append((f"`{name}`", recipe.base, f"{amount}{recipe.data.name}", length))
     table(("recipe", "base", "data", "length"), rows)
 
@@ -110,6 +111,6 @@ def code(text: str) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """A Markdown table."""
-    for row in (head, tuple("---" for _ in head), *rows):
-        cog.outl(f"| {' | '.join(row)} |")
+    """A Markdown table, with a blank line before and after it."""
+    lines = [f"| {' | '.join(row)} |" for row in (head, tuple("---" for _ in head), *rows)]
+    cog.outl("\n".join(["", *lines, ""]))
