@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -277,10 +275,3 @@ def test_a_task_of_the_harness_is_answered_through_the_engine(task, engine):
     assert (
         len(kept_in(task, model, "tasks").read_text("utf-8").splitlines()) == 12
     )  # two for a choice, one for an answer
-
-
-def test_without_the_harness_a_task_is_refused_with_the_command_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "training.evaluation.harness", raising=False)
-    with pytest.raises(LabError, match="pip install lm_eval==0.4.13"):
-        importlib.import_module("training.evaluation.harness")

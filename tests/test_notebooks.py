@@ -140,7 +140,7 @@ def test_the_page_is_served_until_the_cell_is_stopped():
 def test_in_colab_the_project_is_cloned_and_the_token_comes_from_the_secrets(tmp_path):
     origin = tmp_path / "origin"
     origin.mkdir()
-    (origin / "requirements-dev.txt").write_text("pip\n", encoding="utf-8")
+    (origin / "requirements-train.txt").write_text("pip\n", encoding="utf-8")
     git = ["git", "-C", str(origin), "-c", "user.name=me", "-c", "user.email=me@example.org"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "All"]):
         subprocess.run([*git, *command], check=True)
@@ -154,4 +154,4 @@ def test_in_colab_the_project_is_cloned_and_the_token_comes_from_the_secrets(tmp
     assert process.returncode == 0, printed
     clone = tmp_path / "content" / "llama-finetuning-lab"
     assert printed.splitlines()[-1] == f"{clone} hf_of_colab"
-    assert (clone / "requirements-dev.txt").is_file()
+    assert (clone / "requirements-train.txt").is_file()

@@ -66,6 +66,7 @@ def test_bad_recipes_get_one_sentence(arguments, words):
     assert_refused(command("training", "sft", *arguments), *words)
 
 
+QUESTION_ALOUD = "tests/recordings/which_emoji.flac"
 WITHOUT = """
 import runpy, sys
 hidden, module, *arguments = sys.argv[1:]
@@ -80,12 +81,8 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
     [
         ("trl", ["training", "sft", "emoji-nano"], "trl", "requirements-train.txt"),
         ("optuna", ["training", "sweep", "epochs-nano"], "optuna", "requirements-train.txt"),
-        (
-            "whisper",
-            ["inference", "transcribe", "tests/recordings/which_emoji.flac"],
-            "openai-whisper",
-            "requirements.txt",
-        ),
+        ("lm_eval", ["training", "evaluate", "nano", "--task", "arc_easy"], "lm_eval", "requirements-train.txt"),
+        ("whisper", ["inference", "transcribe", QUESTION_ALOUD], "openai-whisper", "requirements.txt"),
     ],
 )
 def test_a_missing_package_is_named_with_the_file_that_installs_it(hidden, arguments, package, file):

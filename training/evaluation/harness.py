@@ -6,7 +6,7 @@ its end included and its first space left out. Published figures are mostly of r
 continuations without an end: compare these with each other, not with those. Tasks that need the likelihood of a whole
 text (`loglikelihood_rolling`) can't be asked in a chat and are refused.
 
-lm_eval is imported only where a task is named; where it is missing: `pip install lm_eval==0.4.13`.
+Importing this module takes seconds, so only `--task` does.
 """
 
 from __future__ import annotations
@@ -18,22 +18,17 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
 from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.validation import nearest
 from training.evaluation.resolve_model import ResolvedModel
 from training.evaluation.run_suite import collect, kept_in
 from training.evaluation.suites import Measure, Record, Result
-
-try:
-    from lm_eval import simple_evaluate
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.model import LM
-    from lm_eval.tasks import TaskManager
-except ImportError as error:
-    raise LabError(
-        f"--task needs lm-evaluation-harness ({error}): install it with `pip install lm_eval==0.4.13`."
-    ) from error
 
 LONGEST = 256  # tokens of an answer where the task says nothing: the harness's own default
 
