@@ -1,30 +1,28 @@
-"""What can be selected: the entries of `adapters/catalog.yaml`, with what their model folders say of them.
+"""The catalog: the models of the dropdown, from `adapters/catalog.yaml` and the model cards of their folders.
 
-An entry is a base model or a LoRA adapter on one. Its files lie in a folder beside the catalog or in a Hub
-repository; a repository may leave its namespace open (`{namespace}/…`) for whoever trains it. Nothing is downloaded
-or loaded here, and no network is touched.
+An entry is a base model or a LoRA adapter on one. Its files are in a folder beside the catalog or in a Hub repository.
+A repository name can contain `{namespace}`, the account of the person who trains it. Nothing is downloaded or loaded
+here, and nothing uses the network.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
+from huggingface_hub import ModelCardData, metadata_load
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
 from inference.validation import explain, load_yaml, nearest, where_not_yaml
 
-FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
-
-class Row(BaseModel):
-    """One entry as written in the catalog: either `folder` or `repo`, and `file`, the GGUF in it; `weights` is the Hub
-    repository of the same base in safetensors, `names` are others that adapters know the base by."""
+class CatalogRow(BaseModel):
+    """An entry as written in the catalog file. `file`: the GGUF in `folder` or `repo`. `weights`: the Hub repository of
+    a base's safetensors. `names`: further names that adapters use for a base."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -42,24 +40,24 @@ class Row(BaseModel):
     examples: list[str] = []
 
     @model_validator(mode="after")
-    def check_place(self) -> Row:
-        """An entry lies in exactly one place."""
+    def check_location(self) -> CatalogRow:
+        """Raise ValueError unless the entry has either a folder or a repository."""
         if (self.folder is None) == (self.repo is None):
             raise ValueError(f"“{self.id}” needs either a folder or a repo: name one of the two.")
         return self
 
 
-class Rows(BaseModel):
-    """The catalog file."""
+class CatalogFile(BaseModel):
+    """The content of the catalog file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    models: list[Row]
+    models: list[CatalogRow]
 
 
 @dataclass(frozen=True)
 class Card:
-    """What the page says of an entry. `accuracy` maps what was measured to a share in [0, 1], from the model card."""
+    """What the page shows about an entry. `accuracy`: shares in [0, 1] by what was measured, from the model card."""
 
     summary: str
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -70,9 +68,9 @@ class Card:
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the dropdown. `repo` is None for a shipped folder and for one that nobody has published; `file` is
-    empty where there is no GGUF. `size` and `weights_size` are the bytes of the GGUF and of the safetensors with what
-    belongs to them, where they are known."""
+    """One model of the dropdown. `repo` is None for a shipped folder and for a model that is not published. `file` is
+    empty if there is no GGUF. `command` makes the model. `size` and `weights_size` are bytes of the GGUF and of the
+    safetensors with their configuration; None if unknown."""
 
     id: str
     name: str
@@ -90,7 +88,7 @@ class Entry:
 
 
 class Catalog:
-    """The entries in the dropdown's order."""
+    """The entries, in the order of the dropdown."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
@@ -107,22 +105,22 @@ class Catalog:
             )
         return self._by_id[model_id]
 
-    def plus(self, found: list[Entry]) -> Catalog:
-        """With more entries, each after the last one on its base; those on none at the end. Those it has already are
-        left out."""
+    def with_entries(self, more: list[Entry]) -> Catalog:
+        """A catalog with more entries: adapters after the last entry on their base, others at the end. An existing id
+        is left out."""
         entries = list(self.entries)
-        for new in reversed([entry for entry in found if entry.id not in self]):
+        for new in reversed([entry for entry in more if entry.id not in self]):
             same = [i for i, old in enumerate(self.entries) if new.base and new.base in (old.base, old.id)]
             entries.insert(entries.index(self.entries[same[-1]]) + 1 if same else len(self.entries), new)
         return Catalog(entries)
 
-    def serving(self, names: list[str]) -> Catalog:
-        """What a server serves: those entries of this catalog, and a bare one for every other name."""
-        bare = {name: Entry(name, name, None, "", Card("Served by the remote server."), ()) for name in names}
+    def for_server(self, names: list[str]) -> Catalog:
+        """The models of a remote server: the entry of each name, or a new one if the catalog has none."""
+        bare = {name: Entry(name, name, None, "", Card("A model of the remote server."), ()) for name in names}
         return Catalog([self._by_id.get(name, bare[name]) for name in names])
 
     def base_of(self, entry: Entry) -> Entry:
-        """The entry of its base model; a base is its own."""
+        """The entry of its base model; for a base, itself."""
         return self[entry.base] if entry.base else entry
 
     def parts_of(self, entry: Entry) -> list[Entry]:
@@ -131,23 +129,23 @@ class Catalog:
 
     @classmethod
     def read(cls, path: Path, namespace: str | None = None) -> Catalog:
-        """The catalog in the file `path`. Raises LabError naming the key and the mend where it isn't right."""
+        """The catalog in the file `path`. Raises LabError with the key and the fix if the file is invalid."""
         try:
             values = load_yaml(path.read_text(encoding="utf-8"))
-            rows = Rows.model_validate(values).models
+            rows = CatalogFile.model_validate(values).models
         except (OSError, UnicodeDecodeError) as error:
-            raise LabError(f"The catalog {path.name} can't be read ({error}): check the path.") from error
+            raise LabError(f"The catalog {path.name} cannot be read ({error}): check the path.") from error
         except yaml.YAMLError as error:
-            raise LabError(f"The catalog {path.name} is not YAML ({where_not_yaml(error)}): mend it there.") from error
+            raise LabError(f"The catalog {path.name} is not YAML ({where_not_yaml(error)}): fix that line.") from error
         except ValidationError as error:
-            raise LabError(f"The catalog {path.name}: {explain(error, Rows)}") from error
+            raise LabError(f"The catalog {path.name}: {explain(error, CatalogFile)}") from error
         catalog = cls([make_entry(row, path.parent, namespace) for row in rows])
         check_references(catalog, path.name)
         return catalog
 
 
 def check_references(catalog: Catalog, name: str) -> None:
-    """No id twice, and every base is an entry that is itself a base."""
+    """Raise LabError unless each id is unique and each `base` is a base model of the catalog."""
     seen: set[str] = set()
     bases = {entry.id for entry in catalog.entries if entry.base is None}
     for entry in catalog.entries:
@@ -155,17 +153,17 @@ def check_references(catalog: Catalog, name: str) -> None:
             raise LabError(f"The catalog {name} has the id “{entry.id}” twice: give one of them another id.")
         if entry.base and entry.base not in bases:
             raise LabError(
-                f"The catalog {name}: the base “{entry.base}” of “{entry.id}” is no base model of the "
-                f"catalog{nearest(entry.base, bases)}: add it, or correct the name."
+                f"The catalog {name}: the base “{entry.base}” of “{entry.id}” is not a base model of "
+                f"the catalog{nearest(entry.base, bases)}: add it, or correct the name."
             )
         seen.add(entry.id)
     if not seen:
         raise LabError(f"The catalog {name} has no models: add one.")
 
 
-def make_entry(row: Row, folder_of_catalog: Path, namespace: str | None) -> Entry:
-    """A row with its open namespace filled and its card read."""
-    folder = folder_of_catalog / row.folder if row.folder else None
+def make_entry(row: CatalogRow, catalog_folder: Path, namespace: str | None) -> Entry:
+    """The entry of a row, with the namespace filled in and the model card read."""
+    folder = catalog_folder / row.folder if row.folder else None
     repo = row.repo
     if repo and "{namespace}" in repo:
         repo = repo.replace("{namespace}", namespace) if namespace else None
@@ -186,44 +184,41 @@ def make_entry(row: Row, folder_of_catalog: Path, namespace: str | None) -> Entr
 
 
 def read_card(summary: str, folder: Path | None, repo: str | None) -> Card:
-    """The card from a model folder's README and `adapter_config.json`; just the summary where there is no folder."""
+    """The card from a folder's README.md and `adapter_config.json`; without a folder only summary and address."""
     url = f"https://huggingface.co/{repo}" if repo else None
     if folder is None or not (folder / "README.md").is_file():
         return Card(summary, url=url)
-    metadata = front_matter(folder / "README.md")
+    metadata = ModelCardData(**front_matter(folder / "README.md"), ignore_metadata_errors=True)
     lora = None
     if (folder / "adapter_config.json").is_file():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         lora = f"LoRA r {config['r']}, alpha {config['lora_alpha']}"
-    return Card(summary, accuracy_of(metadata), lora, metadata.get("license"), url)
+    return Card(summary, accuracy_of(metadata), lora, metadata.license, url)
 
 
-def accuracy_of(metadata: dict) -> dict[str, float]:
-    """The measured shares in [0, 1] of a model card's `model-index`, by name; other people's cards hold other things,
-    too, which are left out."""
+def accuracy_of(card: ModelCardData) -> dict[str, float]:
+    """The accuracies of a model card, shares in [0, 1] by name. Leaves out other metrics and values."""
+    return {
+        shorten(str(result.metric_name)): result.metric_value
+        for result in card.eval_results or []
+        if result.metric_type == "accuracy"
+        and result.metric_name
+        and isinstance(result.metric_value, (int, float))
+        and 0 <= result.metric_value <= 1
+    }
+
+
+def front_matter(path: Path) -> dict[str, Any]:
+    """The YAML metadata at the top of a model card. Raises LabError if it is not a YAML mapping."""
     try:
-        metrics = [
-            metric
-            for model in metadata.get("model-index") or []
-            for result in model["results"]
-            for metric in result["metrics"]
-        ]
-        found = [(shorten(str(metric["name"])), metric["value"]) for metric in metrics if metric["type"] == "accuracy"]
-    except (KeyError, TypeError, AttributeError):
-        return {}
-    return {name: value for name, value in found if isinstance(value, (int, float)) and 0 <= value <= 1}
-
-
-def front_matter(path: Path) -> dict:
-    """The YAML metadata at the top of a model card."""
-    found = FRONT_MATTER.match(path.read_text(encoding="utf-8"))
-    try:
-        return load_yaml(found[1]) if found else {}
+        return metadata_load(path) or {}
     except yaml.YAMLError as error:
-        raise LabError(f"The front matter of {path} is not YAML ({where_not_yaml(error)}): mend it there.") from error
+        raise LabError(f"The front matter of {path} is not YAML ({where_not_yaml(error)}): fix that line.") from error
+    except ValueError as error:
+        raise LabError(f"The front matter of {path} is not a mapping: write it as `key: value` lines.") from error
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """A text that someone sent, cut and without what a terminal or a page can't show."""
+    """A stranger's text, cut to `length` characters, with "?" for those that cannot be printed."""
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -64,7 +64,7 @@ class Lab:
 
     def list_models(self, more: Iterable[Entry] = ()) -> list[Entry]:
         """The catalog's entries and `more` in the order of the dropdown."""
-        return self.availability.by_base(self.catalog.plus(list(more)))
+        return self.availability.by_base(self.catalog.with_entries(list(more)))
 
     def refresh(self, at_most_every: float = 0) -> str:
         """Refresh the list of models: see `ModelList.refresh`. Downloaded models are compared with the Hub when they are

@@ -1,17 +1,17 @@
-"""What a model's run record says: `run.json`, written by training or by anyone, and the answers in `evaluation.json`.
+"""Run records: `run.json`, which says how a model was made, and `evaluation.json` with its answers.
 
-Read leniently: a part that is missing or of another shape leaves its default and is named in `unread`; only a file
-that is no JSON object is refused. A shipped folder's files are read from it; those of a Hub repository (a few KB)
-come into memory when they are asked for, never before. How they are shown is the page's matter, what two of them
-differ in `contrast`'s.
+The reader is tolerant: a field that is missing or has another type keeps its default and is listed in `unread`. Only a
+file that is not a JSON object is an error. The files of a shipped folder are read from it. Those of a Hub repository
+(a few KB) are read into memory when they are needed.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
+from huggingface_hub.errors import EntryNotFoundError
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,20 +19,22 @@ from pydantic import (
     JsonValue,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
 )
 
 from inference.catalog import Entry
 from inference.errors import LabError
+from inference.hub.client import check_size, read_small_file, translate_hub_errors
 
 RUN_RECORD, EVALUATION = "run.json", "evaluation.json"
-LARGEST = {RUN_RECORD: 2_000_000, EVALUATION: 20_000_000}  # bytes; a run of 100,000 logged losses has less
+SIZE_LIMITS = {RUN_RECORD: 2_000_000, EVALUATION: 20_000_000}  # bytes; a run with 100,000 logged losses has less
 MISSING = {
-    RUN_RECORD: "nothing says how it was made. What `python -m training run` makes has one",
-    EVALUATION: "its answers can't be told question by question. `python -m training evaluate` writes it",
+    RUN_RECORD: "how it was made is unknown. `python -m training run` writes this file",
+    EVALUATION: "its answers cannot be compared by question. `python -m training evaluate` writes this file",
 }
-TIMEOUT = 10  # seconds to wait for the Hub
-# Keys that recipes had in earlier versions.
+TIMEOUT = 10  # seconds that the Hub has for a response
+# Recipe keys of earlier versions.
 RENAMED = {"accumulation": "gradient_accumulation"}
 
 
@@ -41,16 +43,17 @@ def with_current_names(recipe: dict) -> dict:
     return {RENAMED.get(name, name): value for name, value in recipe.items()}
 
 
-class Lenient(BaseModel):
-    """A part of a file that someone else may have written: what can't be read keeps its default. The context of the
-    validation, a list, gets those fields' names."""
+class TolerantModel(BaseModel):
+    """A part of a file that anyone can have written. A field that cannot be read keeps its default, and its name is
+    appended to the validation context, a list."""
 
     model_config = ConfigDict(frozen=True)
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def or_default(cls, value: Any, handler: Any, info: ValidationInfo) -> Any:
-        """The value; or the default, where there is one."""
+    def or_default(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        """The validated value, or the field's default if there is one."""
+        assert info.field_name and info.context is not None
         field = cls.model_fields[info.field_name]
         try:
             return handler(value)
@@ -62,8 +65,8 @@ class Lenient(BaseModel):
             return field.get_default(call_default_factory=True)
 
 
-class Figure(Lenient):
-    """One measured figure with its 95 % interval over `count` questions; a share is in [0, 1]."""
+class Figure(TolerantModel):
+    """A measured value with its 95 % interval over `count` questions. A share is in [0, 1]."""
 
     suite: str
     group: str = ""
@@ -76,27 +79,27 @@ class Figure(Lenient):
 
     @property
     def text(self) -> str:
-        """ "89 % (86–92, n 496)"."""
+        """In words: "89 % (86–92, n 496)"."""
         if self.unit == "share":
             low, high = f"{self.low * 100:.0f}", f"{self.high * 100:.0f}"
             return f"{self.value * 100:.0f}\u00a0% ({low}–{high}, n\u00a0{self.count})"
         return f"{self.value:.4g} ({self.low:.4g}–{self.high:.4g}, n\u00a0{self.count})"
 
 
-class BeforeAfter(Lenient):
-    """A question, and what the base and the fine-tuned model answered."""
+class BeforeAfter(TolerantModel):
+    """A question with the answers of the base and of the fine-tuned model."""
 
     question: str
     before: str
     after: str
 
 
-# Step and nats per token; a run that diverged has NaN there, or null where it was written as strict JSON.
+# Step and nats per token. A run that diverged has NaN, or null in strict JSON.
 Losses = list[tuple[float, float | None]]
 
 
-class Stage(Lenient):
-    """One of several trainings that followed each other, as a base that was made from scratch has them."""
+class Stage(TolerantModel):
+    """One of several consecutive trainings. A base that was trained from scratch has them."""
 
     steps: int = 0
     seconds: FiniteFloat = 0.0
@@ -104,8 +107,8 @@ class Stage(Lenient):
     losses: Losses = []
 
 
-class RunRecord(Lenient):
-    """`run.json`. `seconds` of training, `tokens` seen, `peak_memory_bytes` of the device."""
+class RunRecord(TolerantModel):
+    """`run.json`. `seconds` of training, `tokens` trained on, `peak_memory_bytes` of the device."""
 
     recipe: dict[str, JsonValue] = {}
     data: dict[str, JsonValue] = {}
@@ -126,12 +129,12 @@ class RunRecord(Lenient):
     @field_validator("recipe", mode="after")
     @classmethod
     def rename(cls, recipe: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        """Old run records use old names."""
+        """Rename the keys of old run records."""
         return with_current_names(recipe)
 
     @property
     def curve(self) -> list[tuple[float, float]]:
-        """Steps and losses (nats per token) where they are numbers, one stage after the other."""
+        """Steps and finite losses (nats per token), one stage after the other."""
         stages = self.stages if not self.losses else []
         starts = accumulate((stage.steps for stage in stages), initial=0)
         chained = [(start + x, y) for start, stage in zip(starts, stages, strict=False) for x, y in stage.losses]
@@ -139,18 +142,18 @@ class RunRecord(Lenient):
 
     @property
     def data_name(self) -> str:
-        """What it learnt from."""
+        """The name of the training data."""
         data = self.recipe.get("data")
         return str(data.get("name") or "") if isinstance(data, dict) else self.data_set
 
     @property
     def headline(self) -> list[Figure]:
-        """The figures that tell it in a line: right answers by what was asked, of what training had."""
+        """The figures for a one-line summary: lenient accuracy by group, without questions that training left out."""
         return [f for f in self.figures if f.metric == "lenient" and ":" not in f.group and "never seen" not in f.group]
 
 
-class Judged(Lenient):
-    """An answer of an evaluation. `lenient`: the right name or emoji and no wrong one; None where not judged so."""
+class JudgedAnswer(TolerantModel):
+    """An answer of an evaluation. `lenient`: the right name or emoji and no wrong one; None if that was not judged."""
 
     question: str
     expected: str
@@ -158,101 +161,88 @@ class Judged(Lenient):
     lenient: bool | None = None
 
 
-class Suite(Lenient):
-    """What came of one suite of questions."""
+class Suite(TolerantModel):
+    """The answers to one suite of questions."""
 
-    answers: list[Judged] = []
+    answers: list[JudgedAnswer] = []
 
 
-class Evaluation(Lenient):
+class Evaluation(TolerantModel):
     """`evaluation.json`."""
 
     suites: dict[str, Suite] = {}
     unread: tuple[str, ...] = ()
 
 
+Document = TypeVar("Document", RunRecord, Evaluation)
+
+
 class RunRecords:
-    """Reads the run records of catalog entries. Keeps those from the Hub while the process lives."""
+    """Reads the run records of catalog entries. Those from the Hub stay in memory."""
 
     def __init__(self) -> None:
-        self._fetched: dict[str, RunRecord] = {}
+        self._downloaded: dict[str, RunRecord] = {}
 
     def here(self, entry: Entry) -> RunRecord | None:
-        """The run record, where no network is needed for it. Raises LabError where its file can't be read."""
+        """The run record if it needs no network, else None. Raises LabError if its file cannot be read."""
         if entry.folder is None:
-            return self._fetched.get(entry.repo or "")
+            return self._downloaded.get(entry.repo or "")
         raw = from_folder(entry, RUN_RECORD)
         return None if raw is None else parse(RunRecord, raw, f"{RUN_RECORD} of {entry.name}")
 
     def read(self, entry: Entry) -> RunRecord:
-        """The run record, from the Hub if need be (at most some seconds). Raises LabError where there is none."""
+        """The run record, if needed from the Hub (a few seconds). Raises LabError if there is none."""
         found = self.here(entry)
         if found is None:
             found = parse(RunRecord, self.bytes_of(entry, RUN_RECORD), f"{RUN_RECORD} of {entry.name}")
             if entry.folder is None and entry.repo:
-                self._fetched[entry.repo] = found
+                self._downloaded[entry.repo] = found
         return found
 
     def evaluation(self, entry: Entry) -> Evaluation:
-        """Every judged answer. Raises LabError where there are none."""
+        """All judged answers. Raises LabError if there are none."""
         return parse(Evaluation, self.bytes_of(entry, EVALUATION), f"{EVALUATION} of {entry.name}")
 
     def bytes_of(self, entry: Entry, name: str) -> bytes:
-        """A file of the model. Raises LabError where it has none."""
+        """The content of a file of the model. Raises LabError if there is none."""
         if entry.folder is None and entry.repo:
             return from_hub(entry.repo, name)
-        raw = from_folder(entry, name) if entry.folder else None
+        raw = from_folder(entry, name)
         if raw is None:
             raise LabError(f"{entry.name} has no {name}: {MISSING[name]}.")
         return raw
 
 
 def from_folder(entry: Entry, name: str) -> bytes | None:
-    """A file of a shipped model; None where there is none."""
+    """A file of a shipped model; None if there is none."""
+    if entry.folder is None:
+        return None
     path = entry.folder / name
     try:
         if not path.is_file():
             return None
-        check_size(name, path.stat().st_size, entry.name)
+        check_size(entry.name, name, path.stat().st_size, SIZE_LIMITS[name])
         return path.read_bytes()
     except OSError as error:
-        raise LabError(f"{name} of {entry.name} can't be read ({error.strerror or error}): check the file.") from error
+        reason = error.strerror or error
+        raise LabError(f"{name} of {entry.name} cannot be read ({reason}): check the file.") from error
 
 
 def from_hub(repo: str, name: str) -> bytes:
-    """A small file of a repository, into memory: the Hub's cache on the disk is for models that are whole."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-    from inference.hub.client import translate_hub_errors
-
+    """A small file of a repository."""
     with translate_hub_errors(repo, name):
-        request = get_session().stream("GET", hf_hub_url(repo, name), headers=build_hf_headers(), timeout=TIMEOUT)
         try:
-            with request as answer:
-                hf_raise_for_status(answer)
-                raw = bytearray()
-                for piece in answer.iter_bytes():
-                    raw += piece
-                    check_size(name, len(raw), repo)
+            return read_small_file(repo, name, SIZE_LIMITS[name], timeout=TIMEOUT)
         except EntryNotFoundError as error:
             raise LabError(f"{repo} has no {name} on the Hub: {MISSING[name]}.") from error
-    return bytes(raw)
 
 
-def check_size(name: str, size: int, owner: str) -> None:
-    """Raise LabError for a file that can't be what its name says."""
-    if size > LARGEST[name]:
-        raise LabError(f"{name} of {owner} has more than {LARGEST[name] / 1e6:.0f} MB, too much to show: shorten it.")
-
-
-def parse(kind: type, raw: bytes, what: str) -> Any:
-    """The file's content as `kind`, a `Run record` or an `Evaluation`. Raises LabError where it is no JSON object."""
+def parse(kind: type[Document], raw: bytes, what: str) -> Document:
+    """The content of a file as `kind`. Raises LabError if it is not a JSON object."""
     unread: list[str] = []
     try:
         found = kind.model_validate_json(raw, context=unread)
     except ValidationError as error:
         reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise LabError(f"{what} can't be read ({reason}): write it again as a JSON object.") from error
+        raise LabError(f"{what} cannot be read ({reason}): write it again as a JSON object.") from error
     return found.model_copy(update={"unread": tuple(dict.fromkeys(unread))})

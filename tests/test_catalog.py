@@ -1,4 +1,4 @@
-"""The catalog file, right and wrong."""
+"""The catalog file, valid and invalid."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from inference.settings import Settings
 ROW = "  - {id: a, name: A, summary: s, repo: u/r, file: f.gguf}\n"
 
 
-def test_a_namespace_fills_the_open_repositories():
+def test_the_namespace_completes_repository_names():
     path = Settings().catalog
     assert Catalog.read(path)["finetome-1b"].repo is None
     assert Catalog.read(path, "me")["finetome-1b"].repo == "me/Llama-3.2-1B-FineTome-lora"
 
 
-def test_every_entry_has_a_state_and_unavailable_ones_offer_the_command():
+def test_every_entry_has_a_state_and_unpublished_ones_name_the_command():
     lab = Lab(Catalog.read(Settings().catalog))
     states = {entry.id: lab.state(entry) for entry in lab.catalog.entries}
     assert states["nano-emoji"].kind == "ready"
@@ -38,7 +38,7 @@ def test_every_entry_has_a_state_and_unavailable_ones_offer_the_command():
         ("models: []", "no models"),
     ],
 )
-def test_a_wrong_catalog_is_refused_in_one_sentence(tmp_path, text, words):
+def test_an_invalid_catalog_is_refused_in_one_sentence(tmp_path, text, words):
     path = tmp_path / "catalog.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(LabError, match=words):
@@ -46,6 +46,6 @@ def test_a_wrong_catalog_is_refused_in_one_sentence(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "a\0b", "half \ud83d of it"])
-def test_what_is_no_question_is_refused(text):
+def test_an_invalid_question_is_refused(text):
     with pytest.raises(LabError, match=r"question"):
         check_messages([{"role": "user", "content": text}])

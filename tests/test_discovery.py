@@ -1,4 +1,4 @@
-"""What the lab finds on the Hub: whose models, at what cost, in which order, and why some can't be run."""
+"""The models that the lab finds on the Hub: whose, at what cost, in which order, and why some cannot be run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import EMOJI, NANO, assert_refused, command
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants
 
 from inference.catalog import Catalog
 from inference.errors import LabError
-from inference.hub.discovery import TAG, Published, named, repository_name
-from inference.hub.repository import Repository, entry_of
+from inference.hub.discovery import TAG, PublishedModels, find_by_name, repository_name
+from inference.hub.repository import Repository, to_entry
 from inference.lab import Lab
 from inference.settings import Settings
 from local_hub import LocalHub
@@ -26,21 +26,23 @@ CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 64, "base_model_name_or_pa
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A Hub on loopback, which this process asks."""
+    """A local Hub that this process uses in place of the real one."""
     with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield hub
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """Nothing was found before."""
+    """An empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def write(hub: LocalHub, repo: str, base: str = "adapters/nano", config: str | dict = CONFIG, tag: str = TAG) -> str:
-    """An adapter in a repository, with weights that nobody will open; its commit."""
+    """Publish an adapter with placeholder weights. Returns its commit."""
     api = HfApi(endpoint=hub.url, token=hub.token(repo.split("/")[0]))
     api.create_repo(repo, exist_ok=True)
     files = {
@@ -54,12 +56,12 @@ def write(hub: LocalHub, repo: str, base: str = "adapters/nano", config: str | d
 
 
 def asked(hub: LocalHub, since: int) -> list[str]:
-    """The paths that the Hub was asked for since its so-manieth request."""
+    """The paths of all requests after the first `since` ones."""
     return [request.path for request in list(hub.requests)[since:]]
 
 
 def lab_of(*authors: str, collection: str | None = None, engine: str = "llamacpp", namespace: str | None = None) -> Lab:
-    """A lab that lists those accounts."""
+    """A lab that lists these accounts."""
     return Lab(Catalog.read(Settings().catalog, namespace), engine, authors=authors, collection=collection)
 
 
@@ -85,7 +87,7 @@ def test_a_refresh_of_a_hundred_known_models_is_one_request(hub):
     assert again.state(newest).text == "3 MB" and lab_of("many", engine="pytorch").state(newest).text == "2 MB"
 
 
-def test_accounts_and_a_collection_are_merged_and_only_what_carries_the_tag_is_listed(hub):
+def test_tagged_models_of_accounts_and_a_collection_are_listed(hub):
     for repo in ("one/A-lora", "two/B-lora", "two/Not-Chosen-lora"):
         write(hub, repo)
     write(hub, "one/Untagged-lora", tag="other")
@@ -98,13 +100,13 @@ def test_accounts_and_a_collection_are_merged_and_only_what_carries_the_tag_is_l
     found = [entry.id for entry in lab.catalog.entries if "/" in entry.id]
     assert found == ["two/B-lora", "one/A-lora"]  # the newest first
     assert [entry.id for entry in lab.catalog.entries].index("two/B-lora") == 3  # after what ships on that base
-    assert "can't" in lab_of("one", collection="one/none-0").refresh()
+    assert "collection one/none-0" in lab_of("one", collection="one/none-0").refresh()
 
 
-def test_an_entry_of_the_catalog_is_completed_by_what_its_repository_tells(hub):
+def test_an_entry_of_the_catalog_is_completed_from_its_repository(hub):
     write(hub, "ours/Llama-3.2-1B-Emoji-lora", base="unsloth/Llama-3.2-1B-Instruct")
     lab = lab_of("ours", namespace="ours")
-    assert lab.state(lab.catalog["emoji-1b"]).text == "over 808 MB"  # the base, and nobody knows yet how much more
+    assert lab.state(lab.catalog["emoji-1b"]).text == "over 808 MB"  # the base; the adapter's size is not known yet
     assert lab.refresh() == ""
     entry = lab.catalog["emoji-1b"]
     assert not [entry for entry in lab.catalog.entries if "/" in entry.id]
@@ -113,7 +115,7 @@ def test_an_entry_of_the_catalog_is_completed_by_what_its_repository_tells(hub):
 
 
 def test_an_adapter_whose_base_is_in_memory_is_offered_before_other_downloads(hub, tmp_path):
-    """Three bases, of which one must be fetched, one lies on this disk and one is in memory, in this order."""
+    """Three bases in this order: one must be downloaded, one is on this disk, one is in memory."""
     (tmp_path / "twin").mkdir()
     shutil.copy(NANO / "nano-Q8_0.gguf", tmp_path / "twin")
     (tmp_path / "nano").symlink_to(NANO)
@@ -133,32 +135,32 @@ def test_an_adapter_whose_base_is_in_memory_is_offered_before_other_downloads(hu
     lab.close()
 
 
-def test_where_the_hub_is_away_the_kept_list_is_used_and_its_age_is_told(hub, monkeypatch):
+def test_the_saved_list_and_its_age_are_shown_if_the_hub_is_unreachable(hub, monkeypatch):
     write(hub, "away/Nano-lora")
     assert lab_of("away").refresh() == ""
     hub.stop()
     try:
         lab = lab_of("away")
         assert "away/Nano-lora" in lab.catalog and lab.models.age_note() == ""
-        assert "can't be reached" in lab.refresh()
-        assert lab.models.age_note() == "the Hub can't be reached; list of a moment ago"
+        assert "is unreachable" in lab.refresh()
+        assert lab.models.age_note() == "the Hub is unreachable; using the list of a moment ago"
         assert "away/Nano-lora" in lab.catalog
         new = lab_of("nobody")
         new.refresh()
-        assert new.listing_note() == "the Hub can't be reached" and "nano" in new.catalog
+        assert new.models.age_note() == "the Hub is unreachable" and "nano" in new.catalog
     finally:
         hub.start()
     assert lab.refresh() == "" and lab.models.age_note() == ""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    published = Published(["away"], None)
+    published = PublishedModels(["away"], None)
     with pytest.raises(LabError):
-        published.look()
-    published.listing.asked -= timedelta(days=3, hours=1)
-    assert published.note() == "the Hub can't be reached; list of 3 days ago"
+        published.refresh()
+    published.listing.fetched_at -= timedelta(days=3, hours=1)
+    assert published.note() == "the Hub is unreachable; using the list of 3 days ago"
 
 
 @pytest.mark.parametrize("fault", ["401", "403", "429", "503", "cut", "corrupt"])
-def test_a_hub_that_stumbles_costs_a_sentence_and_no_model(hub, fault):
+def test_a_failed_refresh_is_explained_and_loses_no_model(hub, fault):
     write(hub, "faults/Nano-lora")
     lab = lab_of("faults")
     assert lab.refresh() == ""
@@ -174,7 +176,7 @@ def test_a_hub_that_stumbles_costs_a_sentence_and_no_model(hub, fault):
 
 
 def repository(*files: str, base: tuple[str, ...] = ("adapters/nano",), config: object = None, **more) -> Repository:
-    """A repository as the Hub might describe it; every file has a million bytes."""
+    """A repository as the Hub describes it. Every file has a million bytes."""
     text = config if isinstance(config, str) else json.dumps(config or CONFIG)
     with_config = {"config": text} if "adapter_config.json" in files else {}
     sizes = dict.fromkeys(files, 1_000_000)
@@ -182,70 +184,70 @@ def repository(*files: str, base: tuple[str, ...] = ("adapters/nano",), config: 
     return Repository(**described, **with_config, base=list(base), **more)
 
 
-def test_files_outside_a_repository_are_not_seen_and_a_card_may_hold_anything():
+def test_unsafe_file_names_and_invalid_card_fields_are_ignored():
     siblings = [
         {"rfilename": name, "size": 1} for name in ("../a.gguf", "/b.gguf", "c/../../d.gguf", "e\\f", "g..h.gguf")
     ]
     card = {"base_model": ["a", {}, None], "license": ["mit"], "model-index": [{"results": 3}]}
     fields = {"id": "a/b", "sha": "0", "lastModified": "2026-01-01T00:00:00.000Z", "siblings": siblings}
-    found = Repository.described(fields | {"cardData": card})
+    found = Repository.from_model_info(ModelInfo(**fields, cardData=card))
     assert (found.sizes, found.base, found.license, found.accuracy) == ({"g..h.gguf": 1}, ["a"], None, {})
     with pytest.raises(ValueError):
-        Repository.described({"id": "a/b"})
+        Repository.from_model_info(ModelInfo(id="a/b"))
 
 
 ADAPTER = ("adapter_config.json", "adapter-f16.gguf", "adapter_model.safetensors")
-WHOLE = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+MODEL_FOLDER = ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
 @pytest.mark.parametrize(
     ("files", "more", "form", "words"),
     [
-        (("README.md",), {}, "gguf", "no file that can be run"),
+        (("README.md",), {}, "gguf", "no file that can run"),
         (("adapter_config.json", "adapter_model.bin"), {}, "gguf", "only as a pickle .adapter_model.bin"),
         (("config.json", "pytorch_model.bin"), {}, "safetensors", "only as a pickle .pytorch_model.bin"),
-        (("adapter_config.json",), {}, "gguf", "no adapter that can be run"),
+        (("adapter_config.json",), {}, "gguf", "no adapter that can run"),
         (("adapter_config.json", "adapter_model.safetensors"), {}, "gguf", "only under PyTorch: .*ENGINE=pytorch"),
         (("adapter_config.json", "some-lora.gguf"), {}, "safetensors", "ENGINE=llamacpp"),
-        (WHOLE, {}, "gguf", "only under PyTorch"),
+        (MODEL_FOLDER, {}, "gguf", "only under PyTorch"),
         (("m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf"), {}, "gguf", "in several parts"),
         (ADAPTER, {"base": ("google/gemma",), "config": CONFIG | {"base_model_name_or_path": "google/gemma"}}, "gguf",
-         "goes on google/gemma, which is no base of the catalog: add that to adapters/catalog.yaml"),
-        (ADAPTER, {"base": (), "config": {"peft_type": "LORA", "r": 1}}, "gguf", "doesn't say on which base"),
+         "needs the base google/gemma, which is not in the catalog: add it to adapters/catalog.yaml"),
+        (ADAPTER, {"base": (), "config": {"peft_type": "LORA", "r": 1}}, "gguf", "does not name its base"),
         (ADAPTER, {"base": ("meta-llama/Llama-3.2-1B-Instruct",)}, "gguf", "names two bases"),
         (ADAPTER, {"config": CONFIG | {"r": 0}}, "gguf", "rank 0"),
         (ADAPTER, {"config": CONFIG | {"r": "many"}}, "gguf", "“r” can't be 'many'"),
-        (ADAPTER, {"config": CONFIG | {"peft_type": "IA3"}}, "gguf", "no LoRA .its PEFT type is IA3"),
+        (ADAPTER, {"config": CONFIG | {"peft_type": "IA3"}}, "gguf", "not a LoRA .its PEFT type is IA3"),
         (ADAPTER, {"config": '{"r": 16'}, "gguf", "is not JSON"),
         (ADAPTER, {"config": "[1]"}, "gguf", "adapter_config.json of some/Model"),
         (ADAPTER, {"config": "[" * 50_000}, "gguf", "is not JSON"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_run_is_refused_in_one_sentence(files, more, form, words):
+def test_a_repository_that_cannot_run_is_refused_in_one_sentence(files, more, form, words):
     with pytest.raises(LabError, match=words) as refused:
-        entry_of(repository(*files, **more), Catalog.read(Settings().catalog), form)
+        to_entry(repository(*files, **more), Catalog.read(Settings().catalog), form)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
-def test_what_can_be_run_is_run_from_the_right_file():
+def test_the_right_file_of_a_repository_is_run():
     catalog = Catalog.read(Settings().catalog)
 
     def file(form: str, *files: str, **more) -> str:
-        return entry_of(repository(*files, **more), catalog, form).file
+        return to_entry(repository(*files, **more), catalog, form).file
 
     assert file("gguf", "m-f16.gguf", "m-q4_k_m.gguf", "m-Q8_0.gguf", "mmproj-q4_k_m.gguf") == "m-q4_k_m.gguf"
     assert file("gguf", "m-f16.gguf", "m-Q8_0.gguf") == "m-Q8_0.gguf"
     assert file("gguf", "adapter_config.json", "My-LoRA-f16.gguf", "notes.txt") == "My-LoRA-f16.gguf"
     assert file("gguf", "lora.gguf", relation="adapter") == "lora.gguf"
-    whole = entry_of(repository(*WHOLE), catalog, "safetensors")
+    whole = to_entry(repository(*MODEL_FOLDER), catalog, "safetensors")
     assert (whole.file, whole.weights, whole.weights_size) == ("", "some/Model", 4_000_000)
     lab = Lab(catalog, "pytorch")
     assert lab.state(whole).text == "4 MB" and lab.engines.name_for(whole) == "pytorch"
-    both = entry_of(repository("m-Q8_0.gguf"), catalog, "safetensors")
+    both = to_entry(repository("m-Q8_0.gguf"), catalog, "safetensors")
     assert lab.engines.name_for(both) == "llamacpp" and lab.state(both).text == "1 MB"
     quantized = {"base_model_name_or_path": "Unsloth/llama-3.2-1B-Instruct-bnb-4bit"}
     adapter = repository(*ADAPTER, base=("meta-llama/Llama-3.2-1B-Instruct",), config=CONFIG | quantized)
-    assert entry_of(adapter, catalog, "gguf").base == "llama-3.2-1b"
+    assert to_entry(adapter, catalog, "gguf").base == "llama-3.2-1b"
 
 
 @pytest.mark.parametrize(
@@ -260,12 +262,12 @@ def test_a_name_or_an_address_names_a_repository(text):
 @pytest.mark.parametrize(
     "text", ["", "a", "a/b/c", "../..", "me/", "me/a b", "https://example.org/me/a", "me/a\n/b", "/"]
 )
-def test_what_names_no_repository_is_refused(text):
-    with pytest.raises(LabError, match="is no model on the Hub: type user/repo"):
+def test_a_text_that_is_not_a_repository_is_refused(text):
+    with pytest.raises(LabError, match="is not a model on the Hub: type user/repo"):
         repository_name(text)
 
 
-def test_what_a_visitor_names_is_asked_for_as_anyone(hub, monkeypatch):
+def test_a_repository_that_a_visitor_names_is_read_without_a_token(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", hub.token("owner"))
     api = HfApi(endpoint=hub.url, token=hub.token("owner"))
     write(hub, "owner/Open-lora")
@@ -276,19 +278,19 @@ def test_what_a_visitor_names_is_asked_for_as_anyone(hub, monkeypatch):
     before = len(hub.requests)
     lab = lab_of()
     assert lab.entry(f"{hub.url}/owner/Open-lora").id == "owner/Open-lora"
-    assert "owner/Open-lora" not in lab.catalog  # it is whose who named it
-    for repo, words in (("Secret-lora", "or private"), ("none", "not on the Hub"), ("Gated-lora", "is gated")):
+    assert "owner/Open-lora" not in lab.catalog  # only the visitor who named it has it
+    for repo, words in (("Secret-lora", "it is private"), ("none", "not on the Hub"), ("Gated-lora", "is gated")):
         with pytest.raises(LabError, match=words):
             lab.entry(f"owner/{repo}")
     assert not any(request.with_token for request in list(hub.requests)[before:])
-    listed = lab_of("owner")  # what the page's owner lists is theirs to show
+    listed = lab_of("owner")  # the page's owner decides what is listed
     assert listed.refresh() == "" and {"owner/Secret-lora", "owner/Gated-lora"} <= {
         e.id for e in listed.catalog.entries
     }
     hub.fault("503", match="^/api/models/owner", times=None)
-    assert named("owner/Open-lora").adapter().r == 16  # as it was last seen
+    assert find_by_name("owner/Open-lora").adapter().r == 16  # the saved state
     with pytest.raises(LabError, match="503"):
-        named("owner/New-lora")
+        find_by_name("owner/New-lora")
     hub.clear_faults()
 
 
@@ -305,5 +307,7 @@ def test_the_terminal_answers_with_a_repository_and_again_without_the_hub(hub, t
         assert "Sweden" in asked.stdout, asked.stderr
     merged = command("inference", "ask", f"{hub.url}/us/Nano-GGUF", "What does 🐙 mean?", *question[1:], **settings)
     assert "octopus" in merged.stdout, merged.stderr
-    assert_refused(command("inference", "ask", "us/none", "Hello", **settings), "us/none is not on the Hub, or private")
-    assert not list(Path(tmp_path / "listings").rglob("tmp*"))  # written whole or not at all
+    assert_refused(
+        command("inference", "ask", "us/none", "Hello", **settings), "us/none is not on the Hub, or it is private"
+    )
+    assert not list(Path(tmp_path / "listings").rglob("tmp*"))  # no temporary file is left

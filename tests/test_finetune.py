@@ -1,4 +1,4 @@
-"""Fine-tuning: what packed conversations see, what fits a machine, what is refused and how, and whole models."""
+"""Fine-tuning: what packed conversations attend to, what fits a machine, what is refused and how, and complete models."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inference.errors import LabError
 from local_hub import LocalHub
 from training import data
-from training.data.data_card import training_template
-from training.finetune import memory_plan
-from training.finetune import trainer as sft
+from training.data.training_template import training_template
+from training.finetune import base_model, memory_plan, trainer
 from training.finetune.attention import PACKED
+from training.finetune.run import fine_tune
+from training.finetune.trainer import LabTrainer, sft_config
 from training.recipe import Recipe, load_recipe
 
 pytestmark = pytest.mark.xdist_group("sft")
@@ -38,26 +39,26 @@ LLAMA_1B = {
 T4, SMALL = 15e9, 3.5e9  # bytes of memory
 
 
-def trainer(recipe: Recipe, out: Path) -> sft.LabTrainer:
-    """The trainer as `fine_tune` makes it, for looking at a batch."""
-    tokenizer = sft.tokenizer_of(recipe)
+def make_trainer(recipe: Recipe, out: Path) -> LabTrainer:
+    """The trainer as `fine_tune` makes it, without callbacks."""
+    tokenizer = base_model.load_tokenizer(recipe)
     tokenizer.chat_template = training_template(tokenizer)
-    return sft.LabTrainer(
-        recipe, None, None, 0.0, model=sft.load_base(recipe, checkpointing=False), processing_class=tokenizer,
-        args=sft.trainer_settings(recipe, out, memory_plan.plan(recipe), recipe.name),
+    return LabTrainer(
+        recipe, None, model=base_model.load_base(recipe, checkpointing=False), processing_class=tokenizer,
+        args=sft_config(recipe, out, memory_plan.plan(recipe), recipe.name),
         train_dataset=data.load(recipe.data).train,
-        peft_config=sft.adapter_of(recipe),
+        peft_config=base_model.lora_config(recipe),
     )  # fmt: skip
 
 
 @pytest.fixture
 def cpu(monkeypatch):
-    """No GPU, wherever the tests run."""
+    """Hides the GPU, if there is one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def one_by_one(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
-    """What `torch.nn.attention.varlen.varlen_attn` computes on a GPU."""
+def attention_per_conversation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+    """A reference for `torch.nn.attention.varlen.varlen_attn`, which needs a GPU."""
     assert window_size == (-1, 0) and max_q == max_k == cu_seq_q.diff().max()
     assert not torch.is_autocast_enabled("cpu") or {x.dtype for x in (query, key, value)} == {torch.bfloat16}
     parts = [
@@ -71,11 +72,12 @@ def one_by_one(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, wi
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
 def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(varlen, "varlen_attn", one_by_one)  # there is none for a CPU
-    monkeypatch.setattr(sft, "attention", lambda _: attention)
-    monkeypatch.setattr(sft, "compute_dtype", lambda: torch.float32)
+    monkeypatch.setattr(varlen, "varlen_attn", attention_per_conversation)  # torch has none for a CPU
+    monkeypatch.setattr(base_model, "attention_implementation", lambda _: attention)
+    for module in (base_model, trainer):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
     recipe = load_recipe("finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128"])
-    made = trainer(recipe, tmp_path)
+    made = make_trainer(recipe, tmp_path)
     batch = next(iter(made.get_train_dataloader()))
     ids, positions = batch["input_ids"][0], batch["position_ids"][0]
     starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
@@ -83,33 +85,33 @@ def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, mo
     assert len(conversations) > recipe.batch_size and made.model.config._attn_implementation == attention
     with torch.no_grad():
         packed = made.compute_loss(made.model, batch, return_outputs=True)[1].logits[0]
-        if attention == PACKED:  # as a 4-bit base's are, its sums are in float32 and its products in 16 bits
+        if attention == PACKED:  # as on a 4-bit base: sums in float32, products in 16 bits
             with torch.autocast("cpu", torch.bfloat16):
                 rounded = made.compute_loss(made.model, batch, return_outputs=True)[1].logits[0]
             torch.testing.assert_close(rounded.float(), packed, atol=0.3, rtol=0.1)
         made.model.get_base_model().set_attn_implementation("eager")
         without_positions = made.model(input_ids=ids[None]).logits[0]
-        for number, of_one in enumerate(conversations):
-            alone = made.model(input_ids=ids[None, of_one]).logits[0]
-            torch.testing.assert_close(packed[of_one], alone, atol=1e-4, rtol=1e-4)
-            assert (without_positions[of_one] - alone).abs().max() > 1 or number == 0
+        for number, conversation in enumerate(conversations):
+            alone = made.model(input_ids=ids[None, conversation]).logits[0]
+            torch.testing.assert_close(packed[conversation], alone, atol=1e-4, rtol=1e-4)
+            assert (without_positions[conversation] - alone).abs().max() > 1 or number == 0
 
 
 @pytest.fixture
 def base_of_1b(tmp_path) -> str:
-    """A base that is only its configuration: whoever wants its weights fails."""
+    """A base that has only a configuration: loading its weights would fail."""
     (tmp_path / "1b").mkdir()
     (tmp_path / "1b" / "config.json").write_text(json.dumps(LLAMA_1B), encoding="utf-8")
     return f"base={tmp_path / '1b'}"
 
 
 def with_memory(monkeypatch, size: float) -> None:
-    """A machine with so many bytes free."""
+    """Pretend that `size` bytes of memory are available."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
 
 
 @pytest.mark.parametrize(
-    ("room", "fields", "mend"),
+    ("memory", "fields", "change"),
     [
         (T4, ["batch_size=32"], "batch_size=1 gradient_accumulation=128"),
         (T4, ["method=full"], "method=qlora"),
@@ -117,19 +119,20 @@ def with_memory(monkeypatch, size: float) -> None:
         (T4, ["batch_size=8", "speed.gradient_checkpointing=off"], "speed.gradient_checkpointing=auto"),
     ],
 )
-def test_what_cannot_fit_is_refused_before_its_weights_are_fetched(
-    room, fields, mend, base_of_1b, cpu, monkeypatch, tmp_path
+def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_downloaded(
+    memory, fields, change, base_of_1b, cpu, monkeypatch, tmp_path
 ):
-    with_memory(monkeypatch, room)
+    with_memory(monkeypatch, memory)
     refused = [base_of_1b, "data.name=emoji", "data.examples=16", *fields]
     with pytest.raises(LabError) as error:
-        sft.fine_tune(load_recipe("finetome-1b", refused), tmp_path / "out")
-    said = re.fullmatch(r"finetome-1b needs about (.+) GB of memory and there are (.+): add (.+)\.", str(error.value))
-    assert float(said[1]) * 1e9 > room and float(said[2]) * 1e9 == room and mend in said[3]
-    assert memory_plan.plan(load_recipe("finetome-1b", [*refused, *said[3].split()])).need <= room
+        fine_tune(load_recipe("finetome-1b", refused), tmp_path / "out")
+    sentence = r"finetome-1b needs about (.+) GB of memory, but (.+) GB are available: add (.+)\."
+    need, available, changes = re.fullmatch(sentence, str(error.value)).groups()
+    assert float(need) * 1e9 > memory and float(available) * 1e9 == memory and change in changes
+    assert memory_plan.plan(load_recipe("finetome-1b", [*refused, *changes.split()])).need <= memory
 
 
-def test_the_studys_run_fits_a_t4_and_nothing_fits_where_there_is_no_memory(base_of_1b, cpu, monkeypatch):
+def test_the_studys_run_fits_a_t4_and_nothing_fits_a_machine_without_memory(base_of_1b, cpu, monkeypatch):
     recipe = load_recipe("finetome-1b", [base_of_1b])
     with_memory(monkeypatch, T4)
     assert memory_plan.plan(recipe).need < T4
@@ -148,15 +151,15 @@ def test_processes_share_the_recipes_batch(processes, monkeypatch):
         )
 
 
-def test_processes_that_cannot_share_it_are_refused(monkeypatch):
+def test_processes_that_cannot_share_the_batch_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(
-        LabError, match="2 × 4 can't be shared by 3 processes: start fewer, or set gradient_accumulation"
+        LabError, match="3 processes can't share a batch of 2 × 4: start fewer, or set gradient_accumulation"
     ):
         memory_plan.plan(load_recipe("finetome-nano"))
 
 
-def test_a_base_or_a_data_set_that_the_hub_does_not_give_is_one_sentence(tmp_path):
+def test_a_base_or_data_set_that_the_hub_refuses_is_reported_in_one_sentence(tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
         api = HfApi(endpoint=hub.url, token=hub.token("meta"))
         api.create_repo("meta/gated")
@@ -168,16 +171,16 @@ def test_a_base_or_a_data_set_that_the_hub_does_not_give_is_one_sentence(tmp_pat
             done = command("training", "sft", "emoji-nano", *FEW, field, "--out", str(tmp_path / "out"), **mine)
             assert_refused(done, *words)
 
-        refusal("base=meta/none", "meta/none is not on the Hub (any more), or private: check the name")
+        refusal("base=meta/none", "meta/none is not on the Hub, or it is private: check the name")
         refusal("base=meta/gated", "meta/gated is gated: accept its licence", "then set HF_TOKEN")
         refusal("data.name=meta/none", "There is no data set meta/none")
         assert not [asked.path for asked in hub.requests if "safetensors" in asked.path]
 
 
-def test_a_base_without_weights_is_one_sentence(tmp_path):
+def test_a_base_without_weights_is_reported_in_one_sentence(tmp_path):
     shutil.copytree(NANO, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(LabError, match=r"base can't be loaded \(.*no file named.*\): check its name, or try again"):
-        sft.fine_tune(load_recipe("emoji-nano", [*FEW, f"base={tmp_path / 'base'}"]), tmp_path / "out")
+        fine_tune(load_recipe("emoji-nano", [*FEW, f"base={tmp_path / 'base'}"]), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -188,10 +191,10 @@ def test_a_base_without_weights_is_one_sentence(tmp_path):
         ('{"text": "Hi"}\n' * 8, "has the columns text, no known form"),
     ],
 )
-def test_data_that_cannot_be_learnt_from_is_one_sentence(rows, words, tmp_path):
+def test_data_without_usable_rows_is_reported_in_one_sentence(rows, words, tmp_path):
     (tmp_path / "rows.jsonl").write_text(rows, encoding="utf-8")
     with pytest.raises(LabError, match=words):
-        sft.fine_tune(load_recipe("emoji-nano", [*FEW, f"data.name={tmp_path / 'rows.jsonl'}"]), tmp_path / "out")
+        fine_tune(load_recipe("emoji-nano", [*FEW, f"data.name={tmp_path / 'rows.jsonl'}"]), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -207,30 +210,32 @@ def test_data_that_cannot_be_learnt_from_is_one_sentence(rows, words, tmp_path):
         ("method=[", "The value of “method” is not valid YAML (line 1:"),
     ],
 )
-def test_a_recipe_that_is_wrong_is_one_sentence(field, words):
+def test_an_invalid_recipe_is_reported_in_one_sentence(field, words):
     with pytest.raises(LabError, match=re.escape(words)):
         load_recipe("emoji-nano", [field])
 
 
-def test_on_and_off_are_taken_at_their_word():
+def test_on_and_off_are_words_not_booleans():
     assert load_recipe("emoji-nano", ["speed.gradient_checkpointing=on"]).speed.gradient_checkpointing == "on"
     assert load_recipe("emoji-nano", ["speed.compile=off"]).speed.compile == "off"
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
-def test_a_cut_that_leaves_nothing_to_learn_is_refused(packing, tmp_path):
-    with pytest.raises(LabError, match="max_length=8 leaves nothing to learn of a conversation: set it higher"):
-        sft.fine_tune(load_recipe("emoji-nano", [*FEW, "max_length=8", f"packing={packing}"]), tmp_path)
+def test_a_max_length_that_cuts_off_every_answer_is_refused(packing, tmp_path):
+    with pytest.raises(
+        LabError, match="max_length=8 cuts off every answer, so there is nothing to learn: set it higher"
+    ):
+        fine_tune(load_recipe("emoji-nano", [*FEW, "max_length=8", f"packing={packing}"]), tmp_path)
 
 
-@pytest.mark.parametrize("room", [400_000, 1_200_000])
-def test_a_full_disk_is_one_sentence(room, tmp_path):
-    """Where the adapter doesn't fit, and where the optimizer's state doesn't; a limit stands for the disk's end."""
+@pytest.mark.parametrize("size", [400_000, 1_200_000])
+def test_a_full_disk_is_reported_in_one_sentence(size, tmp_path):
+    """A limit on the size of a file stands for a full disk: too small for the adapter, then for the optimizer."""
     recipe, before = load_recipe("emoji-nano", [*FEW, "checkpoints.steps=1"]), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         with pytest.raises(LabError, match=r"can't be written \(.+\): make room on the disk"):
-            sft.fine_tune(recipe, tmp_path)
+            fine_tune(recipe, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -238,11 +243,11 @@ def test_a_full_disk_is_one_sentence(room, tmp_path):
 def test_an_out_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(LabError, match=r"file can't be written \(File exists\).*choose another --out"):
-        sft.fine_tune(load_recipe("emoji-nano", FEW), tmp_path / "file")
+        fine_tune(load_recipe("emoji-nano", FEW), tmp_path / "file")
 
 
-def test_full_fine_tuning_writes_a_whole_model(tmp_path):
-    out = sft.fine_tune(load_recipe("emoji-nano", [*FEW, "method=full", "learning_rate=1e-4"]), tmp_path)
+def test_full_fine_tuning_writes_a_complete_model(tmp_path):
+    out = fine_tune(load_recipe("emoji-nano", [*FEW, "method=full", "learning_rate=1e-4"]), tmp_path)
     tokenizer, base = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(NANO)
     assert tokenizer.chat_template == base.chat_template and not re.search(r"{%-?\s*generation", base.chat_template)
     model, before = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, NANO))

@@ -66,15 +66,15 @@ def test_a_folder_is_whole_with_every_shard(tmp_path):
         (tmp_path / name).touch()
     shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards), encoding="utf-8")
-    assert not artifacts.whole(tmp_path, adapter=False)
+    assert not artifacts.is_complete(tmp_path, adapter=False)
     (tmp_path / "model-2.safetensors").touch()
-    assert artifacts.whole(tmp_path, adapter=False)
-    assert artifacts.whole(EMOJI, adapter=True) and artifacts.whole(NANO, adapter=False)
+    assert artifacts.is_complete(tmp_path, adapter=False)
+    assert artifacts.is_complete(EMOJI, adapter=True) and artifacts.is_complete(NANO, adapter=False)
 
 
 def test_what_a_server_serves_becomes_the_catalog():
     lab = Lab(Catalog.read(Settings().catalog), "remote")
-    served = lab.catalog.serving(["nano-emoji", "someone/else"])
+    served = lab.catalog.for_server(["nano-emoji", "someone/else"])
     assert [entry.id for entry in served.entries] == ["nano-emoji", "someone/else"]
     assert served["nano-emoji"].name == "Nano · Emoji" and served["someone/else"].name == "someone/else"
     assert lab.local.model(served["someone/else"]) == "someone/else"

@@ -105,16 +105,16 @@ def test_two_that_are_ticked_show_what_differs(page):
 
 
 def test_a_broken_run_record_says_so_and_the_others_stay(page):
-    assert "run.json of Broken can't be read" in card(page, "Broken").inner_text()
+    assert "run.json of Broken cannot be read" in card(page, "Broken").inner_text()
     open_card(page, "Broken").get_by_text("write it again as a JSON object").nth(1).wait_for()
     tick(page, "Broken", "Nano · Emoji")
-    page.locator("#model-differences", has_text="run.json of Broken can't be read").wait_for()
+    page.locator("#model-differences", has_text="run.json of Broken cannot be read").wait_for()
     assert "LoRA r 16" in card(page, "Nano · Emoji").inner_text()
 
 
 def test_what_is_not_there_says_why(page):
     open_card(page, "Llama 3.2 1B · FineTome").get_by_text("python -m training run finetome-1b").wait_for()
-    open_card(page, "Llama 3.2 1B").get_by_text("can't be reached").wait_for()
+    open_card(page, "Llama 3.2 1B").get_by_text("the Hub is unreachable").wait_for()
 
 
 def test_names_and_answers_are_text(page):

@@ -66,7 +66,7 @@ def test_a_model_that_cannot_be_had_explains_itself(page):
     choose(page, "Llama 3.2 1B · FineTome — not published")
     page.locator("#notice", has_text="python -m training run finetome-1b").wait_for()
     choose(page, "Llama 3.2 1B — 808 MB")
-    page.locator("#notice", has_text="can't be reached").wait_for()
+    page.locator("#notice", has_text="is unreachable").wait_for()
 
 
 @needs_browser

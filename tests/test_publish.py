@@ -116,5 +116,5 @@ def test_what_keeps_one_from_publishing_is_said_in_a_sentence(hub, run, tmp_path
     (folder / "run.json").write_text(json.dumps(run_record), "utf-8")
     assert_refused(publish(hub, folder), "me/Nano-Emoji-lora is another recipe's model (lora.r is 16 there and 4 here)")
     hub.stop()
-    assert_refused(publish(hub, run), "the Hub can't be reached")
+    assert_refused(publish(hub, run), "the Hub is unreachable")
     hub.start()

@@ -116,12 +116,12 @@ def test_what_is_published_appears_is_fetched_and_answers_and_goes_on_without_th
     try:
         assert "France" in answer(page, "What does 🇫🇷 mean?")
         refresh(page)
-        page.locator("#notice", has_text="the Hub can't be reached").wait_for()
-        page.locator("#listing", has_text="the Hub can't be reached; list of a moment ago").wait_for()
+        page.locator("#notice", has_text="the Hub is unreachable").wait_for()
+        page.locator("#listing", has_text="the Hub is unreachable; using the list of a moment ago").wait_for()
         assert chosen(page) == "Nano Emoji (me) — in memory"
         assert "Sweden" in answer(page, QUESTION)
         add(page, "me/Another-lora")
-        page.locator("#adding", has_text="me/Another-lora can't be fetched: the Hub can't be reached").wait_for()
+        page.locator("#adding", has_text="me/Another-lora is not available: the Hub is unreachable").wait_for()
     finally:
         hub.start()
     refresh(page)
@@ -166,9 +166,9 @@ def test_any_repository_can_be_added_for_a_visit(hub, page, address):
     page.locator("#adding", has_text="someone/Flat-lora has rank 0").wait_for()
     hub.fault("stall", match="someone/Slow-lora")
     add(page, "someone/Slow-lora")
-    page.locator("#adding", has_text="someone/Slow-lora can't be fetched").wait_for()
+    page.locator("#adding", has_text="someone/Slow-lora is not available").wait_for()
     add(page, "what is this")
-    page.locator("#adding", has_text="“what is this” is no model on the Hub: type user/repo").wait_for()
+    page.locator("#adding", has_text="“what is this” is not a model on the Hub: type user/repo").wait_for()
     assert page.get_by_label("Repository").input_value() == "what is this"
     assert chosen(page) == before
     add(page, f"{hub.url}/someone/Emoji-lora/tree/main")
@@ -188,5 +188,5 @@ def test_any_repository_can_be_added_for_a_visit(hub, page, address):
     listed = {model["id"] for model in programs.predict(api_name="/models")}
     assert "nano-emoji" in listed and "someone/Emoji-lora" not in listed  # it is the visitor's own
     assert "Sweden" in programs.predict(QUESTION, "someone/Emoji-lora", temperature=0, api_name="/ask")
-    with pytest.raises(Exception, match="someone/none is not on the Hub, or private"):
+    with pytest.raises(Exception, match="someone/none is not on the Hub, or it is private"):
         programs.predict(QUESTION, "someone/none", api_name="/ask")

@@ -1,4 +1,4 @@
-"""What is read of a model's run record, whoever wrote it, and how two models differ."""
+"""Run records, valid and invalid, and the differences between two models."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from training.evaluation.statistics import compare
 
 @pytest.fixture(scope="module")
 def catalog() -> Catalog:
-    """The shipped one."""
+    """The shipped catalog."""
     return Catalog.read(Settings().catalog)
 
 
-def test_a_run_record_says_how_a_model_was_made(catalog):
+def test_a_run_record_is_read(catalog):
     run_record = RunRecords().read(catalog["nano-emoji"])
     assert run_record.recipe["lora"]["r"] == 16 and run_record.data_name == "emoji" and not run_record.unread
     assert [figure.group for figure in run_record.headline] == ["flags", "other emoji", "pairs"]
@@ -30,7 +30,7 @@ def test_a_run_record_says_how_a_model_was_made(catalog):
     assert run_record.curve[0][0] == 10 and run_record.curve[-1][1] < run_record.curve[0][1]
 
 
-def test_stages_follow_each_other_on_one_curve(catalog):
+def test_stages_are_joined_to_one_curve(catalog):
     curve = RunRecords().read(catalog["nano"]).curve
     assert [step for step, _ in curve] == sorted(step for step, _ in curve) and curve[-1][0] > 4000
 
@@ -45,24 +45,24 @@ def test_stages_follow_each_other_on_one_curve(catalog):
         ('{"answers": [{"question": "only"}], "versions": {"torch": 2}}', ("versions", "answers")),
     ],
 )
-def test_what_cannot_be_read_is_named_and_the_rest_is_there(text, unread):
+def test_an_invalid_field_is_listed_and_the_rest_is_read(text, unread):
     run_record = parse(RunRecord, text.encode(), "run.json of X")
     assert run_record.unread == unread
     assert run_record.steps == (7 if "steps" in text else None)
 
 
-def test_a_loss_that_is_no_number_is_a_gap_in_the_curve():
+def test_a_loss_that_is_not_a_number_is_left_out_of_the_curve():
     run_record = parse(RunRecord, b'{"losses": [[1, 2.5], [2, NaN], [3, null], [4, 1.5]]}', "run.json of X")
     assert run_record.curve == [(1, 2.5), (4, 1.5)]
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"data_set": "\\ud800"}'])
-def test_what_is_no_json_object_is_refused_in_one_sentence(raw):
-    with pytest.raises(LabError, match=r"run.json of X can't be read \(.*\): write it again as a JSON object\.$"):
+def test_a_file_that_is_not_a_json_object_is_refused_in_one_sentence(raw):
+    with pytest.raises(LabError, match=r"run.json of X cannot be read \(.*\): write it again as a JSON object\.$"):
         parse(RunRecord, raw, "run.json of X")
 
 
-def test_a_folder_without_a_run_record_and_one_with_too_much_say_so(catalog, tmp_path):
+def test_a_missing_and_an_oversized_run_record_are_refused(catalog, tmp_path):
     entry = replace(catalog["nano-emoji"], folder=tmp_path)
     assert RunRecords().here(entry) is None
     with pytest.raises(LabError, match=r"Nano · Emoji has no run\.json"):
@@ -72,7 +72,7 @@ def test_a_folder_without_a_run_record_and_one_with_too_much_say_so(catalog, tmp
         RunRecords().read(entry)
 
 
-def test_the_hub_is_asked_when_a_run_record_is_wanted_and_once(catalog, tmp_path, monkeypatch):
+def test_a_run_record_is_read_from_the_hub_once(catalog, tmp_path, monkeypatch):
     from huggingface_hub import HfApi, constants
 
     from local_hub import LocalHub
@@ -96,7 +96,7 @@ def test_the_hub_is_asked_when_a_run_record_is_wanted_and_once(catalog, tmp_path
         asked = len(hub.requests)
         assert run_records.here(entry) == run_records.read(entry) and len(hub.requests) == asked
         assert len(run_records.evaluation(entry).suites["emoji"].answers) == 1474
-    with pytest.raises(LabError, match="can't be reached"):
+    with pytest.raises(LabError, match="is unreachable"):
         RunRecords().read(entry)
 
 

@@ -49,7 +49,7 @@ def test_bad_questions_get_one_sentence(model, question, words):
 
 def test_a_model_of_the_hub_without_a_network_says_so():
     done = command("inference", "ask", "llama-3.2-1b", "hello", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
-    assert_refused(done, "bartowski/Llama-3.2-1B-Instruct-GGUF", "can't be reached")
+    assert_refused(done, "bartowski/Llama-3.2-1B-Instruct-GGUF", "the Hub is unreachable")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Where an entry's model lies, in the form that an engine takes: a GGUF file, or a folder as transformers writes it.
+"""The files of a catalog entry in the format that an engine needs: one GGUF file, or a folder of safetensors.
 
-Shipped folders hold both forms. On the Hub an adapter's repository holds both too; a base's GGUF repository has its
-safetensors in another one, which the catalog names as `weights`. Nothing here costs network.
+A shipped folder and an adapter's Hub repository hold both formats. A base has two repositories: `repo` with the GGUF
+file, and `weights` with the safetensors. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from inference.catalog import Entry
+from inference.catalog import Entry, shorten
 from inference.errors import LabError
 from inference.hub import cache
 from inference.hub.cache import Copy
-from inference.hub.download import Wanted
+from inference.hub.download import NeededFiles
 
 Form = Literal["gguf", "safetensors"]
-# No pattern may let a pickle or code in.
-OF_BASE = (
+# No pattern may match a pickle or code.
+BASE_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
-OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 INDEX = "model.safetensors.index.json"
 PICKLES = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-NF4_SHARE = 0.25  # of the bytes of 16-bit weights is what the PyTorch engine can do with, in 4 bits
+NF4_FACTOR = 0.25  # the PyTorch engine can load 16-bit weights in 4 bits
 
 
 def repository(part: Entry, form: Form) -> str | None:
-    """The Hub repository that holds the part in that form."""
+    """The Hub repository that holds the part in this format."""
     return part.weights if form == "safetensors" and part.base is None else part.repo
 
 
-def has(part: Entry, form: Form) -> bool:
-    """Whether the part can be had in that form, here or on the Hub."""
+def is_available(part: Entry, form: Form) -> bool:
+    """Whether the part exists in this format, on this disk or on the Hub."""
     if part.folder and form == "safetensors":
-        return whole(part.folder, part.base is not None)
+        return is_complete(part.folder, part.base is not None)
     return part.folder is not None or repository(part, form) is not None
 
 
 def on_disk(part: Entry, form: Form) -> Path | None:
-    """The part's file or folder where all of it is on this disk."""
+    """The part's GGUF file or folder of safetensors on this disk; None if it is not complete."""
     if part.folder:
-        place = part.folder if form == "safetensors" else part.folder / part.file
-        there = whole(place, part.base is not None) if form == "safetensors" else place.is_file()
-        return place if there else None
+        path = part.folder if form == "safetensors" else part.folder / part.file
+        complete = is_complete(path, part.base is not None) if form == "safetensors" else path.is_file()
+        return path if complete else None
     copy = copy_of(part, form)
     if copy is None:
         return None
@@ -55,70 +55,71 @@ def on_disk(part: Entry, form: Form) -> Path | None:
 
 
 def copy_of(part: Entry, form: Form) -> Copy | None:
-    """The copy from the Hub on this disk; None where there is none, and for a shipped folder."""
+    """The copy from the Hub on this disk; None if there is none, or if the part is a shipped folder."""
     repo = repository(part, form)
     if part.folder or repo is None:
         return None
     if form == "gguf":
         return cache.copy_of(repo, lambda _: [part.file])
-    return cache.copy_of(repo, lambda folder: needed(folder, part.base is not None))
+    return cache.copy_of(repo, lambda folder: required_names(folder, part.base is not None))
 
 
-def needed(folder: Path, adapter: bool) -> list[str]:
-    """The files without which a folder is no adapter, or no model with its tokenizer and every shard of its weights."""
+def required_names(folder: Path, adapter: bool) -> list[str]:
+    """The files that a complete folder has: an adapter's two, or a model's tokenizer, config and every shard."""
     if adapter:
-        return list(OF_ADAPTER)
+        return list(ADAPTER_FILES)
     if not (folder / INDEX).is_file():
         return ["config.json", "tokenizer.json", "model.safetensors"]
     try:
         shards = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError):
-        shards = {"a shard that the index names"}  # an index that can't be read: the folder is never whole
+        shards = {"a shard that the index names"}  # no such file: a folder with an unreadable index is never complete
     return ["config.json", "tokenizer.json", *(str(shard) for shard in shards)]
 
 
-def whole(folder: Path, adapter: bool) -> bool:
-    """Whether a folder holds an adapter, or a model with its tokenizer and every shard of its weights."""
-    return all(cache.is_plain(name) and (folder / name).is_file() for name in needed(folder, adapter))
+def is_complete(folder: Path, adapter: bool) -> bool:
+    """Whether a folder has all files of an adapter or of a model."""
+    return all(cache.is_safe_name(name) and (folder / name).is_file() for name in required_names(folder, adapter))
 
 
-def wanted(part: Entry, form: Form) -> Wanted:
-    """The files of the part's repository that an engine needs: never more, and no pickle."""
+def needed_files(part: Entry, form: Form) -> NeededFiles:
+    """The files of the part's repository that an engine needs: no others, and no pickle."""
     repo = repository(part, form)
-    assert repo is not None  # `Lab.state` has told a part that is nowhere from one that can be fetched
+    assert repo is not None  # callers check `is_available` first
     if form == "gguf":
-        return Wanted(repo, lambda names: gguf_of(repo, part.file, names))
-    return Wanted(repo, lambda names: weights_of(repo, part.base is not None, names), NF4_SHARE)
+        return NeededFiles(repo, lambda names: choose_gguf(repo, part.file, names))
+    return NeededFiles(repo, lambda names: choose_weights(repo, part.base is not None, names), NF4_FACTOR)
 
 
-def gguf_of(repo: str, file: str, names: Iterable[str]) -> list[str]:
-    """The one file. Raises LabError where it is none that may be opened."""
+def choose_gguf(repo: str, file: str, names: Iterable[str]) -> list[str]:
+    """The GGUF file. Raises LabError if it is missing or not a GGUF file."""
     if not file.endswith(".gguf"):
-        raise LabError(f"{file} of {repo} is no GGUF file: name one in the catalog.")
+        raise LabError(f"{file} of {repo} is not a GGUF file: name one in the catalog.")
     if file not in names:
-        check_pickles(repo, names, (".gguf", ".safetensors"))
-        raise LabError(f"{repo} has no file {file}: correct it in the catalog.")
+        if not any(name.endswith((".gguf", ".safetensors")) for name in names):
+            refuse_pickle(repo, names)
+        raise LabError(f"{repo} has no file {file}: correct the name in the catalog.")
     return [file]
 
 
-def weights_of(repo: str, adapter: bool, names: Iterable[str]) -> list[str]:
-    """The files of a folder as transformers or PEFT writes it. Raises LabError where weights or config are missing."""
-    patterns = OF_ADAPTER if adapter else OF_BASE
+def choose_weights(repo: str, adapter: bool, names: Iterable[str]) -> list[str]:
+    """The files of an adapter or model in safetensors. Raises LabError if weights or configuration are missing."""
+    patterns = ADAPTER_FILES if adapter else BASE_FILES
     chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
     if not any(name.endswith(".safetensors") for name in chosen):
-        check_pickles(repo, names, (".safetensors",))
-        raise LabError(f"{repo} has no weights in safetensors: publish them in that form.")
-    for name in OF_ADAPTER[:1] if adapter else ("config.json", "tokenizer.json"):
+        if not any(name.endswith(".safetensors") for name in names):
+            refuse_pickle(repo, names)
+        raise LabError(f"{repo} has no safetensors weights: publish them in that format.")
+    for name in ADAPTER_FILES[:1] if adapter else ("config.json", "tokenizer.json"):
         if name not in chosen:
             raise LabError(f"{repo} has no file {name}: publish it with the weights.")
-    return sorted(chosen, key=lambda name: name.endswith(".safetensors"))  # a folder with weights has all the rest
+    return sorted(chosen, key=lambda name: name.endswith(".safetensors"))  # weights last: then the rest is there
 
 
-def check_pickles(repo: str, names: Iterable[str], safe: tuple[str, ...]) -> None:
-    """Raise LabError where weights are there as a pickle only, which can run any code when it is opened."""
-    pickled = [name for name in names if any(fnmatch(name, pattern) for pattern in PICKLES)]
-    if pickled and not any(name.endswith(safe) for name in names):
+def refuse_pickle(repo: str, names: Iterable[str]) -> None:
+    """Raise LabError if the files include pickled weights. Call it if there are no others."""
+    if pickle := next((name for name in names if any(fnmatch(name, pattern) for pattern in PICKLES)), None):
         raise LabError(
-            f"{repo} has its weights as a pickle only ({pickled[0]}), which can run any code when it is opened: ask "
-            "its owner for safetensors."
+            f"{repo} has its weights only as a pickle ({shorten(pickle)}), which can run any code when it is opened: "
+            "ask its owner for safetensors."
         )

@@ -1,10 +1,7 @@
-"""Fetching a model: everything is known and checked before the first byte, then one wait for all its files.
+"""The download of a model: check everything first, then download all its files as one wait with one progress.
 
-    for progress in fetch([artifacts.wanted(part, "gguf")], Cache(), lambda: False):
-        print(progress.text)
-
-Several who want the same at once share one transfer: a content is fetched under its lock by whoever comes first, the
-others watch it grow, and where the first leaves, the next goes on with what has arrived. The same holds for processes.
+for progress in fetch([artifacts.needed_files(part, "gguf")], Cache(), lambda: False):
+    print(progress.text)
 """
 
 from __future__ import annotations
@@ -19,28 +16,37 @@ from pathlib import Path
 import psutil
 
 from inference.errors import LabError
-from inference.hub.cache import Cache, Plan, is_plain
-from inference.hub.client import Cancelled, Waiting, check_access, listing, patiently, translate_hub_errors
+from inference.hub.cache import Cache, is_safe_name
+from inference.hub.client import (
+    Cancelled,
+    DownloadControl,
+    check_access,
+    list_files,
+    translate_hub_errors,
+    with_retries,
+)
+from inference.hub.transfer import RepositoryDownload
 
-LOOK = 0.2  # seconds between two reports
-LONG = 10  # seconds left from which on they are told
+REPORT_INTERVAL = 0.2  # seconds
+SHORTEST_FORECAST = 10  # seconds; a shorter remaining time is not shown
+QUICK_TIMEOUT = 4  # seconds, for a request that someone waits for and that is not repeated
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What an engine needs of a repository: `choose` takes the names there are and returns those of its files, or
-    raises LabError. `in_memory` is how many bytes of memory a byte of the weights takes at least."""
+class NeededFiles:
+    """The files that an engine needs of a repository. `choose` gets all names and returns the needed ones, or raises
+    LabError. `memory_factor` is the smallest number of bytes of memory for a byte of the files."""
 
     repo: str
     choose: Callable[[Iterable[str]], list[str]]
-    in_memory: float = 1.0
+    memory_factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a fetch is: bytes of all files together that are here, and in all; 0 of 0 before that is known. `note`
-    says what is waited for instead, if something is."""
+    """The progress of a download. `done` and `total` are bytes of all files; both are 0 until they are known. `note`
+    says what the download waits for, if it waits."""
 
     done: int
     total: int
@@ -54,99 +60,102 @@ class Progress:
             return self.note or "asking the Hub"
         digits = 0 if self.total >= 1e7 else 1
         line = f"downloading {self.done / 1e6:.{digits}f} of {self.total / 1e6:.{digits}f} MB"
-        if self.seconds_left is None or self.seconds_left < LONG:
+        if self.seconds_left is None or self.seconds_left < SHORTEST_FORECAST:
             return line
         left = self.seconds_left
         return f"{line}, {f'{left / 60:.0f} min' if left >= 100 else f'{left:.0f} s'} left"
 
 
-def plan(wanted: Wanted, waiting: Waiting | None = None) -> Plan:
-    """What is to be fetched of a repository, asked of the Hub: patiently with `waiting`, else once and for 4 seconds at
-    most. Raises LabError for all that can be told before the download: not there, not allowed, pickled, misnamed."""
-    with translate_hub_errors(wanted.repo, "those files"):
-        listed = patiently(lambda: listing(wanted.repo), waiting) if waiting else listing(wanted.repo, timeout=4)
+def prepare(needed: NeededFiles, control: DownloadControl | None = None) -> RepositoryDownload:
+    """The download of the needed files, as the Hub lists them. With `control` the request is repeated after temporary
+    errors; without, it is sent once and takes 4 s at most.
+
+    Raises LabError if a file is missing, forbidden, a pickle, or has an unsafe name."""
+    repo = needed.repo
+    with translate_hub_errors(repo, "the needed files"):
+        listed = with_retries(lambda: list_files(repo), control) if control else list_files(repo, QUICK_TIMEOUT)
     files = []
-    for name in wanted.choose(listed.files):
-        if not is_plain(name):
-            raise LabError(f"{wanted.repo} names a file {name!r}, which leads out of its folder: don't use it.")
+    for name in needed.choose(listed.files):
+        if not is_safe_name(name):
+            raise LabError(f"{repo} names a file {name!r} outside its folder: do not use this repository.")
         if name not in listed.files:
-            raise LabError(f"{wanted.repo} has no file {name}: correct it in the catalog.")
+            raise LabError(f"{repo} has no file {name}: correct the name in the catalog.")
         if (file := listed.files[name]) is None:
-            raise LabError(f"The Hub tells no size and hash of {name} in {wanted.repo}: check HF_ENDPOINT.")
+            raise LabError(f"The Hub sends no size or hash of {name} in {repo}: check HF_ENDPOINT.")
         files.append(file)
-    with translate_hub_errors(wanted.repo, files[0].name):
+    with translate_hub_errors(repo, files[0].name):
         check_access(listed, files[0])
-    return Plan(listed, tuple(files))
+    return RepositoryDownload(listed, tuple(files), needed.memory_factor)
 
 
-def check_memory(wanted: Sequence[Wanted], plans: Sequence[Plan]) -> None:
-    """Raise LabError, with the numbers, where the weights can't be in this machine's memory all at once."""
-    needs = {part.repo: part.in_memory * sum(file.size for file in each.files)
-             for part, each in zip(wanted, plans, strict=True)}  # fmt: skip
-    need, there = sum(needs.values()), total_memory()
-    if need > there:
+def check_memory(downloads: Sequence[RepositoryDownload]) -> None:
+    """Raise LabError with the numbers if the files together need more memory than this machine has."""
+    needs = {each.repo: each.memory_factor * each.total_bytes for each in downloads}
+    need, available = sum(needs.values()), total_memory()
+    if need > available:
+        largest = max(needs, key=lambda repo: needs[repo])
         raise LabError(
-            f"{max(needs, key=needs.get)} needs {need / 1e9:,.1f} GB of memory and this machine has "
-            f"{there / 1e9:,.1f}: choose a smaller model."
+            f"{largest} needs {need / 1e9:,.1f} GB of memory and this machine has {available / 1e9:,.1f}: choose a "
+            "smaller model."
         )
 
 
 def total_memory() -> int:
-    """Bytes of memory that this machine, or the container that it is, has."""
+    """Bytes of memory of this machine, or of the container that this process runs in."""
     limits = [Path(path).read_text(encoding="ascii").strip() for path in CGROUP_LIMITS if Path(path).is_file()]
     return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
-class Fetch(threading.Thread):
-    """One visitor's fetch, in a thread of its own: a silent Hub holds it up, not the visitor's stop."""
+class DownloadThread(threading.Thread):
+    """One user's download in its own thread: a Hub that does not respond blocks it, but not the user's stop button."""
 
-    def __init__(self, wanted: Sequence[Wanted], cache: Cache, patient: bool) -> None:
-        super().__init__(daemon=True, name="fetch")
-        self.wanted, self.cache, self.patient = wanted, cache, patient
-        self.waiting = Waiting()
-        self.plans: list[Plan] = []
+    def __init__(self, needed: Sequence[NeededFiles], cache: Cache, retry: bool) -> None:
+        super().__init__(daemon=True, name="download")
+        self.needed, self.cache, self.retry = needed, cache, retry
+        self.control = DownloadControl()
+        self.downloads: list[RepositoryDownload] = []
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Plan, check, fetch. What goes wrong is kept for the caller's thread."""
+        """List, check, reserve disk space, download. Keeps an error for the caller's thread."""
         try:
-            plans = [plan(part, self.waiting if self.patient else None) for part in self.wanted]
-            check_memory(self.wanted, plans)
-            with self.cache.room_for(plans):
-                self.plans = plans
-                for each in plans:
-                    each.carry_out(self.waiting)
+            downloads = [prepare(each, self.control if self.retry else None) for each in self.needed]
+            check_memory(downloads)
+            with self.cache.room_for(downloads):
+                self.downloads = downloads
+                for each in downloads:
+                    each.run(self.control)
         except BaseException as error:
             self.error = error
 
     def progress(self) -> Iterator[Progress]:
-        """How far it is, again and again until it ends. Raises what went wrong."""
+        """Start the thread and yield its progress until it ends. Raises its error."""
         self.start()
-        begun: tuple[float, int] | None = None
+        start: tuple[float, int] | None = None
         while self.is_alive():
-            self.join(LOOK)
-            plans = self.plans
-            total = sum(file.size for each in plans for file in each.files)
-            done = sum(each.arrived() for each in plans)
-            begun = begun or ((time.monotonic(), done) if plans else None)
-            rate = (done - begun[1]) / max(time.monotonic() - begun[0], LOOK) if begun else 0
-            yield Progress(done, total, (total - done) / rate if rate else None, self.waiting.note)
+            self.join(REPORT_INTERVAL)
+            downloads = self.downloads
+            total = sum(each.total_bytes for each in downloads)
+            done = sum(each.downloaded_bytes() for each in downloads)
+            start = start or ((time.monotonic(), done) if downloads else None)
+            rate = (done - start[1]) / max(time.monotonic() - start[0], REPORT_INTERVAL) if start else 0
+            yield Progress(done, total, (total - done) / rate if rate else None, self.control.note)
         if self.error:
             raise self.error
 
     def close(self) -> None:
-        """Nobody waits for it any more."""
-        self.waiting.stop.set()
+        """Stop the download. What arrived stays on the disk."""
+        self.control.stop.set()
 
 
 def fetch(
-    wanted: Sequence[Wanted], cache: Cache, cancelled: Callable[[], bool], patient: bool = True
+    needed: Sequence[NeededFiles], cache: Cache, cancelled: Callable[[], bool], retry: bool = True
 ) -> Iterator[Progress]:
-    """Have the files on this disk, telling how far it is a few times a second. Raises LabError, one sentence, for
-    whatever is wrong, and Cancelled soon after `cancelled()`; what has arrived is continued next time. A Hub that is
-    away is asked several times where `patient`, else once."""
-    with closing(Fetch(wanted, cache, patient)) as running, cache.using(part.repo for part in wanted):
-        for progress in running.progress():
+    """Download the needed files; yields progress a few times a second. `retry` repeats requests to an unreachable Hub.
+
+    Raises LabError, and Cancelled soon after `cancelled()` is true; the next call resumes the download."""
+    with closing(DownloadThread(needed, cache, retry)) as thread, cache.using(each.repo for each in needed):
+        for progress in thread.progress():
             if cancelled():
                 raise Cancelled
             yield progress

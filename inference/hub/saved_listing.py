@@ -1,11 +1,9 @@
-"""What the Hub said of repositories, kept on this disk for when it is away: by its address, each list in a file."""
+"""Lists of Hub repositories, saved on this disk for times when the Hub is unreachable. One file for each list."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,50 +12,57 @@ from huggingface_hub import constants
 from pydantic import BaseModel, ValidationError
 
 from inference.errors import LabError
+from inference.hub.cache import duration, write_atomically
 from inference.hub.repository import Repository
 from inference.settings import cache_folder
 
 
-class Listing(BaseModel):
-    """Repositories as the Hub described them, and when it was asked."""
+class SavedListing(BaseModel):
+    """Repositories as the Hub described them at `fetched_at`."""
 
-    asked: datetime
+    fetched_at: datetime
     repositories: list[Repository]
 
+    @classmethod
+    def of_now(cls, repositories: list[Repository]) -> SavedListing:
+        """A listing that the Hub has just sent."""
+        return cls(fetched_at=datetime.now(UTC), repositories=repositories)
+
+    @classmethod
+    def load(cls, path: Path) -> SavedListing | None:
+        """A saved listing; None if there is none, or if another version of this program wrote it."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def save(self, path: Path) -> None:
+        """Replace the file at `path`. Raises LabError if it cannot be written."""
+        try:
+            write_atomically(path, self.model_dump_json())
+        except OSError as error:
+            reason = error.strerror or error
+            raise LabError(
+                f"The list of models cannot be saved in {path.parent} ({reason}): free disk space."
+            ) from error
+
+    @property
     def age(self) -> str:
-        """How long ago that was, in words: "3 days"."""
-        seconds = (datetime.now(UTC) - self.asked).total_seconds()
-        for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-            if count := int(seconds // length):
-                return f"{count} {unit}{'s' if count > 1 else ''}"
-        return "a moment"
+        """The age in words: "3 days"."""
+        return duration((datetime.now(UTC) - self.fetched_at).total_seconds())
 
 
-def folder() -> Path:
-    """Where what this Hub said is kept."""
+def listings_folder() -> Path:
+    """The folder of the listings from this Hub's address."""
     return cache_folder() / "listings" / re.sub(r"[^\w.-]+", "-", constants.ENDPOINT.split("://")[-1])
 
 
-def listing_file(authors: Sequence[str], collection: str | None) -> Path:
-    """Where the listing of these accounts and this collection is kept."""
-    whose = "\n".join([*sorted(authors), collection or ""])
-    return folder() / f"{hashlib.sha256(whose.encode()).hexdigest()[:16]}.json"
+def published_file(authors: Sequence[str], collection: str | None) -> Path:
+    """The file with the models of these accounts and this collection."""
+    owners = "\n".join([*sorted(authors), collection or ""])
+    return listings_folder() / f"{hashlib.sha256(owners.encode()).hexdigest()[:16]}.json"
 
 
-def read(path: Path) -> Listing | None:
-    """A listing that was kept; None where there is none, or one that another version of this program wrote."""
-    try:
-        return Listing.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def keep(listing: Listing, path: Path) -> None:
-    """Write a listing; whoever reads meanwhile finds the old one or the new one. Raises LabError where it can't be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="utf-8", delete=False) as file:
-            file.write(listing.model_dump_json())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise LabError(f"The list of models can't be kept in {path.parent} ({error.strerror}): make room.") from error
+def named_file(repo: str) -> Path:
+    """The file with one repository that a visitor named."""
+    return listings_folder() / "named" / f"{repo.replace('/', '--')}.json"

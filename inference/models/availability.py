@@ -8,7 +8,7 @@ from typing import Literal
 from inference.catalog import Catalog, Entry
 from inference.errors import LabError
 from inference.hub import artifacts
-from inference.hub.download import check_memory, plan
+from inference.hub.download import check_memory, prepare
 from inference.models.engine_pool import EnginePool
 from inference.models.local_models import LocalModels
 from inference.models.model_downloads import ModelDownloads
@@ -63,9 +63,9 @@ class Availability:
         if state.kind != "download":
             return state.explanation
         form = self._engines.form_for(entry)
-        wanted = [artifacts.wanted(part, form) for part in self._local.missing(entry)]
+        needed = [artifacts.needed_files(part, form) for part in self._local.missing(entry)]
         try:
-            check_memory(wanted, [plan(part) for part in wanted])
+            check_memory([prepare(files) for files in needed])
         except LabError as error:
             return str(error)
         return ""
@@ -73,7 +73,7 @@ class Availability:
     def check_downloadable(self, entry: Entry) -> None:
         """Raise LabError if a missing part of `entry` cannot be downloaded."""
         for part in self._local.missing(entry):
-            if not artifacts.has(part, self._engines.form_for(entry)):
+            if not artifacts.is_available(part, self._engines.form_for(entry)):
                 raise LabError(self.state(part).explanation)
 
     def by_base(self, catalog: Catalog) -> list[Entry]:

@@ -36,7 +36,7 @@ class EnginePool:
         if self.default_form == "gguf":
             return self.default
         parts = self._catalog.parts_of(entry)
-        return self.default if all(artifacts.has(part, "safetensors") for part in parts) else "llamacpp"
+        return self.default if all(artifacts.is_available(part, "safetensors") for part in parts) else "llamacpp"
 
     def form_for(self, entry: Entry) -> artifacts.Form:
         """The file format in which that engine needs the entry."""

@@ -40,9 +40,9 @@ class ModelDownloads:
         missing = self._local.missing(entry)
         form = self._engines.form_for(entry)
         parts = missing + [part for part in self._outdated(entry) if part not in missing]
-        wanted = [artifacts.wanted(part, form) for part in self._local.parts(entry) if part in parts]
+        needed = [artifacts.needed_files(part, form) for part in self._local.parts(entry) if part in parts]
         try:
-            for progress in fetch(wanted, self.cache, cancelled, patient=bool(missing)):
+            for progress in fetch(needed, self.cache, cancelled, retry=bool(missing)):
                 yield progress.text
             self._unreachable = False
         except LabError:
@@ -51,7 +51,7 @@ class ModelDownloads:
             self._unreachable = True
             yield f"the Hub is unreachable, loading the copy downloaded {self._local.age(entry)}"
         if self._current is not None:
-            self._current |= {part.repo for part in wanted}
+            self._current |= {files.repo for files in needed}
 
     def age_note(self, entry: Entry) -> str:
         """A sentence with the age of the local copy if the Hub cannot say whether there is a newer one; else ""."""

@@ -12,7 +12,7 @@ from inference.errors import LabError
 from inference.models.engine_pool import EnginePool
 
 if TYPE_CHECKING:
-    from inference.hub.discovery import Published
+    from inference.hub.discovery import PublishedModels
 
 
 class ModelList:
@@ -34,11 +34,11 @@ class ModelList:
         self._refreshing = threading.Lock()
         self._refreshed_at: float | None = None  # on the monotonic clock
         self._problem = ""
-        self._published: Published | None = None
+        self._published: PublishedModels | None = None
         if authors or collection:
-            from inference.hub.discovery import Published
+            from inference.hub.discovery import PublishedModels
 
-            self._published = Published(authors, collection)
+            self._published = PublishedModels(authors, collection)
             self._merge_published()
 
     def refresh(self, at_most_every: float = 0) -> str:
@@ -79,18 +79,19 @@ class ModelList:
         """The entry of a Hub repository, from `user/repo` or its address. It does not join the list. Raises LabError if
         there is none, or if no engine can run it."""
         from inference.hub import discovery
+        from inference.hub.repository import to_entry
 
         name = discovery.repository_name(text)
         known = next((entry for entry in self.catalog.entries if name in (entry.id, entry.repo)), None)
-        return known or discovery.entry_of(discovery.named(name), self._file, self._engines.default_form)
+        return known or to_entry(discovery.find_by_name(name), self._file, self._engines.default_form)
 
     def _refresh(self) -> str:
         try:
             if self._engines.remote:
                 served = self._engines.get(self._engines.default).models()
-                self.catalog = self._file.serving(served) if served else self._file
+                self.catalog = self._file.for_server(served) if served else self._file
             elif self._published:
-                problems = self._published.look()
+                problems = self._published.refresh()
                 problems += self._merge_published()
                 more = f" ({len(problems) - 1} more have problems.)" if len(problems) > 1 else ""
                 return problems[0] + more if problems else ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from inference.catalog import Card, Catalog, Entry
 from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, choose_engine
 from inference.errors import LabError
-from inference.hub.artifacts import OF_ADAPTER, OF_BASE
+from inference.hub.artifacts import ADAPTER_FILES, BASE_FILES
 from inference.lab import Lab
 from inference.settings import PROJECT, Settings
 from training.recipe import Recipe, load_recipe, locate
@@ -164,7 +164,8 @@ def files(place: Path) -> list[Path]:
     """A GGUF file, or those files of a folder that an engine reads."""
     if place.is_file():
         return [place]
-    return [path for path in sorted(place.iterdir()) if any(fnmatch(path.name, p) for p in (*OF_BASE, *OF_ADAPTER))]
+    patterns = (*BASE_FILES, *ADAPTER_FILES)
+    return [path for path in sorted(place.iterdir()) if any(fnmatch(path.name, p) for p in patterns)]
 
 
 def content(path: Path) -> str:

@@ -19,8 +19,9 @@ import typer
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, get_token
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from inference.catalog import FRONT_MATTER, Catalog, front_matter
+from inference.catalog import Catalog, front_matter
 from inference.engines import choose_engine
 from inference.errors import LabError
 from inference.hub import artifacts, download
@@ -82,7 +83,7 @@ class Plan:
             f"Space: {self.name}", f"hardware: {self.hardware}",
             *(f"variable: {name}={value}" for name, value in self.variables.items()),
             *(f"secret: {name}" for name in self.secrets),
-            "", f"README.md begins:\n{FRONT_MATTER.match(self.files['README.md'].decode())[0]}",
+            "", f"README.md begins:\n{REGEX_YAML_BLOCK.match(self.files['README.md'].decode())[0]}",
             f"requirements.txt:\n{self.files['requirements.txt'].decode()}",
             f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB:",
             *(f"{size / 1e3:10.1f} kB  {path}" for path, size in sorted(sizes.items())),
@@ -197,7 +198,7 @@ def files_of(catalog: Catalog, pytorch: bool) -> dict[str, Path | bytes]:
             continue
         if not entry.folder.resolve().is_relative_to(adapters.resolve()):
             raise LabError(f"{entry.id} lies outside adapters/ and can't come along: move its folder there.")
-        weights = (artifacts.OF_ADAPTER if entry.base else artifacts.OF_BASE) if pytorch else ()
+        weights = (artifacts.ADAPTER_FILES if entry.base else artifacts.BASE_FILES) if pytorch else ()
         found += [entry.folder / entry.file]
         found += [path for pattern in (*OF_PAGE, *weights) for path in entry.folder.glob(pattern)]
     files = {path.relative_to(PROJECT): path for path in found if path.is_file()}
@@ -210,11 +211,12 @@ def preloaded(lab: Lab, ids: Iterable[str]) -> list[str]:
     for entry in map(lab.entry, ids):
         elsewhere = [part for part in lab.local.parts(entry) if part.folder is None]
         for part in elsewhere:
-            if not artifacts.has(part, lab.engines.form_for(entry)):
+            if not artifacts.is_available(part, lab.engines.form_for(entry)):
                 raise LabError(lab.state(part).explanation)
         for part in elsewhere:
-            found = download.plan(artifacts.wanted(part, lab.engines.form_for(entry)))  # raises where the Space's build would fail
-            lines.append(f"{found.listed.repo} {','.join(file.name for file in found.files)}")
+            # Raises LabError if the Space's build would fail.
+            found = download.prepare(artifacts.needed_files(part, lab.engines.form_for(entry)))
+            lines.append(f"{found.repo} {','.join(file.name for file in found.files)}")
     return list(dict.fromkeys(lines))
 
 
@@ -226,7 +228,7 @@ def readme(preload: list[str]) -> str:
         fields["preload_from_hub"] = preload
     text = path.read_text(encoding="utf-8")
     head = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False, width=1000)
-    return f"---\n{head}---\n{text[FRONT_MATTER.match(text).end() :]}"
+    return f"---\n{head}---\n{text[REGEX_YAML_BLOCK.match(text).end() :]}"
 
 
 def pins(file: str) -> dict[str, str]:
