@@ -1,4 +1,4 @@
-"""A run that is killed goes on elsewhere, and makes the very adapter that it would have made."""
+"""A killed run resumes, here or on another machine, and makes the same adapter as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from training.finetune.checkpoints import COMPLETE, STAGING, Checkpoints, Identi
 
 pytestmark = pytest.mark.xdist_group("checkpoints")
 
-# 24 steps in two epochs, with a checkpoint in the midst of each and at their borders.
+# 24 steps in two epochs, with checkpoints within each epoch and at its end.
 SMALL = ["data.examples=96", "data.evaluation=4", "epochs=2", "batch_size=8", "warmup_steps=2", "checkpoints.steps=3"]
 
 
 def start(out: Path, *more: str, **environment: str) -> subprocess.Popen:
-    """Begin a training as a user would."""
+    """Start training in a process of its own, as a user would."""
     return subprocess.Popen(
         [sys.executable, "-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(out), *more],
         cwd=PROJECT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -36,7 +36,7 @@ def start(out: Path, *more: str, **environment: str) -> subprocess.Popen:
 
 
 def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    """kill -9 as soon as something is so."""
+    """Kill the process with SIGKILL as soon as `reached()` is true."""
     until = time.monotonic() + 120
     while not reached():
         assert process.poll() is None and time.monotonic() < until
@@ -46,24 +46,24 @@ def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
 
 
 def adapter(out: Path) -> str:
-    """The adapter's SHA-256."""
+    """The SHA-256 of the adapter."""
     return hashlib.sha256((out / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
 def steps(out: Path) -> list[int]:
-    """Of the whole checkpoints in a run's folder."""
+    """The steps of the complete checkpoints in a run's folder."""
     return sorted(int(path.parent.name.split("-")[1]) for path in out.glob(f"checkpoints/checkpoint-*/{COMPLETE}"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> str:
-    """The adapter of a run that nobody kills."""
+    """The SHA-256 of the adapter of an undisturbed run."""
     out = tmp_path_factory.mktemp("undisturbed")
     assert start(out).wait(300) == 0
     return adapter(out)
 
 
-def test_killed_in_training_and_in_a_save_it_makes_the_same_adapter(undisturbed, tmp_path):
+def test_a_run_killed_in_training_and_while_saving_makes_the_same_adapter(undisturbed, tmp_path):
     kill_when(start(tmp_path), lambda: max(steps(tmp_path), default=0) >= 6)
     saving = tmp_path / "checkpoints" / STAGING
     before = steps(tmp_path)
@@ -72,14 +72,14 @@ def test_killed_in_training_and_in_a_save_it_makes_the_same_adapter(undisturbed,
     assert start(tmp_path).wait(300) == 0
     assert adapter(tmp_path) == undisturbed
     done = command("training", "sft", "emoji-nano", *SMALL, "--out", str(tmp_path))
-    assert done.returncode == 0 and "step/s" not in done.stderr  # there is nothing left to do
+    assert done.returncode == 0 and "step/s" not in done.stderr  # nothing is left to do
     assert_refused(
         command("training", "sft", "emoji-nano", *SMALL, "lora.r=8", "--out", str(tmp_path)),
         "another recipe's model (lora.r is 16 there and 8 here)", "choose another --out",
     )  # fmt: skip
 
 
-def test_another_machine_goes_on_from_the_hub(undisturbed, tmp_path):
+def test_another_machine_resumes_from_the_hub(undisturbed, tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
         mine = hub.environment(hub.token("me")) | {"HF_HOME": str(tmp_path / "here")}
         kill_when(
@@ -88,7 +88,7 @@ def test_another_machine_goes_on_from_the_hub(undisturbed, tmp_path):
                         for asked in hub.requests),
         )  # fmt: skip
         shutil.rmtree(tmp_path / "one")
-        # Half a checkpoint that came there by other hands is newer; it must not be chosen.
+        # These checkpoints are newer but incomplete; neither must be chosen.
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=hub.url, token=hub.token("me"))
@@ -101,32 +101,32 @@ def test_another_machine_goes_on_from_the_hub(undisturbed, tmp_path):
         process = start(tmp_path / "two", "--namespace", "me", **there)
         assert process.wait(300) == 0
         assert adapter(tmp_path / "two") == undisturbed
-        fetched = [asked.path for asked in hub.requests if asked.method == "GET" and "optimizer.pt" in asked.path]
-        assert fetched and "checkpoint-99" not in "".join(fetched)
+        downloaded = [asked.path for asked in hub.requests if asked.method == "GET" and "optimizer.pt" in asked.path]
+        assert downloaded and "checkpoint-99" not in "".join(downloaded)
         done = command("training", "sft", "emoji-nano", *SMALL, "seed=1", "--namespace", "me", "--out",
                        str(tmp_path / "three"), **there)  # fmt: skip
         assert_refused(done, "me/Nano-Emoji-checkpoints holds another recipe's run", "seed is 0 there and 1 here")
 
 
-def test_a_changed_file_is_no_whole_checkpoint(tmp_path):
+def test_a_checkpoint_with_a_changed_file_is_incomplete(tmp_path):
     identity = Identity({"name": "a", "lora": {"r": 8}}, "data")
     checkpoints = Checkpoints(tmp_path, identity)
     for step in (1, 2, 3):
-        made = checkpoints.staging / f"checkpoint-{step}"
-        made.mkdir(parents=True)
-        (made / "optimizer.pt").write_text(f"state {step}")
+        staged = checkpoints.staging / f"checkpoint-{step}"
+        staged.mkdir(parents=True)
+        (staged / "optimizer.pt").write_text(f"state {step}")
         checkpoints.complete(step, seconds=1.0)
-    assert [path.name for path in checkpoints.local()] == ["checkpoint-3", "checkpoint-2"]
-    assert checkpoints.newest()[0].name == "checkpoint-3"
+    assert [path.name for path in checkpoints.local_folders()] == ["checkpoint-3", "checkpoint-2"]
+    assert checkpoints.newest().folder.name == "checkpoint-3"
     (tmp_path / "checkpoint-3" / "optimizer.pt").write_text("state")
-    assert checkpoints.newest()[0].name == "checkpoint-2"
+    assert checkpoints.newest().folder.name == "checkpoint-2"
     with pytest.raises(LabError, match=r"another recipe's run \(lora.r is 8 there and 16 here\)"):
         Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 16}}, "data")).newest()
     with pytest.raises(LabError, match="its training data differ"):
         Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 8}}, "other")).newest()
 
 
-def test_a_checkpoint_that_did_not_reach_the_hub_is_sent_once_more_at_the_end(tmp_path, monkeypatch, capfd):
+def test_a_failed_upload_is_tried_again_at_the_end_of_the_run(tmp_path, monkeypatch, capfd):
     from huggingface_hub import HfApi, constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -134,20 +134,20 @@ def test_a_checkpoint_that_did_not_reach_the_hub_is_sent_once_more_at_the_end(tm
         api = HfApi(endpoint=hub.url, token=hub.token("me"))
         hub.fault("403", match="/commit/", times=1)
         checkpoints = Checkpoints(tmp_path / "run", Identity({"name": "a"}, "data"), repo="me/a-checkpoints", api=api)
-        made = checkpoints.staging / "checkpoint-1"
-        made.mkdir(parents=True)
-        (made / "optimizer.pt").write_text("state")
+        staged = checkpoints.staging / "checkpoint-1"
+        staged.mkdir(parents=True)
+        (staged / "optimizer.pt").write_text("state")
         checkpoints.complete(1, seconds=1.0)
         checkpoints.finish()
         assert "checkpoint-1 is not on the Hub yet" in capfd.readouterr().err
         assert f"checkpoint-1/{COMPLETE}" in api.list_repo_files("me/a-checkpoints")
 
 
-def test_two_processes_learn_what_one_does(tmp_path):
+def test_two_processes_learn_the_same_as_one(tmp_path):
     """DDP with gloo: the same losses at the same global batch."""
     more = ["method=lora", "accumulation=2", "batch_size=4", "checkpoints.steps=100"]
     assert start(tmp_path / "one", *more).wait(300) == 0
-    # "multi_gpu" starts several processes; without a GPU they talk through gloo.
+    # --multi_gpu starts several processes; without a GPU they communicate through gloo.
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     done = command(
         "accelerate.commands.launch", *launch, "--dynamo_backend", "no", "-m",

@@ -18,7 +18,8 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
 from training.data import Split, emoji, fingerprint, load
-from training.data.data_card import summarize, training_template, write_data_card
+from training.data.data_card import summarize, write_data_card
+from training.data.training_template import training_template
 from training.recipe import Data
 
 
@@ -300,7 +301,7 @@ def test_a_template_that_cannot_be_marked_is_refused():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
-    for template, reason in (("{{ messages }}", "doesn't say which tokens"), (None, "has no chat template")):
+    for template, reason in (("{{ messages }}", "does not mark the assistant"), (None, "has no chat template")):
         tokenizer.chat_template = template
         with pytest.raises(LabError, match=reason):
             training_template(tokenizer)

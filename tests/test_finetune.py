@@ -1,4 +1,4 @@
-"""Fine-tuning: what packed conversations attend to, what fits a machine, what is refused and how, and complete models."""
+"""Fine-tuning: what packed conversations attend to, what fits a machine, refusals, and complete models."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> No
     checked = load_recipe(recipe, overrides)
     from training.data import load
     from training.data.data_card import write_data_card
-    from training.finetune.trainer import tokenizer_of
+    from training.finetune.base_model import load_tokenizer
 
     folder = out or PROJECT / "runs" / checked.name
-    write_data_card(load(checked.data), tokenizer_of(checked), checked.max_length, checked.name, folder)
+    write_data_card(load(checked.data), load_tokenizer(checked), checked.max_length, checked.name, folder)
     print(folder / "data.md")
 
 
@@ -61,7 +61,7 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
         from training.publish.upload import account, checkpoints_repo
 
         api, repo = account(namespace), checkpoints_repo(recipe.title, namespace)
-    from training.finetune.trainer import fine_tune
+    from training.finetune.run import fine_tune
 
     return fine_tune(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
 

@@ -1,8 +1,8 @@
-"""Attention over packed rows on a GPU: each conversation by itself, however many lie in a row.
+"""Attention over packed rows on a GPU: each conversation attends to itself only.
 
-TRL puts the packed rows of a batch into one long row and tells where conversations begin. torch's
-fused attention would be given a mask as long and as wide as that row, and computes all of it; its form for sequences of
-many lengths (FlashAttention 2; Dao 2023) computes what counts. It needs an Ampere GPU or newer and 16 bits.
+TRL joins the packed rows of a batch into one long row and passes where each conversation begins. torch's fused
+attention would need a mask as long and as wide as that row, and would compute all of it. The variable-length form
+(FlashAttention 2; Dao 2023) computes only what counts. It needs an Ampere GPU or newer, and 16 bits.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ def packed_attention(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """`query` (1, heads, tokens, d), `key` and `value` (1, key heads, tokens, d); returns (1, tokens, heads, d). TRL's
-    collator tells where conversations begin and end, (conversations + 1,) int32, and the longest one's length."""
+    """Causal attention within each conversation. See `transformers.AttentionInterface`.
+
+    `query` is (1, heads, tokens, d), `key` and `value` are (1, key heads, tokens, d). TRL's collator gives the borders
+    of the conversations as `cu_seq_lens_q`, int32 (conversations + 1,), and the longest length as `max_length_q`.
+    Returns (1, tokens, heads, d) and no attention weights.
+    """
     groups = query.shape[1] // key.shape[1]
     rows = [query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)]
-    if torch.is_autocast_enabled(query.device.type):  # a 4-bit base is prepared to compute in float32
+    if torch.is_autocast_enabled(query.device.type):  # a 4-bit base computes in float32
         rows = [row.to(torch.get_autocast_dtype(query.device.type)) for row in rows]
     out = varlen.varlen_attn(
         *(row[0].transpose(0, 1).contiguous() for row in rows),

@@ -1,10 +1,11 @@
-"""Where a run goes on: complete checkpoints on this disk and, with a namespace, on the Hub.
+"""Where a run resumes: complete checkpoints on this disk and, with a namespace, on the Hub.
 
-A checkpoint is the folder `checkpoint-STEP` as transformers writes it (adapter or model, optimizer, scheduler, random
-numbers, trainer state; the data's position follows from the step) and, written last, `complete.json`: whose run it is,
-the seconds spent so far, and each file's SHA-256. It is made in a folder of another name and renamed when it is whole,
-and goes to the Hub in one commit; so neither place ever shows half of one. transformers saves and loads; which one to
-load, from wherever it lies, is decided here.
+A checkpoint is the folder `checkpoint-STEP` as transformers writes it: adapter or model, optimizer, scheduler, random
+states and trainer state. The position in the data follows from the step. `complete.json` is written last: the run's
+identity, the seconds spent so far, and each file's SHA-256. A checkpoint is made in a staging folder and renamed when
+it is complete; one commit brings it to the Hub. So an incomplete checkpoint never looks complete in either place.
+
+transformers saves and loads; this module decides which checkpoint to load, and from where.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -31,76 +32,96 @@ if TYPE_CHECKING:
 
 COMPLETE = "complete.json"
 STAGING = ".part"
-# These change when a run is saved and how fast it is, not what it learns.
-OF_NO_CONSEQUENCE = {"checkpoints", "speed"}
+# Sections of a recipe that don't change what a run learns: when it saves, and how fast it is.
+NEUTRAL_SECTIONS = {"checkpoints", "speed"}
+Fields = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose run it is: the recipe's fields, and the SHA-256 of its training split."""
+    """What makes a run the same run: the recipe's fields, and the SHA-256 of its training split."""
 
-    recipe: dict
-    data: str
+    recipe: Fields
+    data: str | None
 
     @property
     def short(self) -> str:
-        """Eight digits that tell this run from others of its name."""
-        learnt = {key: value for key, value in flat(self.recipe).items() if key.split(".")[0] not in OF_NO_CONSEQUENCE}
+        """Eight hexadecimal digits that tell this run from others of the same name."""
+        learnt = {name: value for name, value in flatten(self.recipe).items() if changes_result(name)}
         return hashlib.sha256(json.dumps([learnt, self.data]).encode()).hexdigest()[:8]
 
-    def difference(self, other: dict) -> str:
-        """In what a recorded identity differs, as "lora.r is 8 there and 16 here"; empty where it is the same run."""
+    def difference(self, other: Fields) -> str:
+        """How a recorded identity differs, such as "lora.r is 8 there and 16 here"; "" if it is the same run."""
         if other.get("data") != self.data:
             return "its training data differ"
-        here, there = flat(self.recipe), flat(with_current_names(other.get("recipe") or {}))
-        for key in sorted(here.keys() | there.keys()):
-            if key.split(".")[0] not in OF_NO_CONSEQUENCE and here.get(key) != there.get(key):
-                return f"{key} is {there.get(key)} there and {here.get(key)} here"
+        here, there = flatten(self.recipe), flatten(with_current_names(other.get("recipe") or {}))
+        for name in sorted(here.keys() | there.keys()):
+            if changes_result(name) and here.get(name) != there.get(name):
+                return f"{name} is {there.get(name)} there and {here.get(name)} here"
         return ""
 
 
-def recorded(run_record: dict) -> dict:
-    """Of a finished run's run record, what `Identity.difference` compares."""
+def recorded_identity(run_record: Fields) -> Fields:
+    """The part of a finished run's record that `Identity.difference` compares."""
     return {"recipe": run_record.get("recipe"), "data": run_record.get("data", {}).get("sha256")}
 
 
-def flat(fields: dict, before: str = "") -> dict:
+def changes_result(name: str) -> bool:
+    """Whether a recipe's field, by its dotted name, changes what a run learns."""
+    return name.split(".")[0] not in NEUTRAL_SECTIONS
+
+
+def flatten(fields: Fields, prefix: str = "") -> Fields:
     """Nested fields under dotted names."""
-    result: dict = {}
-    for key, value in fields.items():
-        result |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {before + key: value}
+    result: Fields = {}
+    for name, value in fields.items():
+        result |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return result
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, and its manifest with `step`, `seconds`, `recipe`, `data` and `files`."""
+
+    folder: Path
+    manifest: Fields
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training up to this checkpoint, on all machines that the run used."""
+        return self.manifest["seconds"]
+
+
 def step_of(name: str) -> int:
-    """The step in a checkpoint's name, -1 where it is none."""
+    """The step in a checkpoint's name; -1 for any other name."""
     prefix, _, number = name.partition("-")
     return int(number) if prefix == "checkpoint" and number.isdigit() else -1
 
 
-def digest(path: Path) -> str:
-    """A file's SHA-256."""
+def file_sha256(path: Path) -> str:
+    """A file's SHA-256 as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files below a folder, but the manifest, in order."""
+    """All files below a folder except the manifest, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE)
 
 
-def manifest(folder: Path) -> dict | None:
-    """What a checkpoint's manifest says, where each file is as it says; None where it is not whole."""
+def read_checkpoint(folder: Path) -> Checkpoint | None:
+    """The checkpoint in a folder; None if it is incomplete, or if a file differs from its manifest."""
     try:
-        said = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        whole = all(digest(folder / name) == sha256 for name, sha256 in said["files"].items())
+        manifest = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        if any(file_sha256(folder / name) != sha256 for name, sha256 in manifest["files"].items()):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # no manifest, or none that can be read: that is what "not whole" means
-    return said if whole else None
+        return None  # a missing or unreadable manifest is what "incomplete" means
+    return Checkpoint(folder, manifest)
 
 
 class Checkpoints:
-    """A run's checkpoints in `folder`, `keep` of them; copied to the Hub repository `repo` where there is one."""
+    """A run's checkpoints in `folder`: keeps the newest `keep`, and copies them to the Hub repository `repo`."""
 
     def __init__(
         self, folder: Path, identity: Identity, keep: int = 2, repo: str | None = None, api: HfApi | None = None
@@ -110,75 +131,84 @@ class Checkpoints:
 
     @property
     def staging(self) -> Path:
-        """Where transformers writes before a checkpoint is whole."""
+        """The folder in which transformers writes a checkpoint before it is complete."""
         return self.folder / STAGING
 
-    def local(self) -> list[Path]:
-        """The checkpoint folders on this disk, newest first; whole or not."""
-        found = (path for path in self.folder.glob("checkpoint-*") if step_of(path.name) >= 0)
-        return sorted(found, key=lambda path: -step_of(path.name))
+    def local_folders(self) -> list[Path]:
+        """The checkpoint folders on this disk, newest first, complete or not."""
+        folders = (path for path in self.folder.glob("checkpoint-*") if step_of(path.name) >= 0)
+        return sorted(folders, key=lambda path: -step_of(path.name))
 
-    def newest(self) -> tuple[Path, dict] | None:
-        """The newest whole checkpoint, from this disk or the Hub, and its manifest. Raises LabError where the newest
-        one is another recipe's."""
-        shutil.rmtree(self.staging, ignore_errors=True)  # what a killed process left
-        here = next(((path, said) for path in self.local() if (said := manifest(path))), None)
-        there = self.hub.newest(self, step_of(here[0].name) if here else -1) if self.hub else None
-        if found := there or here:
-            self.check(found[1], self.hub.repo if there else str(self.folder))
-        return found
+    def newest(self) -> Checkpoint | None:
+        """The newest complete checkpoint on this disk or the Hub; downloads it from the Hub if needed.
 
-    def check(self, said: dict, place: str) -> None:
-        """Raise LabError where a manifest is of another run."""
-        if difference := self.identity.difference(said):
+        Raises LabError if it belongs to another recipe's run, or if the Hub does not answer.
+        """
+        shutil.rmtree(self.staging, ignore_errors=True)  # a killed process may have left it
+        local = next((found for path in self.local_folders() if (found := read_checkpoint(path))), None)
+        after = step_of(local.folder.name) if local else -1
+        remote = self.hub.newest(after, self.folder, self.staging) if self.hub else None
+        newest = remote or local
+        if newest and (difference := self.identity.difference(newest.manifest)):
+            place = self.hub.repo if self.hub and remote else str(self.folder)
             raise LabError(
                 f"{place} holds another recipe's run ({difference}): choose another name or folder, or delete it."
             )
+        return newest
 
     def complete(self, step: int, seconds: float) -> Path:
-        """The checkpoint that lies in `staging` is all there: write its manifest, give it its name, copy it, and delete
-        the oldest."""
-        made = self.staging / f"checkpoint-{step}"
-        said = {
+        """Complete the checkpoint in `staging`: write its manifest, rename it, copy it to the Hub, delete the oldest.
+
+        `seconds` is the time of training so far. Returns the checkpoint's folder.
+        """
+        staged = self.staging / f"checkpoint-{step}"
+        manifest = {
             "step": step, "seconds": seconds, "recipe": self.identity.recipe, "data": self.identity.data,
-            "files": {path.relative_to(made).as_posix(): digest(path) for path in files_in(made)},
+            "files": {path.relative_to(staged).as_posix(): file_sha256(path) for path in files_in(staged)},
         }  # fmt: skip
-        (made / COMPLETE).write_text(json.dumps(said, indent=1), encoding="utf-8")
-        for path in (*files_in(made), made / COMPLETE):
+        (staged / COMPLETE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for path in (*files_in(staged), staged / COMPLETE):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        target = self.folder / made.name
-        shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        target = move(staged, self.folder)
         if self.hub:
             self.hub.push(target)
         in_use = self.hub.in_use() if self.hub else set()
-        for old in self.local()[self.keep :]:
+        for old in self.local_folders()[self.keep :]:
             if old not in in_use:
                 shutil.rmtree(old)
         return target
 
     def finish(self) -> None:
-        """Wait until the Hub has the newest. Raises LabError where it could not be had there."""
+        """Wait until the newest checkpoint is on the Hub. Raises LabError if it could not be uploaded."""
         if self.hub:
             self.hub.finish()
 
 
+def move(checkpoint: Path, folder: Path) -> Path:
+    """Move a checkpoint into `folder`, over one of the same name; returns its new path."""
+    target = folder / checkpoint.name
+    shutil.rmtree(target, ignore_errors=True)
+    return checkpoint.rename(target)
+
+
 class HubCopy:
-    """Pushes checkpoints in the background, always the newest, one at a time; a failed push is tried again with the
-    next checkpoint, and at the end. Training never waits for it."""
+    """Uploads checkpoints in the background, one at a time, always the newest. Training never waits for it.
+
+    A failed upload is tried again with the next checkpoint, and at the end of the run.
+    """
 
     def __init__(self, repo: str, api: HfApi, keep: int) -> None:
         self.repo, self.api, self.keep = repo, api, keep
         self.failure: Exception | None = None
-        self._last: Path | None = None  # the newest, which stays on this disk
+        self._last: Path | None = None  # the newest one, which stays on this disk
         self._waiting: Path | None = None
-        self._pushing: Path | None = None
+        self._uploading: Path | None = None
         self._changed = threading.Condition()
         self._worker: threading.Thread | None = None
 
     def push(self, checkpoint: Path) -> None:
-        """Have this one pushed next, instead of any that waits."""
+        """Upload this checkpoint next, instead of any that waits."""
         with self._changed:
             self._waiting = self._last = checkpoint
             self._changed.notify_all()
@@ -187,12 +217,12 @@ class HubCopy:
             self._worker.start()
 
     def in_use(self) -> set[Path]:
-        """What must stay on this disk until it is pushed."""
+        """The checkpoints that must stay on this disk until they are uploaded."""
         with self._changed:
-            return {path for path in (self._waiting, self._pushing) if path}
+            return {path for path in (self._waiting, self._uploading) if path}
 
     def finish(self) -> None:
-        """Wait for what is being pushed, and try the last one once more; raises what keeps it from arriving."""
+        """Wait for the running upload, and try the last one again if it failed. Raises its error if it fails again."""
         self._wait()
         if self.failure and self._last:
             self.push(self._last)
@@ -202,53 +232,52 @@ class HubCopy:
 
     def _wait(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting is None and self._pushing is None)
+            self._changed.wait_for(lambda: self._waiting is None and self._uploading is None)
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting is not None)
-                self._pushing, self._waiting = self._waiting, None
+                checkpoint, self._waiting = self._waiting, None
+                self._uploading = checkpoint
+            assert checkpoint is not None  # wait_for returned
             try:
-                self.upload(self._pushing)
+                self.upload(checkpoint)
                 self.failure = None
-            except Exception as error:  # raised in `finish`, if it is still one then
+            except Exception as error:  # `finish` raises it if the next upload fails, too
                 self.failure = error
-                print(f"{self._pushing.name} is not on the Hub yet: {error}", file=sys.stderr)
+                print(f"{checkpoint.name} is not on the Hub yet: {error}", file=sys.stderr)
             with self._changed:
-                self._pushing = None
+                self._uploading = None
                 self._changed.notify_all()
 
     def upload(self, checkpoint: Path) -> None:
-        """One commit: this checkpoint comes, all but the newest few go."""
+        """Add this checkpoint and delete all but the newest `keep`, in one commit."""
         with translate_hub_errors(self.repo, checkpoint.name):
             self.api.create_repo(self.repo, private=True, exist_ok=True)
-            there = {name.split("/")[0] for name in self.api.list_repo_files(self.repo)} - {checkpoint.name}
-            old = sorted((name for name in there if step_of(name) >= 0), key=lambda name: -step_of(name))
-            operations = [
+            others = {name.split("/")[0] for name in self.api.list_repo_files(self.repo)} - {checkpoint.name}
+            old = sorted((name for name in others if step_of(name) >= 0), key=lambda name: -step_of(name))
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 CommitOperationAdd(f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}", path)
                 for path in (*files_in(checkpoint), checkpoint / COMPLETE)
             ]
             operations += [CommitOperationDelete(f"{name}/", is_folder=True) for name in old[self.keep - 1 :]]
             self.api.create_commit(self.repo, operations, commit_message=checkpoint.name)
 
-    def newest(self, checkpoints: Checkpoints, after: int) -> tuple[Path, dict] | None:
-        """The newest whole checkpoint on the Hub beyond step `after`, fetched to this disk, and its manifest."""
+    def newest(self, after: int, folder: Path, staging: Path) -> Checkpoint | None:
+        """Download the newest complete checkpoint beyond step `after` into `folder`; None if there is none."""
         with translate_hub_errors(self.repo, "checkpoints"):
             try:
                 revision = self.api.model_info(self.repo).sha
             except RepositoryNotFoundError:
                 return None
-            names = set(self.api.list_repo_files(self.repo, revision=revision))
-            found = {name.split("/")[0] for name in names if name.endswith(f"/{COMPLETE}")}
-            for name in sorted(found, key=step_of, reverse=True):
+            names = self.api.list_repo_files(self.repo, revision=revision)
+            candidates = {name.split("/")[0] for name in names if name.endswith(f"/{COMPLETE}")}
+            download = staging / "downloaded"
+            for name in sorted(candidates, key=step_of, reverse=True):
                 if step_of(name) <= after:
                     return None
-                part = checkpoints.staging / "fetched"
-                self.api.snapshot_download(self.repo, revision=revision, allow_patterns=f"{name}/*", local_dir=part)
-                if said := manifest(part / name):
-                    target = checkpoints.folder / name
-                    shutil.rmtree(target, ignore_errors=True)
-                    (part / name).rename(target)
-                    return target, said
+                self.api.snapshot_download(self.repo, revision=revision, allow_patterns=f"{name}/*", local_dir=download)
+                if found := read_checkpoint(download / name):
+                    return Checkpoint(move(found.folder, folder), found.manifest)
         return None

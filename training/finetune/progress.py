@@ -1,36 +1,35 @@
-"""What one sees of a run while it trains: the bar with tokens/s, MFU, memory and the time left.
+"""The progress of a run: a bar with tokens/s, MFU, memory and the time left, and the same figures for the logs.
 
-Model FLOPs utilization (MFU; Chowdhery et al. 2022, appendix B) is the share of the device's peak that the model's own
-arithmetic takes: 6 FLOPs per trained parameter and token, 4 where the parameter is frozen (no gradient of its own), and
-12 · layers · width · length for attention's scores, half of them masked. Recomputed activations don't count.
+Model FLOPs utilization (MFU; Chowdhery et al. 2022, appendix B) is the share of the device's peak FLOP/s that the
+model's own arithmetic takes. Recomputed activations don't count.
 """
 
 from __future__ import annotations
 
 import time
 from functools import cache
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.utils import compute_flops_per_token, get_peak_flops
 
-# Dense 16-bit FLOP/s from the makers' data sheets. Any other device is measured.
-PEAKS = {
-    "T4": 65e12, "V100": 125e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "A100": 312e12,
-    "RTX 3090": 71e12, "RTX 4090": 165e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12,
-}  # fmt: skip
+from training.finetune.base_model import compute_dtype
+
+# Dense 16-bit FLOP/s from NVIDIA's data sheets, for GPUs that TRL doesn't know. TRL gives the A10G the A10's figure.
+PEAKS = {"A10G": 70e12, "V100": 125e12, "RTX 3090": 71e12, "RTX 4090": 165e12}
 
 
 @cache
 def peak_flops() -> float:
-    """FLOP/s of this device in the type that training computes in; a CPU's by a product of two matrices."""
+    """Peak FLOP/s of this device in the dtype that training computes in; measured if no data sheet gives it."""
+    dtype, device = compute_dtype(), "cpu"
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        known = [peak for part, peak in sorted(PEAKS.items(), key=lambda item: -len(item[0])) if part in name]
-        if known:
-            return known[0]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" or torch.cpu._is_avx512_bf16_supported() else torch.float32
+        device, name = "cuda", torch.cuda.get_device_name()
+        known = next((peak for part, peak in PEAKS.items() if part in name), None)
+        if peak := known or get_peak_flops(name, str(dtype).removeprefix("torch.")):
+            return peak
     size, best = 4096 if device == "cuda" else 1536, float("inf")
     matrix = torch.ones(size, size, device=device, dtype=dtype)
     for _ in range(5):
@@ -40,69 +39,75 @@ def peak_flops() -> float:
     return 2 * size**3 / best
 
 
-def flops_per_token(model: PreTrainedModel, length: float) -> float:
-    """Of forward and backward, for conversations of about `length` tokens."""
-    config = model.config
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # A 4-bit weight holds two numbers a byte; bitsandbytes keeps the true shape aside.
-    frozen = sum(
-        quant.shape.numel() if (quant := getattr(p, "quant_state", None)) else p.numel()
-        for name, p in model.named_parameters()
-        if not p.requires_grad and "embed_tokens" not in name
-    )
-    if config.tie_word_embeddings and trained < frozen:
-        frozen += config.vocab_size * config.hidden_size  # looked up at the start, multiplied at the end
-    attention = 12 * config.num_hidden_layers * config.hidden_size * length / 2
-    return 6 * trained + 4 * frozen + attention
+def flops_per_token(model: PreTrainedModel, length: int) -> float:
+    """FLOPs of forward and backward pass for one token of a conversation of `length` tokens.
+
+    TRL counts 6 FLOPs for each weight that multiplies (2 forward, 4 backward), as in full fine-tuning, and all scores
+    of attention. A frozen weight gets no gradient of its own: 4 FLOPs. The causal mask leaves half of the scores.
+    """
+    products = compute_flops_per_token(model.config, 0)
+    scores = (compute_flops_per_token(model.config, length) - products) / 2
+    if all(weight.requires_grad for weight in model.parameters()):
+        return products + scores
+    adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return products * 4 / 6 + 6 * adapter + scores
 
 
 class Progress(TrainerCallback):
-    """A bar on the terminal, and its figures for the logs."""
+    """The bar on the terminal, its figures, and the time that training took.
 
-    def __init__(self, label: str, length: float, processes: int = 1) -> None:
+    `length` is a conversation's length in tokens; `seconds_before` is the time spent before this run was resumed.
+    """
+
+    def __init__(self, label: str, length: int, processes: int = 1, seconds_before: float = 0.0) -> None:
         self.label, self.length, self.processes = label, length, processes
         self.bar: tqdm | None = None
-        self.flops = 0.0
-        self._mark = (0.0, 0)
+        self._flops_per_token = 0.0
+        self._started_at = time.perf_counter() - seconds_before
+        self._last_time, self._last_tokens = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, on all machines that the run used."""
+        return time.perf_counter() - self._started_at
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the bar where the run goes on."""
-        self.flops = flops_per_token(kwargs["model"], self.length)
-        self._mark = (time.perf_counter(), int(state.num_input_tokens_seen))
+        """Start the bar at the step where training begins or resumes."""
+        self._flops_per_token = flops_per_token(kwargs["model"], self.length)
+        self._last_time, self._last_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
         if state.is_world_process_zero:
-            done, total = state.global_step, state.max_steps
-            self.bar = tqdm(total=total, initial=done, desc=self.label, unit="step", mininterval=1)
+            steps = {"total": state.max_steps, "initial": state.global_step}
+            self.bar = tqdm(**steps, desc=self.label, unit="step", mininterval=1)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """One more step."""
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance the bar."""
         if self.bar is not None:
             self.bar.update(1)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
     def figures(self, state: TrainerState) -> dict[str, float]:
-        """Since the last call: tokens/s of all processes together, MFU in [0, 1], the peak of memory so far in GB."""
+        """Tokens/s of all processes and MFU in [0, 1] since the last call, and the peak of GPU memory so far in GB."""
         now, tokens = time.perf_counter(), int(state.num_input_tokens_seen)
-        before, tokens_before = self._mark
-        self._mark = (now, tokens)
-        speed = (tokens - tokens_before) / max(now - before, 1e-9)
-        result = {"tokens_per_second": round(speed, 1)}
-        result["mfu"] = round(speed * self.flops / peak_flops() / self.processes, 4)
+        speed = (tokens - self._last_tokens) / max(now - self._last_time, 1e-9)
+        self._last_time, self._last_tokens = now, tokens
+        result = {
+            "tokens_per_second": round(speed, 1),
+            "mfu": round(speed * self._flops_per_token / peak_flops() / self.processes, 4),
+        }
         if torch.cuda.is_available():
             result["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         return result
 
     def show(self, logs: dict[str, float]) -> None:
-        """The newest figures beside the bar."""
+        """Show the newest figures beside the bar."""
         if self.bar is not None and "loss" in logs:
             shown = [f"loss {logs['loss']:.3f}", f"{logs['tokens_per_second']:,.0f} tokens/s", f"MFU {logs['mfu']:.1%}"]
             shown += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []

@@ -13,15 +13,16 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from inference.errors import LabError
-from training.data.data_card import training_template
 from training.data.emoji.dataset import Question, questions
+from training.data.training_template import training_template
 from training.evaluation.evaluate import Request, asked
 from training.evaluation.resolve_model import lab_for, resolve_model
 from training.evaluation.statistics import estimate
 from training.evaluation.suites.chat_suite import ChatSuite
 from training.evaluation.suites.emoji_suite import EmojiSuite, group
 from training.export.gguf import ADAPTER, default_formats, export, is_adapter, load_model
-from training.finetune.trainer import compute_dtype, fine_tune, tokenizer_of
+from training.finetune.base_model import compute_dtype, load_tokenizer
+from training.finetune.run import fine_tune
 from training.recipe import Recipe
 from training.run_record import read_run_record
 from training.sweeps.design import GROUPS, LOSS, Sweep
@@ -79,7 +80,7 @@ def objective(measured: Measured, what: str) -> float:
 def held_out_loss(recipe: Recipe, out: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The loss on the assistant's tokens of each conversation kept apart, in nats, and how many tokens that were. The
     adapter stands on the base as it is published, not on 4 bits of it."""
-    tokenizer = tokenizer_of(recipe)
+    tokenizer = load_tokenizer(recipe)
     device, dtype = ("cuda", compute_dtype()) if torch.cuda.is_available() else ("cpu", torch.float32)
     model = load_model(out, dtype).to(device).eval()
     nats, counts = {}, {}

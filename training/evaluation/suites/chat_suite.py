@@ -98,10 +98,10 @@ def evaluation_split(recipe: Recipe) -> list[tuple[Conversation, int]]:
     if not recipe.data.evaluation:
         raise LabError(f"{recipe.name} keeps no evaluation split: set data.evaluation, such as data.evaluation=200.")
     from training import data
-    from training.finetune.trainer import tokenizer_of
+    from training.finetune.base_model import load_tokenizer
 
     held_out = list(data.load(recipe.data).evaluation["messages"])
-    tokenizer = tokenizer_of(recipe)
+    tokenizer = load_tokenizer(recipe)
     return [(messages, len(tokenizer.apply_chat_template(messages, return_dict=False))) for messages in held_out]
 
 

@@ -1,0 +1,115 @@
+"""Loads what a run starts from: the base's configuration, weights and tokenizer, and the shape of the adapter on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, prepare_model_for_kbit_training
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from inference.errors import LabError
+from inference.hub.client import translate_hub_errors
+from training.finetune.attention import PACKED
+from training.recipe import Recipe
+
+
+def compute_dtype() -> torch.dtype:
+    """The dtype that this machine computes in: bfloat16 if it is fast, else float16 on a GPU and float32 on a CPU. A T4
+    only emulates bfloat16."""
+    if not torch.cuda.is_available():
+        return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def attention_implementation(packing: bool) -> str:
+    """The name of the attention that transformers uses.
+
+    A GPU uses torch's fused kernels; a new enough one computes packed rows conversation by conversation. On a CPU,
+    eager attention is faster for single conversations (most of all backward), the fused one for long packed rows.
+    """
+    if not torch.cuda.is_available():
+        return "sdpa" if packing else "eager"
+    return PACKED if packing and compute_dtype() is torch.bfloat16 else "sdpa"
+
+
+@contextmanager
+def translate_base_errors(base: str) -> Iterator[None]:
+    """Turn the exceptions of loading a base into a LabError."""
+    try:
+        with translate_hub_errors(base, "weights"):
+            try:
+                yield
+            except OSError as error:
+                raise root_cause(error) from error
+    except (ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LabError(f"The base {base} can't be loaded ({reason}): check its name, or try again.") from error
+
+
+def root_cause(error: OSError) -> BaseException:
+    """The error of the Hub or the system that transformers wraps, as it tells more; else a ValueError with the text."""
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__module__ == "builtins" and getattr(cause, "errno", None) is None:
+        cause = cause.__cause__
+    return cause or ValueError(str(error))
+
+
+def load_config(recipe: Recipe) -> PretrainedConfig:
+    """The base's configuration, a few kilobytes. Raises LabError if it is not available."""
+    with translate_base_errors(recipe.base):
+        return AutoConfig.from_pretrained(recipe.base_location)
+
+
+def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The base's tokenizer. Raises LabError if it is not available."""
+    with translate_base_errors(recipe.base):
+        return AutoTokenizer.from_pretrained(recipe.base_location)
+
+
+def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
+    """The base model. Raises LabError if it is not available.
+
+    QLoRA holds it in 4-bit NF4 with double quantization, LoRA in `compute_dtype`. Full fine-tuning needs float32,
+    because its updates are too small for 16 bits.
+    """
+    dtype = compute_dtype()
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    with translate_base_errors(recipe.base):
+        model = AutoModelForCausalLM.from_pretrained(
+            recipe.base_location,
+            dtype=torch.float32 if recipe.method == "full" else dtype,
+            quantization_config=quantization if recipe.method == "qlora" else None,
+            device_map={"": local_rank} if torch.cuda.is_available() else "cpu",
+            attn_implementation=attention_implementation(recipe.packing),
+        )
+    if recipe.method == "qlora":
+        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    return model
+
+
+def lora_config(recipe: Recipe) -> LoraConfig | None:
+    """The adapter's shape for PEFT; None for full fine-tuning."""
+    if recipe.method == "full":
+        return None
+    return LoraConfig(
+        r=recipe.lora.r,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
