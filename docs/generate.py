@@ -6,8 +6,11 @@ and the code differ.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
+import re
+from pathlib import Path
 
 import cog
 from pydantic import BaseModel
@@ -36,6 +39,25 @@ def command_help(package: str, *verbs: str) -> None:
         result = CliRunner().invoke(app, arguments, prog_name=program, terminal_width=WIDTH, catch_exceptions=False)
         text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
         cog.outl(f"\n```text\n$ {' '.join([program, *arguments])}\n{text}\n```\n")
+
+
+def module_list(package: str) -> None:
+    """The modules of a package as nested lists, each with the first sentence of its docstring."""
+    lines = []
+    for path in sorted((PROJECT / package).rglob("*.py")):
+        folder = path.name == "__init__.py"
+        shown = path.parent if folder else path
+        depth = len(shown.relative_to(PROJECT / package).parts) - 1
+        if depth >= 0:
+            lines.append(f"{'  ' * depth}- `{shown.name}{'/' if folder else ''}`: {first_sentence(path)}")
+    cog.outl("\n".join(["", *lines, ""]))
+
+
+def first_sentence(path: Path) -> str:
+    """The first sentence of a module's docstring, without the command after it."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    paragraph = " ".join(docstring.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.?!]) (?=[A-Z`])|: (?=`(?:python|make))", paragraph)[0].rstrip(".") + "."
 
 
 def settings_table() -> None:

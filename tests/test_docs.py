@@ -106,6 +106,16 @@ def test_every_page_is_in_the_table_of_contents() -> None:
     assert pages <= set(LINK.findall(contents))
 
 
+def test_the_architecture_names_what_exists() -> None:
+    """Each class that the page names is defined, and so is the method."""
+    page = (PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sources = [path.read_text(encoding="utf-8") for path in tracked() if path.suffix == ".py"]
+    for name, _, method in re.findall(r"`([A-Z][a-z]\w+)(\.(\w+))?`", page):
+        defining = [source for source in sources if re.search(rf"^class {name}\b", source, re.MULTILINE)]
+        assert defining, name
+        assert not method or any(f"    def {method}(" in source for source in defining), f"{name}.{method}"
+
+
 def test_every_package_has_a_reason() -> None:
     """docs/dependencies.md names each required package, and no other."""
     files = [file.read_text(encoding="utf-8") for file in PROJECT.glob("requirements*.txt")]
