@@ -1,34 +1,31 @@
-"""What do a hundred adapters of one base cost: the start of the page, memory, and a switch? Part of `make bench`
+"""What do a hundred adapters of one base cost: the page's start, memory, and a switch?
 
-`python -m benchmarks.many_adapters` writes a catalog with COUNT copies of the emoji adapter, each with weights of its
-own, and measures in turns: page and catalog made with the shipped catalog and with this one; resident memory with one
-adapter loaded, with as many as the engine keeps, and after all; the first token of a question to another adapter
-against one to the same, both of which read their whole prompt.
+A catalog gets a hundred copies of the emoji adapter, each with its own weights. Measured in turns: page and catalog
+with the shipped catalog and with this one; resident memory with one adapter loaded, with as many as the engine keeps,
+and after all; the first token of a question to another adapter against one to the same. Both read the complete prompt.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
 
-from inference.engines import Message, ModelFiles, Sampling
+from benchmarks.report import Figure, timed
+from benchmarks.timed_models import ask, nano
+from inference.engines import ModelFiles
 from inference.engines.llamacpp.engine import MOST_ADAPTERS, Engine
 from inference.settings import PROJECT
 from training.export.gguf import converters
 
-COUNT = 100
-ROUNDS = 5
-SWITCHES = 300
-START = """
+BUILD_PAGE = """
 import time
 import app
 started = time.perf_counter()
@@ -37,19 +34,19 @@ print(time.perf_counter() - started)
 """
 
 
-def write_catalog(folder: Path) -> list[Path]:
-    """The shipped catalog in `folder` with COUNT more adapters; their GGUF files."""
+def write_catalog(folder: Path, count: int) -> list[Path]:
+    """Write the shipped catalog with `count` more adapters into `folder`. Returns their GGUF files."""
     sys.path.insert(0, str(converters() / "gguf-py"))
     from gguf import GGUFReader
 
     shutil.copytree(PROJECT / "adapters", folder, dirs_exist_ok=True)
-    files, draw = [], np.random.default_rng(0)
+    files, rng = [], np.random.default_rng(0)
     with (folder / "catalog.yaml").open("a", encoding="utf-8") as catalog:
-        for number in range(COUNT):
+        for number in range(count):
             copy = Path(shutil.copytree(folder / "nano-emoji", folder / f"adapter-{number}"))
             files.append(copy / "adapter-f16.gguf")
             for tensor in GGUFReader(files[-1], "r+").tensors:
-                tensor.data[:] *= draw.uniform(0.9, 1.1)
+                tensor.data[:] *= rng.uniform(0.9, 1.1)
             catalog.write(
                 f"  - {{id: adapter-{number}, name: Adapter {number}, summary: A copy., folder: adapter-{number}, "
                 "file: adapter-f16.gguf, base: nano}\n"
@@ -57,63 +54,72 @@ def write_catalog(folder: Path) -> list[Path]:
     return files
 
 
-def start(catalog: Path) -> tuple[float, float]:
-    """Seconds until a new process has the page, and of them those for catalog and page."""
-    started = time.perf_counter()
-    environment = {**os.environ, "CATALOG": str(catalog)}
-    made = subprocess.run(
-        [sys.executable, "-c", START], cwd=PROJECT, env=environment, check=True, capture_output=True, text=True
-    )
-    return time.perf_counter() - started, float(made.stdout)
+def build_page(catalog: Path) -> tuple[float, float]:
+    """Seconds until a new process has built the page, and of them those for catalog and page."""
+    with timed() as watch:
+        built = subprocess.run(
+            [sys.executable, "-c", BUILD_PAGE],
+            cwd=PROJECT, env={**os.environ, "CATALOG": str(catalog)}, check=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    return watch.seconds, float(built.stdout)
+
+
+def page_figures(catalog: Path, count: int, rounds: int) -> list[Figure]:
+    """The page with the shipped catalog and with the larger one."""
+    shipped = PROJECT / "adapters" / "catalog.yaml"
+    turns = [(build_page(shipped), build_page(catalog)) for _ in range(rounds)]
+    total, own = ([median(turn[i][part] for turn in turns) for i in (0, 1)] for part in (0, 1))
+    ratio = median(many[0] / few[0] for few, many in turns)
+    return [
+        Figure(f"page built, s: shipped catalog, with {count} adapters more", f"{total[0]:.2f}, {total[1]:.2f}"),
+        Figure(f"page built: ratio (median of {rounds} pairs)", f"{ratio:.2f}"),
+        Figure("of it catalog and page, s", f"{own[0]:.2f}, {own[1]:.2f}"),
+    ]
 
 
 def first_token(engine: Engine, model: ModelFiles) -> float:
     """Seconds to the first token of a question whose prompt is read from its beginning."""
     engine._bases[model.base].clear()
-    question = [Message(role="user", content="What does 🐼 mean?")]
-    *_, last = engine.stream(model, question, Sampling(temperature=0, max_tokens=2), lambda: False)
-    return last.figures.seconds_to_first_token
+    return ask(engine, model, "What does 🐼 mean?", 2).first_token_seconds
 
 
-def switches(engine: Engine, models: list[ModelFiles]) -> str:
-    """What a switch to the next of `models` adds to the first token, 50th and 99th percentile in ms."""
+def switch_times(engine: Engine, models: list[ModelFiles], switches: int) -> str:
+    """What a switch to the next of `models` adds to the first token: 50th and 99th percentile in ms."""
     added = []
-    for number in range(SWITCHES):
+    for number in range(switches):
         stay = first_token(engine, models[(number - 1) % len(models)])
         added.append(first_token(engine, models[number % len(models)]) - stay)
     return ", ".join(f"{1e3 * value:.1f}" for value in np.percentile(added, [50, 99]))
 
 
-def main() -> None:
-    """Measure and print a Markdown table."""
+def engine_figures(files: list[Path], rounds: int, switches: int) -> list[Figure]:
+    """Memory and switches with more adapters than the engine keeps loaded."""
+    models = [ModelFiles(nano().base, file) for file in files]
+    engine, process, resident = Engine(), psutil.Process(), []
+    ask(engine, models[0], "hello", 8)
+    for some in (models[:1], models[:MOST_ADAPTERS], models):
+        for model in some * rounds:
+            first_token(engine, model)
+        resident.append(process.memory_info().rss / 1e6)
+    loaded = switch_times(engine, models[:MOST_ADAPTERS], switches)
+    read_again = switch_times(engine, models, switches)
+    engine.close()
+    size = files[0].stat().st_size / 1e6
+    each = (resident[1] - resident[0]) / (MOST_ADAPTERS - 1)
+    return [
+        Figure(f"resident memory per loaded adapter, MB (its file has {size:.2f})", f"{each:.2f}"),
+        Figure(f"resident memory after {MOST_ADAPTERS} adapters, after all, MB",
+               f"{resident[1]:.0f}, {resident[2]:.0f}"),
+        Figure("a switch adds to the first token, ms: 50th, 99th percentile", loaded),
+        Figure("the same for an adapter that was unloaded and is read again", read_again),
+    ]  # fmt: skip
+
+
+def measure(quick: bool) -> list[Figure]:
+    """Measure a hundred adapters, or with `quick` one more than the engine keeps loaded."""
+    count, rounds, switches = (MOST_ADAPTERS + 1, 1, 4) if quick else (100, 5, 300)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        files = write_catalog(folder)
-        turns = [(start(PROJECT / "adapters" / "catalog.yaml"), start(folder / "catalog.yaml")) for _ in range(ROUNDS)]
-        shipped, many = (np.median([turn[i] for turn in turns], axis=0) for i in (0, 1))
-        base = PROJECT / "adapters" / "nano" / "nano-Q8_0.gguf"
-        engine, process = Engine(), psutil.Process()
-        models = [ModelFiles(base, file) for file in files]
-        list(engine.stream(models[0], [Message(role="user", content="hello")], Sampling(0), lambda: False))
-        resident = []
-        for some in (models[:1], models[:MOST_ADAPTERS], models):
-            for model in some * ROUNDS:
-                first_token(engine, model)
-            resident.append(process.memory_info().rss / 1e6)
-        loaded, read = switches(engine, models[:MOST_ADAPTERS]), switches(engine, models)
-        engine.close()
-        size = files[0].stat().st_size / 1e6
-    ratio = statistics.median(b[0] / a[0] for a, b in turns)
-    each = (resident[1] - resident[0]) / (MOST_ADAPTERS - 1)
-    print("| what | measured |\n|---|---|")
-    print(f"| page made, s: shipped catalog, with {COUNT} adapters more | {shipped[0]:.2f}, {many[0]:.2f} |")
-    print(f"| ratio (median of {ROUNDS} pairs) | {ratio:.2f} |")
-    print(f"| of it catalog and page, s | {shipped[1]:.2f}, {many[1]:.2f} |")
-    print(f"| resident memory per loaded adapter, MB (its file has {size:.2f}) | {each:.2f} |")
-    print(f"| resident when {MOST_ADAPTERS} had been asked, when all had, MB | {resident[1]:.0f}, {resident[2]:.0f} |")
-    print(f"| a switch adds to the first token, ms: 50th, 99th percentile | {loaded} |")
-    print(f"| the same where the adapter has left and is read again | {read} |")
-
-
-if __name__ == "__main__":
-    main()
+        files = write_catalog(folder, count)
+        figures = page_figures(folder / "catalog.yaml", count, rounds)
+        return figures + engine_figures(files, rounds, switches)

@@ -1,37 +1,36 @@
-"""How fast does the PyTorch engine answer? `python -m benchmarks.pytorch_engine [--tokens 256]`
+"""How fast does the PyTorch engine answer?
 
-Tokens/s of 1, 8 and 32 questions at once, against transformers' own `generate` on the same batch and against what the
-memory allows: each token of a batch reads the weights once, so n questions get at most n times the measured bandwidth
+Tokens/s of 1, 8 and 32 questions at once, against transformers' own `generate` on the same batch and against the limit
+of the memory: each token of a batch reads the weights once, so n questions get at most n times the measured bandwidth
 over the bytes of the weights. On a GPU the model is a Llama 3.2 1B of random weights in bfloat16, on a CPU the nano;
-answers have a fixed length. Reading the prompts is in the time, compiling is not: it is told apart.
+answers have a fixed length. Reading the prompts is in the time. Compiling is not: it is the figure "first time".
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Any
 
 import torch
-import typer
 from transformers import AutoModelForCausalLM
 
-from benchmarks.train import write_base
-from inference.engines import Message, ModelFiles, Sampling
+from benchmarks.report import Figure, timed
+from benchmarks.timed_models import ask, write_base
+from inference.engines import Message, ModelFiles
 from inference.engines.pytorch.engine import Engine, compute_dtype
 from inference.settings import PROJECT
 
-QUESTION = [Message(role="user", content="What does 🐙 mean?")]
+QUESTION = "What does 🐙 mean?"
 
 
 @contextmanager
-def base(device: torch.device) -> Iterator[Path]:
-    """The model's folder."""
+def timed_base(device: torch.device) -> Iterator[Path]:
+    """The folder of the model that is timed on this device."""
     if device.type == "cpu":
         yield PROJECT / "adapters" / "nano"
         return
@@ -40,12 +39,12 @@ def base(device: torch.device) -> Iterator[Path]:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` takes, to the end of what it gave the GPU to do."""
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    """What `work` takes, until the device has finished it."""
+    with timed() as watch:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return watch.seconds
 
 
 def bandwidth(device: torch.device) -> float:
@@ -55,58 +54,71 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / median(seconds(lambda: target.copy_(source), device) for _ in range(10))
 
 
-def answers(engine: Engine, files: ModelFiles, count: int, tokens: int) -> int:
-    """Ask `count` questions at once; how many tokens all answers have."""
-
-    def ask(_: int) -> int:
-        return [*engine.stream(files, QUESTION, Sampling(0, max_tokens=tokens), lambda: False)][
-            -1
-        ].figures.completion_tokens
-
+def answer_all(engine: Engine, files: ModelFiles, count: int, tokens: int) -> int:
+    """Ask `count` questions at once. Returns the number of tokens of all answers."""
     with ThreadPoolExecutor(count) as visitors:
-        return sum(visitors.map(ask, range(count)))
+        asked = [visitors.submit(ask, engine, files, QUESTION, tokens) for _ in range(count)]
+        return sum(answer.result().tokens for answer in asked)
 
 
-def main(tokens: Annotated[int, typer.Option(help="Of each answer.")] = 256) -> None:
-    """Print a table."""
-    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    with base(device) as folder, torch.no_grad():
-        files, engine = ModelFiles(folder), Engine()
-        answers(engine, files, 1, 1)
-        engine._base.ends = set()
-        measured = {}
-        for count in (1, 8, 32):
-            first = seconds(lambda n=count: answers(engine, files, n, tokens), device)
-            runs = []
-            for _ in range(3):
-                started = time.perf_counter()
-                runs.append(answers(engine, files, count, tokens) / (time.perf_counter() - started))
-            measured[count] = median(runs), first
-        prompt, rows = engine._base.encode(QUESTION), len(engine._base.rows)
+def engine_rates(engine: Engine, files: ModelFiles, counts: tuple[int, ...], tokens: int,
+                 rounds: int) -> dict[int, tuple[float, float]]:  # fmt: skip
+    """For each count of questions: tokens/s, and the seconds of the first time, which compiles."""
+    rates = {}
+    for count in counts:
+        with timed() as first:
+            answer_all(engine, files, count, tokens)
+        runs = []
+        for _ in range(rounds):
+            with timed() as watch:
+                answered = answer_all(engine, files, count, tokens)
+            runs.append(answered / watch.seconds)
+        rates[count] = median(runs), first.seconds
+    return rates
+
+
+def generate_rate(model: Any, prompt: list[int], count: int, tokens: int, rounds: int) -> float:
+    """Tokens/s of transformers' `generate` on `count` copies of the prompt."""
+    inputs = torch.tensor([prompt] * count, device=model.device)
+
+    def generate() -> None:
+        model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=tokens, min_new_tokens=tokens,
+            do_sample=False,
+        )  # fmt: skip
+
+    generate()
+    return count * tokens / median(seconds(generate, model.device) for _ in range(rounds))
+
+
+@torch.no_grad()
+def measure(quick: bool) -> list[Figure]:
+    """Measure 1, 8 and 32 questions with 256 tokens each on a GPU and 64 on a CPU, or with `quick` 1 and 2 with 8."""
+    device = torch.device("cuda:0" if torch.cuda.is_available() and not quick else "cpu")
+    counts, rounds, tokens = ((1, 2), 1, 8) if quick else ((1, 8, 32), 3, 256 if device.type == "cuda" else 64)
+    with timed_base(device) as folder:
+        files, engine = ModelFiles(folder), Engine(str(device))
+        answer_all(engine, files, 1, 1)
+        base = engine._base
+        assert base
+        base.ends = set()  # answers of one length
+        rates = engine_rates(engine, files, counts, tokens, rounds)
+        prompt, rows = base.encode([Message(role="user", content=QUESTION)]), len(base.rows)
         engine.close()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(device), device_map={"": device})
         size = sum(weight.nbytes for weight in model.parameters())
         limit = bandwidth(device) / size
-        where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, the nano model"
-        print(f"{where}: weights {size / 1e6:,.0f} MB, copied at {limit * size / 1e9:,.0f} GB/s, {rows} rows")
-        print(
-            "| questions | engine, tokens/s | generate, tokens/s | engine / generate | limit | of it | first time, s |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for count, (speed, first) in measured.items():
-            inputs = torch.tensor([prompt] * count, device=device)
-
-            def plain(inputs: torch.Tensor = inputs) -> None:
-                mask = torch.ones_like(inputs)
-                model.generate(
-                    inputs, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
-                )
-
-            plain()
-            generate = count * tokens / median(seconds(plain, device) for _ in range(3))
-            print(f"| {count} | {speed:,.0f} | {generate:,.0f} | {speed / generate:.1f} | {count * limit:,.0f} | "
-                  f"{speed / count / limit:.0%} | {first:.1f} |")  # fmt: skip
-
-
-if __name__ == "__main__":
-    typer.run(main)
+        generate = {count: generate_rate(model, prompt, count, tokens, rounds) for count in counts}
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, the nano model"
+    figures = [Figure(f"{name}: weights, MB; copied at, GB/s; rows",
+                      f"{size / 1e6:,.0f}; {limit * size / 1e9:,.0f}; {rows}")]  # fmt: skip
+    for count, (rate, first) in rates.items():
+        at_once = f"questions at once: {count}"
+        figures += [
+            Figure(f"{at_once}; tokens/s: engine, generate", f"{rate:,.0f}, {generate[count]:,.0f}"),
+            Figure(f"{at_once}; engine / generate", f"{rate / generate[count]:.1f}"),
+            Figure(f"{at_once}; limit, tokens/s, and the engine's share of it",
+                   f"{count * limit:,.0f}, {rate / count / limit:.0%}"),
+            Figure(f"{at_once}; first time, s", f"{first:.1f}"),
+        ]  # fmt: skip
+    return figures

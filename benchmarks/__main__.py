@@ -1,0 +1,117 @@
+"""Measure this project: `python -m benchmarks [NAME…] [--quick]`, or `make bench` for all of it.
+
+Runs one benchmark after another, each in a process of its own, and prints one Markdown table with the machine and the
+versions. A benchmark that this machine can't run is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+
+from benchmarks.report import (
+    Figure,
+    Unavailable,
+    describe_machine,
+    markdown_table,
+    measure,
+    package_versions,
+    run_in_own_process,
+    timed,
+)
+from inference.errors import LabError
+from inference.terminal import run
+
+BENCHMARKS = {
+    "engine_overhead": "what the llama.cpp engine and its process cost beside llama.cpp itself",
+    "concurrency": "tokens/s of several questions at once",
+    "many_adapters": "what a hundred adapters of one base cost",
+    "page_start": "seconds from `python app.py` to a page",
+    "pytorch_engine": "tokens/s of the PyTorch engine against `generate`",
+    "transcription_time": "seconds from a recording to its transcript",
+    "transcription_errors": "word error rate of the embedded speech model",
+    "training_speed": "tokens/s of fine-tuning against plain TRL",
+}
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@dataclass
+class Outcome:
+    """What became of one benchmark: its figures, or why there are none."""
+
+    name: str
+    figures: list[Figure] = field(default_factory=list)
+    seconds: float = 0.0
+    reason: str = ""
+    failed: bool = False
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Its rows of the table: benchmark, what, measured, expected."""
+        if self.reason:
+            return [[self.name, "failed" if self.failed else "not run here", self.reason, ""]]
+        return [[self.name, figure.what, figure.value, figure.expected] for figure in self.figures]
+
+
+def run_benchmark(name: str, quick: bool) -> Outcome:
+    """Run a benchmark in a process of its own. An error ends this benchmark and not the others."""
+    outcome = Outcome(name)
+    with timed() as watch:
+        try:
+            outcome.figures = run_in_own_process(measure, name, quick)
+        except Unavailable as error:
+            outcome.reason = str(error)
+        except Exception as error:  # whatever it is: the rest must run
+            traceback.print_exception(error)
+            message = " ".join(str(error).split())
+            outcome.reason, outcome.failed = f"{type(error).__name__}: {message[-400:]}", True
+    outcome.seconds = watch.seconds
+    return outcome
+
+
+def summary(outcomes: list[Outcome], arguments: list[str]) -> str:
+    """The command, the date, the machine, the versions, and one table of all figures."""
+    times = ", ".join(f"{outcome.name} {outcome.seconds:.0f}" for outcome in outcomes)
+    return "\n".join([
+        f"- Command: `{shlex.join(['python', '-m', 'benchmarks', *arguments])}`",
+        f"- Date: {time.strftime('%Y-%m-%d')}",
+        f"- Machine: {describe_machine()}",
+        f"- Versions: {package_versions()}",
+        f"- Seconds: {times}",
+        "",
+        markdown_table(
+            ["benchmark", "what", "measured", "expected"], [row for outcome in outcomes for row in outcome.rows]
+        ),
+    ])  # fmt: skip
+
+
+@app.command(help=__doc__)
+def main(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help=f"{', '.join(BENCHMARKS)}.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Seconds each: nano models, few rounds. Shows that it runs, not how fast.")
+    ] = False,
+) -> None:
+    """Run benchmarks and print one table. The exit code is 1 if one failed."""
+    chosen = names or list(BENCHMARKS)
+    if unknown := [name for name in chosen if name not in BENCHMARKS]:
+        raise LabError(f"There is no benchmark “{unknown[0]}”: choose from {', '.join(BENCHMARKS)}.")
+    outcomes = []
+    for number, name in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {name}: {BENCHMARKS[name]} …", file=sys.stderr, flush=True)
+        outcomes.append(run_benchmark(name, quick))
+        result = outcomes[-1].reason or f"done in {outcomes[-1].seconds:.0f} s"
+        print(f"[{number}/{len(chosen)}] {name}: {result}", file=sys.stderr, flush=True)
+    print(summary(outcomes, [*(names or []), *(["--quick"] if quick else [])]))
+    if any(outcome.failed for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    run(app)
