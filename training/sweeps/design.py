@@ -47,25 +47,33 @@ class Range(Section):
 
 
 class Sweep(Section):
-    """Runs of one recipe that differ in `fields` (every combination of listed values) and in named `points`.
+    """Runs of one recipe that differ in `fields` and in named `points`. Each field's description says what it does."""
 
-    Where a field is a range, TPE (Bergstra et al. 2011) chooses `trials` runs; else each combination runs with `seeds`
-    seeds. `objective` is the held-out loss, or the share of right answers to a group of emoji questions, of which every
-    `every`-th is asked, but all pairs. Of those with the word `follow` in them it is told one by one how they
-    fared. With `pruning`, a run is given up where its training loss is above the median.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    recipe: str
-    overrides: Fields = {}
-    fields: dict[str, list[Value] | Range] = {}
-    points: dict[str, Fields] = {}
-    trials: Annotated[int, Field(gt=0)] | None = None
-    seeds: Annotated[int, Field(gt=0)] = 1
-    objective: Literal["held-out loss", "flags", "pairs", "other emoji"] = LOSS
-    every: Annotated[int, Field(gt=0)] = 1
-    follow: Annotated[str, Field(min_length=1)] | None = None
-    pruning: Annotated[Literal["on", "off"], BeforeValidator(on_off_as_text)] = "off"
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The sweep's name: its folder is runs/sweeps/NAME."
+    )
+    recipe: str = Field(description="The recipe that all runs share: its name or its path.")
+    overrides: Fields = Field({}, description="Fields of the recipe that are the same in all runs.")
+    fields: dict[str, list[Value] | Range] = Field(
+        {}, description="Fields that vary: a list of values, or a range with low, high and log."
+    )
+    points: dict[str, Fields] = Field({}, description="Named sets of fields: each is combined with all values.")
+    trials: int | None = Field(
+        None, gt=0, description="The number of runs if a field is a range; TPE chooses them (Bergstra et al. 2011)."
+    )
+    seeds: int = Field(1, gt=0, description="Runs of each combination, each with its own order and adapter.")
+    objective: Literal["held-out loss", "flags", "pairs", "other emoji"] = Field(
+        LOSS, description="The figure that judges the runs: the held-out loss, or the accuracy on a group of questions."
+    )
+    every: int = Field(
+        1, gt=0, description="Asks every n-th question on flags and other emoji, and all pairs: faster, wider intervals."
+    )
+    follow: str | None = Field(
+        None, min_length=1, description="The report shows each question with this word, answer by answer."
+    )
+    pruning: Annotated[Literal["on", "off"], BeforeValidator(on_off_as_text)] = Field(
+        "off", description="Stops runs whose training loss is above the median of the others."
+    )
 
     @field_validator("fields", mode="before")
     @classmethod
