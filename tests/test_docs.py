@@ -27,7 +27,7 @@ WORDS = {
     r"(can('|no)t|can|could|to) be had|why_not": "not available",
     r"(is|are|was|were) away": "unreachable",
     r"(the )?ears": "speech recognition",
-    r"hear(d|s|ing)?": "transcribe, transcript",
+    r"hear(d(?! (Island|& Mc))|s|ing)?": "transcribe, transcript",
     r"so-manieth": "every n-th",
     r"receipts?": "run record, parity report",
     r"(base|hub)_sentences": "translate_base_errors, translate_hub_errors",
@@ -39,10 +39,16 @@ WORDS = {
     r"(asking|contrast|findings|served|hearing|ears|summary)\.py": "a module that is named after what it does",
     r"(?<!gradient_)(?<!gradient )accumulation": "gradient_accumulation",
 }
-CASED = {r"Heard|Listener|Listening|Served": "Transcript, Transcriber, TranscriptionProgress, ResolvedModel"}
+CASED = {r"Listener|Listening|Served": "Transcriber, TranscriptionProgress, ResolvedModel"}
 # Text that models are asked or taught, and files that say how the old words are read.
 DATA = {"training/export/parity.yaml", "training/data/emoji/phrasing.py", "training/nano/conversations.py"}
-OLD_KEY = {"inference/run_records.py", "tests/test_run_records.py", "tests/test_training.py", "docs/train.md"}
+OLD_KEY = {
+    "CHANGELOG.md",
+    "inference/run_records.py",
+    "tests/test_run_records.py",
+    "tests/test_training.py",
+    "docs/train.md",
+}
 SCANNED = (".py", ".md", ".yaml", ".yml", ".jinja", ".css", ".js", ".ipynb", ".toml")
 
 
