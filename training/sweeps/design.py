@@ -66,7 +66,7 @@ class Sweep(Section):
         LOSS, description="The figure that judges the runs: the held-out loss, or the accuracy on a group of questions."
     )
     every: int = Field(
-        1, gt=0, description="Asks every n-th question on flags and other emoji, and all pairs: faster, wider intervals."
+        1, gt=0, description="Asks every n-th question, but all pairs: higher is faster and widens the intervals."
     )
     follow: str | None = Field(
         None, min_length=1, description="The report shows each question with this word, answer by answer."
