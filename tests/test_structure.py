@@ -1,37 +1,95 @@
-"""Dependencies point one way, and what the app imports at start is light."""
+"""Dependencies point one way, rooms stay small, and what the app imports at start is light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
 
 import pytest
 
 from inference.settings import PROJECT
 
+ROOMS = ("inference", "training", "ui")
+HELPERS_OF_TESTS = {"tests", "conftest", "nano_server"}
+# What the modules below a folder, or a module, must not import: app → ui → inference ← training.
 FORBIDDEN = {
-    "ui": {"torch", "transformers", "llama_cpp", "whisper", "training"},
-    "inference": {"gradio", "ui", "training"},
-    "training": {"ui", "gradio"},
+    "app.py": {"training", "local_hub", "benchmarks"},
+    "ui": {"torch", "transformers", "llama_cpp", "whisper", "app", "training", "local_hub", "benchmarks"},
+    "inference": {"gradio", "app", "ui", "training", "local_hub", "benchmarks"},
+    "training": {"gradio", "app", "ui", "benchmarks"},
+    "local_hub": {"app", "ui", "inference", "training", "benchmarks"},
+    "benchmarks": {"local_hub"},
+    "scripts": {"app", "ui", "inference", "training", "local_hub", "benchmarks"},
+    "docs": {"local_hub"},
+    "inference/processes": {f"inference.{name}" for name in ("arena", "engines", "hub", "lab", "models", "speech")},
+    "inference/engines": {f"inference.{name}" for name in ("arena", "hub", "lab", "models", "run_records", "speech")},
+    "inference/speech": {f"inference.{name}" for name in ("arena", "catalog", "engines", "hub", "lab", "models")},
+    "inference/hub": {f"inference.{name}" for name in ("arena", "engines", "lab", "models", "speech")},
+    "inference/models": {f"inference.{name}" for name in ("arena", "lab", "speech")},
 }
+LARGEST_FOLDER = 9  # Python files beside __init__.py and __main__.py
+LONGEST_MODULE = 320  # lines
+ONE_FOR_EACH_RUNTIME = {"engine.py"}
 
 
-def imports(source: str) -> set[str]:
-    """The top-level packages that a module imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
+def modules(*folders: str) -> list[Path]:
+    """The Python files below folders of the project, or the file itself."""
+    return [
+        path
+        for folder in folders
+        for path in ([PROJECT / folder] if folder.endswith(".py") else sorted((PROJECT / folder).rglob("*.py")))
+    ]
+
+
+@cache
+def imports(path: Path) -> set[str]:
+    """The dotted names that a module imports, anywhere in it, and the packages that these are in."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {".".join(name.split(".")[:end]) for name in names for end in range(1, name.count(".") + 2)}
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_dependencies_point_one_way(package):
-    for path in (PROJECT / package).rglob("*.py"):
-        assert not imports(path.read_text(encoding="utf-8")) & FORBIDDEN[package], path
+def name(path: Path) -> str:
+    """A path as it is written from the project's folder."""
+    return path.relative_to(PROJECT).as_posix()
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_dependencies_point_one_way(folder):
+    assert not {name(path): wrong for path in modules(folder) if (wrong := imports(path) & FORBIDDEN[folder])}
+
+
+def test_only_tests_import_the_helpers_of_tests_and_only_the_demo_imports_the_local_hub():
+    outside = modules("app.py", "benchmarks", "docs", "local_hub", "scripts", *ROOMS)
+    assert not [name(path) for path in outside if imports(path) & HELPERS_OF_TESTS]
+    importers = [name(path) for path in modules("training") if "local_hub" in imports(path)]
+    assert importers == ["training/demo.py"]
+
+
+def test_folders_and_modules_stay_small():
+    folders: dict[str, int] = defaultdict(int)
+    for path in modules(*ROOMS):
+        folders[name(path.parent)] += not path.name.startswith("__")
+    assert not {folder: count for folder, count in folders.items() if count > LARGEST_FOLDER}
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in modules("app.py", *ROOMS)}
+    assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_MODULE}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_file_name_occurs_once_in_a_room(room):
+    places: dict[str, list[str]] = defaultdict(list)
+    for path in modules(room):
+        if not path.name.startswith("__") and path.name not in ONE_FOR_EACH_RUNTIME:
+            places[path.name].append(name(path))
+    assert not {file: paths for file, paths in places.items() if len(paths) > 1}
 
 
 def test_the_page_is_composed_without_a_runtime():
@@ -44,3 +102,7 @@ def test_the_page_is_composed_without_a_runtime():
 def test_shipped_weights_stay_small():
     weights = [p for p in (PROJECT / "adapters").rglob("*") if p.suffix in (".gguf", ".safetensors", ".pt")]
     assert sum(p.stat().st_size for p in weights) < 32e6
+
+
+def test_recordings_stay_small():
+    assert sum(path.stat().st_size for path in (PROJECT / "tests" / "recordings").glob("*.flac")) < 500_000
