@@ -37,17 +37,18 @@ WORDS = {
     r"anew": "again",
     r"what there is": "the list of models",
     r"(asking|contrast|findings|served|hearing|ears|summary)\.py": "a module that is named after what it does",
-    r"(?<!gradient_)(?<!gradient )accumulation": "gradient_accumulation",
+    r"(?<!gradient_)(?<!gradient )accumulation(?=[=:\"`”])": "gradient_accumulation",
 }
 CASED = {r"Listener|Listening|Served": "Transcriber, TranscriptionProgress, ResolvedModel"}
 # Text that models are asked or taught, and files that say how the old words are read.
 DATA = {"training/export/parity.yaml", "training/data/emoji/phrasing.py", "training/nano/conversations.py"}
 OLD_KEY = {
     "CHANGELOG.md",
+    "docs/train.md",
     "inference/run_records.py",
+    "tests/test_checkpoints.py",
     "tests/test_run_records.py",
     "tests/test_training.py",
-    "docs/train.md",
 }
 SCANNED = (".py", ".md", ".yaml", ".yml", ".jinja", ".css", ".js", ".ipynb", ".toml")
 
