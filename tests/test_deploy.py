@@ -1,16 +1,14 @@
-"""What a Space is made of: what it needs and nothing else, settings that stay, secrets that are never shown."""
+"""Deploying: the Space gets the files it needs and no others, keeps its settings, and secrets are never printed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import assert_refused, command, running_app
 from gradio_client import Client
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, RepoCard, constants, hf_hub_download, snapshot_download
 
-from inference.catalog import FRONT_MATTER
 from inference.settings import PROJECT
 from local_hub import LocalHub
 
@@ -57,7 +55,7 @@ def api(hub) -> HfApi:
     return HfApi(endpoint=hub.url, token=hub.token("me"))
 
 
-def test_a_space_is_made_with_its_settings_and_only_what_it_needs(hub, api, tmp_path):
+def test_a_space_is_created_with_its_settings_and_only_the_files_it_needs(hub, api, tmp_path):
     assert api.get_space_runtime("me/lab").hardware == "cpu-upgrade"
     variables = {name: row.value for name, row in api.get_space_variables("me/lab").items()}
     assert variables == {"HUB_AUTHORS": "me,you", "ENGINE": "llamacpp"}
@@ -69,14 +67,14 @@ def test_a_space_is_made_with_its_settings_and_only_what_it_needs(hub, api, tmp_
     assert not [file for file in files if "notes" in file or ".env" in file or file.endswith((".orig", ".pyc"))]
     assert not [file for file in files if file.endswith(".safetensors") and "nano-speech" not in file]
     assert len(api.list_repo_commits("me/lab", repo_type="space")) == 2  # the Hub's own first one, and ours
-    head = yaml.safe_load(FRONT_MATTER.match(read(hub, "me/lab", "README.md", tmp_path))[1])
+    head = RepoCard(read(hub, "me/lab", "README.md", tmp_path)).data
     lines = read(hub, "me/lab", "requirements.txt", tmp_path).splitlines()
     assert f"gradio=={head['sdk_version']}" in lines and "preload_from_hub" not in head
     assert lines[0] == "--extra-index-url https://download.pytorch.org/whl/cpu"
-    assert not [line for line in lines if line.startswith(("-r", "transformers"))]
+    assert {*(PROJECT / "requirements.txt").read_text("utf-8").splitlines()} < {*lines}
 
 
-def test_what_was_uploaded_answers(hub, api, tmp_path):
+def test_the_deployed_page_answers(hub, api, tmp_path):
     space = snapshot_download("me/lab", repo_type="space", endpoint=hub.url, local_dir=tmp_path / "space")
     offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": "", "HUB_NAMESPACE": "", "ENGINE": "llamacpp"}
     with running_app(tmp_path / "log", folder=Path(space), **offline) as url:
@@ -86,7 +84,7 @@ def test_what_was_uploaded_answers(hub, api, tmp_path):
     assert "Sweden" in answer
 
 
-def test_a_second_time_sends_only_what_has_changed_and_keeps_settings(hub, api):
+def test_deploying_again_sends_only_changes_and_keeps_settings(hub, api):
     commits = len(api.list_repo_commits("me/lab", repo_type="space"))
     before = len(hub.requests)
     assert deploy(hub, "me/lab").returncode == 0
@@ -112,7 +110,7 @@ def test_a_second_time_sends_only_what_has_changed_and_keeps_settings(hub, api):
     assert api.get_space_runtime("me/lab").hardware == "cpu-basic"
 
 
-def test_a_gpu_gets_the_pytorch_engine_and_the_models_that_are_to_be_there(hub, api, tmp_path, monkeypatch):
+def test_a_gpu_space_gets_safetensors_and_preloaded_models(hub, api, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     for repo, files in {
         "unsloth/Llama-3.2-1B-Instruct": ("config.json", "model.safetensors", "tokenizer.json", "original/huge.pth"),
@@ -125,7 +123,7 @@ def test_a_gpu_gets_the_pytorch_engine_and_the_models_that_are_to_be_there(hub, 
     arguments = ("--hardware", "t4-small", "--preload", "emoji-1b", "--variable", "HUB_NAMESPACE=me")
     done = deploy(hub, "me/gpu", *arguments)
     assert done.returncode == 0, done.stderr
-    head = yaml.safe_load(FRONT_MATTER.match(read(hub, "me/gpu", "README.md", tmp_path))[1])
+    head = RepoCard(read(hub, "me/gpu", "README.md", tmp_path)).data
     assert head["preload_from_hub"] == [
         "unsloth/Llama-3.2-1B-Instruct config.json,tokenizer.json,model.safetensors",
         "me/Llama-3.2-1B-Emoji-lora adapter_config.json,adapter_model.safetensors",
@@ -136,7 +134,7 @@ def test_a_gpu_gets_the_pytorch_engine_and_the_models_that_are_to_be_there(hub, 
     assert "adapters/nano/model.safetensors" in api.list_repo_files("me/gpu", repo_type="space")
 
 
-def test_a_dry_run_tells_all_but_the_secrets_and_touches_nothing(hub):
+def test_a_dry_run_prints_everything_but_secrets_and_changes_nothing(hub):
     secret = ("--secret", "HF_TOKEN", "--variable", "ENGINE=llamacpp")
     for token, more in ((hub.token("me"), "--dry-run"), ("", "--hardware=zero-a10g")):
         before = len(hub.requests)
@@ -151,22 +149,22 @@ def test_a_dry_run_tells_all_but_the_secrets_and_touches_nothing(hub):
     assert not HfApi(endpoint=hub.url).repo_exists("me/never", repo_type="space")
 
 
-def test_what_keeps_one_from_deploying_is_said_in_a_sentence(hub, api):
+def test_problems_are_reported_in_one_sentence(hub, api):
     before = len(hub.requests)
-    assert_refused(deploy(hub, "lab"), "“lab” is no Space's name", "USER/NAME")
-    assert_refused(deploy(hub, "you/lab"), "you is not yours", "belongs to me")
-    assert_refused(deploy(hub, "me/lab", token=hub.token("me", role="read")), "may only read")
+    assert_refused(deploy(hub, "lab"), "“lab” is not the name of a Space", "USER/NAME")
+    assert_refused(deploy(hub, "you/lab"), "you is not your account", "belongs to me")
+    assert_refused(deploy(hub, "me/lab", token=hub.token("me", role="read")), "read-only")
     assert_refused(deploy(hub, "me/lab", "--hardware", "t4-smal"), "did you mean “t4-small”", "cpu-basic", "zero-a10g")
     assert_refused(deploy(hub, "me/lab", "--secret", "NOT_SET"), "The secret NOT_SET is not in the environment")
     for wrong in (("--secret", f"HF_TOKEN={SECRET}"), ("--variable", f"HF_TOKEN={SECRET}")):
         done = deploy(hub, "me/lab", *wrong)
         assert_refused(done, "secret")
         assert SECRET not in done.stderr
-    assert_refused(deploy(hub, "me/lab", "--variable", "ENGINE"), "“ENGINE” is no variable")
+    assert_refused(deploy(hub, "me/lab", "--variable", "ENGINE"), "“ENGINE” is not a variable")
     assert_refused(deploy(hub, "me/lab", "--variable", "ENGINE=pytroch"), "did you mean “pytorch”")
     assert_refused(deploy(hub, "me/lab", "--preload", "emoji-1c"), "did you mean “emoji-1b”")
     assert_refused(deploy(hub, "me/lab", "--preload", "emoji-1b"), "not published yet")
     assert_refused(deploy(hub, "me/lab", "--preload", "llama-3.2-3b"), "Llama-3.2-3B-Instruct-GGUF is not on the Hub")
     assert {asked.method for asked in list(hub.requests)[before:]} <= {"GET", "HEAD"}
     hub.fault("403", match="/hardware", times=1)
-    assert_refused(deploy(hub, "me/lab", "--hardware", "a100-large"), "me/lab can't have a100-large", "--hardware")
+    assert_refused(deploy(hub, "me/lab", "--hardware", "a100-large"), "The Hub refuses a100-large for me/lab", "--hardware")

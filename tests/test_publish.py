@@ -1,4 +1,4 @@
-"""What reaches the Hub: whole, verified, described, and never the token."""
+"""Publishing: complete and verified repositories with cards, and no token in any of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import assert_refused, command
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
 
-from inference.catalog import FRONT_MATTER
+from inference.errors import LabError
 from local_hub import LocalHub
+from training.publish.card import render_card
+from training.publish.upload import plan_repositories, upload, verify
 
 pytestmark = pytest.mark.xdist_group("publish")
 REPOSITORIES = ("me/Nano-Emoji-lora", "me/Nano-Emoji-GGUF")
@@ -31,7 +32,7 @@ def publish(hub: LocalHub, run: Path, *more: str, token: str | None = None, name
     return command("training", "publish", str(run), "--namespace", namespace, *more, **hub.environment(token))
 
 
-def test_a_run_is_published_whole_with_a_card_that_the_hub_can_read(hub, run, tmp_path):
+def test_a_run_is_published_with_a_card_that_the_hub_can_read(hub, run, tmp_path):
     hub.fault("503", match="/commit/", times=1)
     done = publish(hub, run)
     assert done.returncode == 0, done.stderr
@@ -45,10 +46,10 @@ def test_a_run_is_published_whole_with_a_card_that_the_hub_can_read(hub, run, tm
     for name, relation in zip(REPOSITORIES, ("adapter", "quantized"), strict=True):
         assert len(api.list_repo_commits(name)) == 2  # the Hub's own first one, and ours
         card = Path(hf_hub_download(name, "README.md", endpoint=hub.url, cache_dir=tmp_path)).read_text("utf-8")
-        fields = yaml.safe_load(FRONT_MATTER.match(card)[1])
-        assert fields["base_model_relation"] == relation and fields["license"] == "mit"
-        assert fields["model-index"][0]["results"][0]["metrics"]
-        assert "llama-finetuning-lab" in fields["tags"]
+        fields = ModelCard(card).data
+        assert fields.base_model_relation == relation and fields.license == "mit"
+        assert {result.metric_type for result in fields.eval_results} == {"accuracy", "exact_match"}
+        assert "llama-finetuning-lab" in fields.tags
         for heading in ("## Evaluation", "## Parity", "## Use"):
             assert heading in card
         assert "ollama run hf.co/me/Nano-Emoji-GGUF" in card
@@ -77,14 +78,14 @@ def test_what_is_published_joins_the_catalog_and_answers(hub, run, tmp_path):
     assert fetched == {"adapter-f16.gguf", "Nano-Emoji-Q4_K_M.gguf"}  # what the engine needs, and nothing else
 
 
-def test_a_second_time_sends_no_weights_again(hub, run):
+def test_publishing_again_sends_no_weights(hub, run):
     assert publish(hub, run).returncode == 0
     before = len(hub.requests)
     assert publish(hub, run).returncode == 0
     assert not [asked for asked in list(hub.requests)[before:] if asked.method == "PUT"]
 
 
-def test_a_file_without_parity_stays_at_home_unless_forced(hub, run, tmp_path):
+def test_a_file_without_parity_is_left_out_unless_forced(hub, run, tmp_path):
     folder = Path(shutil.copytree(run, tmp_path / "spoiled"))
     run_record = json.loads((folder / "run.json").read_text("utf-8"))
     run_record["recipe"]["title"] = "Nano-Spoiled"
@@ -100,16 +101,36 @@ def test_a_file_without_parity_stays_at_home_unless_forced(hub, run, tmp_path):
     assert publish(hub, folder, "--force", "--private").returncode == 0
     assert "Nano-Spoiled-Q4_K_M.gguf" in api.list_repo_files("me/Nano-Spoiled-GGUF")
     card = Path(api.hf_hub_download("me/Nano-Spoiled-GGUF", "README.md", cache_dir=tmp_path)).read_text("utf-8")
-    assert "published although its parity was not shown" in card
+    assert "published without passing the parity check" in card
 
 
-def test_what_keeps_one_from_publishing_is_said_in_a_sentence(hub, run, tmp_path):
+def test_a_file_that_differs_on_the_hub_is_noticed_without_a_download(hub, run, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    api = HfApi(endpoint=hub.url, token=hub.token("me"))
+    repository = plan_repositories(run, "me")[0]
+    repository.name = "me/Nano-Damaged-lora"
+    card = render_card(run)
+    sent = upload(api, repository, card, private=False)
+    before = len(hub.requests)
+    verify(api, repository, card, sent)
+    assert not [asked for asked in list(hub.requests)[before:] if "/resolve/" in asked.path]
+    for name in ("adapter_model.safetensors", "run.json"):  # SHA-256 of an LFS file, git's blob id of another
+        damaged = bytearray((run / name).read_bytes())
+        damaged[100] ^= 1
+        api.upload_file(path_or_fileobj=bytes(damaged), path_in_repo=name, repo_id=repository.name)
+        with pytest.raises(LabError, match=f"{name} in me/Nano-Damaged-lora differs from the local file"):
+            verify(api, repository, card, "main")
+        api.upload_file(path_or_fileobj=run / name, path_in_repo=name, repo_id=repository.name)
+    api.delete_file("loss.png", repository.name)
+    with pytest.raises(LabError, match="loss.png"):
+        verify(api, repository, card, "main")
+
+
+def test_problems_are_reported_in_one_sentence(hub, run, tmp_path):
     assert_refused(publish(hub, run, token=""), "needs a token", "hf auth login")
-    assert_refused(publish(hub, run, token=hub.token("me", role="read")), "may only read")
-    assert_refused(publish(hub, run, token="hf_nobodys"), "doesn't know this token")
-    assert_refused(publish(hub, run, namespace="you"), "you is not yours", "belongs to me")
-    hub.fault("corrupt", match="/resolve/.*adapter_model", times=1)
-    assert_refused(publish(hub, run), "adapter_model.safetensors came back")
+    assert_refused(publish(hub, run, token=hub.token("me", role="read")), "read-only")
+    assert_refused(publish(hub, run, token="hf_nobodys"), "does not accept this token")
+    assert_refused(publish(hub, run, namespace="you"), "you is not your account", "belongs to me")
     folder = Path(shutil.copytree(run, tmp_path / "other"))
     run_record = json.loads((folder / "run.json").read_text("utf-8"))
     run_record["recipe"]["lora"]["r"] = 4
