@@ -1,4 +1,4 @@
-"""llama.cpp's own server with the embedded models, in a process of its own: what the remote engine asks in tests."""
+"""llama.cpp's own server with the embedded models, in a separate process: the server of the remote engine's tests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from inference.settings import PROJECT
 KEY = "sk-a-key-nobody-may-see"
 SERVED = [NANO.name, EMOJI.name, ONE_EPOCH.name]
 # `python -m llama_cpp.server` with three defaults changed. On CPUs with AMX llama.cpp crashes with its repacked weights
-# (see has_amx in the llama.cpp engine), and the server has no option for them. And it holds words back that were said
-# before (repeat_penalty 1.1) and unlikely ones (min_p 0.05), which OpenAI's API cannot turn off: greedy answers would
-# not be the model's, and no seed would draw another.
+# (see has_amx in the llama.cpp engine), and the server has no option for them. It also penalizes repeated words
+# (repeat_penalty 1.1) and drops unlikely ones (min_p 0.05), and OpenAI's API has no fields for these: greedy answers
+# would not be the model's, and a different seed would not change an answer.
 SERVER = """
 import llama_cpp
 from llama_cpp.server.types import CreateChatCompletionRequest as Body
@@ -43,9 +43,9 @@ main()
 
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as transcriber:
-        transcriber.bind(("127.0.0.1", 0))
-        return transcriber.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class NanoServer:
@@ -72,7 +72,7 @@ class NanoServer:
         )  # fmt: skip
 
     def wait(self) -> None:
-        """Until it listens, 30 s at most."""
+        """Wait until it listens, 30 s at most."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and self.process.poll() is None:
             with socket.socket() as probe:
