@@ -1,6 +1,6 @@
-"""The Space's entry point: read the settings, build the catalog, compose the page, launch. `python app.py`
+"""The entry point of the Space: `python app.py` reads the settings, builds the page and launches it.
 
-No model is loaded here; the page is up before any model is.
+No model is loaded before the first question.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from inference.lab import Lab
 from inference.settings import Settings, zero_gpu
 from ui.api import add_endpoints
 from ui.compare_api import add_compare_endpoints
+from ui.components.events import QUIET
 from ui.tabs.chat import ChatTab
 from ui.tabs.compare import CompareTab
 from ui.tabs.models import ModelsTab
@@ -25,9 +26,9 @@ from ui.theme import CSS, HEAD, THEME
 
 
 def build(lab: Lab, votes: Votes) -> gr.Blocks:
-    """The page."""
+    """Build the page and the API."""
     with gr.Blocks(title="Llama Finetuning Lab", analytics_enabled=False) as page:
-        add_endpoints(lab)  # first: the names /models and /ask are theirs
+        add_endpoints(lab)  # first, so that they get the names /models and /ask
         add_compare_endpoints(lab, votes)
         gr.Markdown("# Llama Finetuning Lab")
         with gr.Tabs() as tabs:
@@ -36,18 +37,17 @@ def build(lab: Lab, votes: Votes) -> gr.Blocks:
             with gr.Tab("Compare"):
                 compare = CompareTab(lab, votes)
             with gr.Tab("Models") as models:
-                ModelsTab(lab, chat, tabs, models)
-        gr.Markdown("Built with Llama", elem_classes="figures")  # as Llama 3.2's licence asks of those who show it
-        page.unload(chat.stops.leave)
-        page.unload(compare.stops.leave)
-        chat.watch(page)
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        page.load(compare.redraw, compare.models, [*compare.models, compare.ranking], **quiet)
+                ModelsTab(lab, chat.picker, tabs, models)
+        gr.Markdown("Built with Llama", elem_classes="figures")  # required by the licence of Llama 3.2
+        page.unload(chat.running.close_visit)
+        page.unload(compare.running.close_visit)
+        chat.picker.keep_current(page)
+        page.load(compare.show_models, compare.models, [*compare.models, compare.ranking], **QUIET)
     return page
 
 
 def main() -> None:
-    """Launch and stay."""
+    """Launch the page and run until the process is stopped."""
     settings = Settings.from_environment()
     lab, votes = Lab.from_environment(), Votes(settings.votes)
     page = build(lab, votes)
@@ -60,7 +60,9 @@ def main() -> None:
     try:
         page.launch(server_port=settings.port, theme=THEME, css=CSS, head=HEAD, show_error=True)
     except OSError as error:
-        raise LabError(f"Port {settings.port} can't be used: stop what runs there, or set PORT to another.") from error
+        raise LabError(
+            f"Port {settings.port} is not available: stop the program that uses it, or set PORT to another port."
+        ) from error
 
 
 if __name__ == "__main__":

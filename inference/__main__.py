@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def models(as_json: Json = False) -> None:
     lab = Lab.from_environment()
     if problem := lab.refresh():
         print(problem, file=sys.stderr)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"id": e.id, "state": lab.state(e).text, "name": e.name, "base": e.base, "summary": e.card.summary}
         for e in lab.catalog.entries
     ]

@@ -1,4 +1,4 @@
-"""The compare tab in Chromium, what is behind it, and its endpoints through gradio_client."""
+"""The compare tab: its functions, the page in Chromium, and its endpoints through gradio_client."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def lab():
 
 @pytest.fixture
 def tab(lab, tmp_path):
-    """The tab as a page has it, with votes of its own."""
+    """The tab in a page of its own, with an empty votes file."""
     with gr.Blocks():
         return CompareTab(lab, Votes(tmp_path / "votes.sqlite"))
 
 
 def rounds(tab: CompareTab, question: str, *models: str, blind: bool, visit: str = "visit") -> list[dict]:
-    """All that the tab sends to a visitor who asks, step by step; the round of the last step stays on the server."""
+    """All updates that the tab sends to a visitor who asks. The round of the last one stays on the server."""
     request = gr.Request(session_hash=visit)
     return list(tab.ask(request, question, blind, *models, "", 0.0, 0.9, 64, None))
 
 
 def sent(step: dict, tab: CompareTab) -> str:
-    """A step as it reaches the browser."""
+    """An update as it reaches the browser."""
     return " ".join(str(getattr(v, "value", v)) for part, v in step.items() if part is not tab.round)
 
 
-def test_models_answer_at_once_and_one_that_fails_does_not_stop_the_others(lab):
+def test_models_answer_concurrently_and_one_that_fails_does_not_stop_the_others(lab):
     question = [Message(role="user", content=SWEDEN)]
     *_, answers = ask_all(lab, ["nano-emoji", NOT_PUBLISHED, "nano"], question)
     assert [a.text for a in answers] == ["🇸🇪 is the flag of Sweden.", "", "I don't know that one yet."]
@@ -88,23 +88,23 @@ def test_differences_are_marked_and_escaped():
     assert mark_differences(["<i>" + "word " * 700, "other"])[1] == "other"  # too long to compare: escaped, unmarked
 
 
-def test_nothing_tells_the_models_before_the_vote(tab):
+def test_nothing_identifies_the_models_before_the_vote(tab):
     *before, last = rounds(tab, "What does 🐼 mean?", ANY_MODEL, ANY_MODEL, "", blind=True)
-    telling = re.compile(r"nano|epoch|tokens|loading|thinking|in memory", re.IGNORECASE)
+    identifying = re.compile(r"nano|epoch|tokens|loading|thinking|in memory", re.IGNORECASE)
     for step in [*before, last]:
-        assert not telling.search(sent(step, tab)), sent(step, tab)
+        assert not identifying.search(sent(step, tab)), sent(step, tab)
     this = last[tab.round]
     after = tab.vote("a", this, gr.Request(session_hash="visit"))
-    names = [tab.name(answer.model) for answer in this.answers]
+    names = [tab.model_name(answer.model) for answer in this.answers]
     assert all(name in sent(after, tab) for name in names) and "tokens" in sent(after, tab)
     assert f"You preferred {names[0]}." in after[tab.summary]
-    assert "1 blind vote;" in after[tab.ranking] and names[0] in after[tab.ranking]
+    assert "1 blind vote." in after[tab.ranking] and names[0] in after[tab.ranking]
     again = tab.vote("b", this, gr.Request(session_hash="visit"))
-    assert "already has a vote" in again[tab.notice]
+    assert "already has a vote" in again[tab.box.notice]
     assert len(tab.votes.all()) == 1
 
 
-def test_who_asks_again_sees_the_newer_question_only(tab):
+def test_a_new_question_replaces_the_running_one(tab):
     request = gr.Request(session_hash="visit")
     older = tab.ask(request, "What does 🐼 mean?", False, "nano-emoji", "nano", "", "", 0.0, 0.9, 64, None)
     assert "🐼" in sent(next(older), tab)
@@ -112,24 +112,24 @@ def test_who_asks_again_sees_the_newer_question_only(tab):
     assert not list(older)
 
 
-def test_a_blind_model_that_fails_is_told_only_at_the_end_and_nobody_votes(tab):
+def test_a_blind_model_that_fails_is_named_at_the_end_and_there_is_no_vote(tab):
     *before, last = rounds(tab, SWEDEN, "nano-emoji", NOT_PUBLISHED, "", blind=True)
     assert not any("published" in sent(step, tab) or "FineTome" in sent(step, tab) for step in before)
     assert "is not published yet" in sent(last, tab) and "Sweden" in sent(last, tab)
     assert last[tab.round].battle is None
-    assert "ask another question" in tab.vote("a", last[tab.round], gr.Request(session_hash="visit"))[tab.notice]
+    assert "ask another question" in tab.vote("a", last[tab.round], gr.Request(session_hash="visit"))[tab.box.notice]
 
 
-def test_votes_that_cannot_be_kept_do_not_break_the_answers(tab, tmp_path):
+def test_an_unusable_votes_file_does_not_break_the_answers(tab, tmp_path):
     tab.votes = Votes(tmp_path)
     last = rounds(tab, SWEDEN, "nano-emoji", "nano", "", blind=True)[-1]
-    assert "set VOTES to a file" in last[tab.notice] and "Sweden" in sent(last, tab)
-    assert "set VOTES to a file" in tab.ranked()
+    assert "set VOTES to a file" in last[tab.box.notice] and "Sweden" in sent(last, tab)
+    assert "set VOTES to a file" in tab.ranking_html()
 
 
 @pytest.fixture(scope="module")
 def page(address, request):
-    """One page for all tests of the tab, at which the question is spoken."""
+    """One page for all tests of the tab. Its microphone plays the question."""
     with open_page(address, microphone=request.getfixturevalue("question_aloud")) as page:
         page.get_by_role("tab", name="Compare").click()
         yield page
@@ -142,20 +142,20 @@ def ask(page, text: str) -> None:
 
 
 def answers(page, *expected: str) -> None:
-    """Wait until the answers stand there from left to right, complete."""
+    """Wait until these answers are complete, from left to right."""
     for letter, text in zip(LETTERS, expected, strict=False):
         page.locator(f"#answer-{letter} .text", has_text=text).wait_for()
     page.locator("#compare-stop[disabled]").wait_for()
 
 
 def choose(page, place: int, name: str) -> None:
-    """Pick a model in one of the places."""
+    """Select a model in one of the dropdowns."""
     page.get_by_label(f"Model {place}", exact=True).click()
     page.get_by_role("option", name=name).first.click()
 
 
 @needs_browser
-def test_a_question_goes_to_both_and_what_differs_is_underlined(page):
+def test_both_models_answer_and_differences_are_underlined(page):
     ask(page, SWEDEN)
     answers(page, "Sweden", "I don't know that one yet.")
     assert page.locator("#answers h3").all_inner_texts() == ["Nano · Emoji", "Nano"]
@@ -169,8 +169,8 @@ def test_a_question_goes_to_both_and_what_differs_is_underlined(page):
 
 
 @needs_browser
-def test_a_spoken_question_goes_to_both(page):
-    for _ in range(3):  # a busy machine's recording may have gaps: one speaks again
+def test_both_models_answer_a_spoken_question(page):
+    for _ in range(3):  # a recording on a busy machine may have gaps: speak again
         ask(page, "What does 🤞 mean?")
         answers(page, "crossed fingers", "crossed fingers")
         speak(page, "compare-voice")
@@ -182,7 +182,7 @@ def test_a_spoken_question_goes_to_both(page):
 
 
 @needs_browser
-def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_answers(page):
+def test_a_failed_model_shows_its_error_and_a_bad_question_keeps_the_answers(page):
     choose(page, 3, "Llama 3.2 1B · FineTome — not published")
     ask(page, SWEDEN)
     answers(page, "Sweden", "I don't know that one yet.")
@@ -195,39 +195,39 @@ def test_one_model_that_fails_says_why_in_its_column_and_bad_questions_keep_the_
 
 
 @needs_browser
-def test_stop_ends_all_of_them(page):
+def test_stop_ends_all_answers(page):
     choose(page, 2, "Babble — ")
     stop_a_long_answer(page, ask, "#compare-stop", "#answer-b .figures")
     choose(page, 2, "Nano — ")
 
 
 @needs_browser
-def test_a_blind_vote_tells_the_names_and_a_refresh_keeps_it(page, address, votes_file):
+def test_a_blind_vote_shows_the_names_and_is_still_there_after_a_reload(page, address, votes_file):
     page.set_viewport_size({"width": 360, "height": 740})
     before = len(Votes(votes_file).all())
     page.get_by_label("Blind").check()
     choose(page, 1, "Nano · Emoji — ")
     choose(page, 2, "Nano — ")
     ask(page, "What does 🇸🇪 mean?")
-    page.locator("#summary", has_text="The names are told after the vote").wait_for()
+    page.locator("#summary", has_text="The names appear after you vote").wait_for()
     assert "Nano" not in page.locator("#answers").inner_text()
     better = "A" if "Sweden" in page.locator("#answer-a").inner_text() else "B"
     page.get_by_role("button", name=f"{better} is better").click()
-    page.locator("#summary", has_text="You preferred Nano · Emoji. The vote is kept.").wait_for()
+    page.locator("#summary", has_text="You preferred Nano · Emoji. Your vote is saved.").wait_for()
     assert sorted(page.locator("#answers h3").all_inner_texts(), key=len)[1] == f"{better}: Nano · Emoji ✓"
     boxes = [page.locator(f"#answer-{letter}").bounding_box() for letter in "ab"]
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]  # the columns stack
     ask(page, "What does 🐼 mean?")  # a battle that nobody votes on
-    page.locator("#summary", has_text="The names are told after the vote").wait_for()
+    page.locator("#summary", has_text="The names appear after you vote").wait_for()
     page.goto(address)
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Ranking").click()
     page.locator("#ranking tr", has_text="Nano · Emoji").first.wait_for()
-    assert f"From {before + 1} blind vote" in page.locator("#ranking").inner_text()
+    assert f"Based on {before + 1} blind vote" in page.locator("#ranking").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_the_wire_does_not_tell_the_models_either(address):
+def test_no_message_to_the_browser_identifies_the_models(address):
     http = httpx2.Client(base_url=f"{address}gradio_api", timeout=60)
     config = http.get(f"{address}config").json()
     send = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "compare-send")
@@ -240,7 +240,7 @@ def test_the_wire_does_not_tell_the_models_either(address):
             lines.append(line)
             if "process_completed" in line:
                 break
-    assert "The names are told after the vote" in "".join(lines)
+    assert "The names appear after you vote" in "".join(lines)
     assert not [line for line in lines if re.search("nano|tokens/s|loading|thinking", line, re.IGNORECASE)]
 
 
@@ -252,8 +252,8 @@ def test_programs_compare_and_vote(address):
     pair = ["nano", "nano-emoji"]
     battle = client.predict("What does 🤞 mean?", pair, api_name="/battle")
     assert set(battle) == {"battle", "answers"} and "nano" not in str(battle)
-    told = client.predict(battle["battle"], "b", api_name="/vote")
-    assert told["winner"] == told["models"]["b"] != told["models"]["a"]
+    vote = client.predict(battle["battle"], "b", api_name="/vote")
+    assert vote["winner"] == vote["models"]["b"] != vote["models"]["a"]
     for arguments, sentence in (
         ((battle["battle"], "a"), "already has a vote"),
         (("'; DROP TABLE votes; --", "a"), "There is no battle"),
@@ -267,13 +267,13 @@ def test_programs_compare_and_vote(address):
         client.predict(SWEDEN, ["*"], api_name="/battle")
 
 
-def test_100_programs_vote_at_once(address, votes_file):
+def test_100_programs_vote_concurrently(address, votes_file):
     client, votes = Client(address, verbose=False), Votes(votes_file)
     before = client.predict(api_name="/ranking")["votes"]
     battles = [votes.open_battle("?", ["nano", "nano-emoji"]).id for _ in range(100)]
     with ThreadPoolExecutor(100) as pool:
-        told = list(pool.map(lambda battle: client.predict(battle, "b", api_name="/vote")["winner"], battles))
-    assert told == ["nano-emoji"] * 100
+        winners = list(pool.map(lambda battle: client.predict(battle, "b", api_name="/vote")["winner"], battles))
+    assert winners == ["nano-emoji"] * 100
     ranking = client.predict(api_name="/ranking")
     assert ranking["votes"] == before + 100
     assert ranking["models"][0]["model"] == "nano-emoji" and ranking["models"][0]["low"] > 0.5

@@ -1,4 +1,4 @@
-"""The models tab in Chromium: cards, what they open to, two models' differences."""
+"""The models tab in Chromium: cards, their details, and the comparison of two models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ODD = "<img src=x onerror=alert(1)> & Co"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The app with a catalog in which one adapter has another rank, one run record is broken, one entry lies on a Hub
-    that is away, and one name is HTML."""
+    """The app with a catalog in which one adapter has another rank, one run record is damaged, one entry is on an
+    unreachable Hub, and one name is HTML."""
     folder = Path(shutil.copytree(PROJECT / "adapters", tmp_path_factory.mktemp("catalog") / "adapters"))
     path = folder / "nano-emoji-1-epoch" / "run.json"
     run_record = json.loads(path.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser_page(address):
-    """One browser for all of them."""
+    """One browser for all tests."""
     with open_page(address) as page:
         yield page
 
@@ -67,18 +67,18 @@ def open_card(page, name: str):
     return card(page, name)
 
 
-def tick(page, *names: str) -> None:
-    """Tick the cards."""
+def select(page, *names: str) -> None:
+    """Select the cards for the comparison."""
     for name in names:
         card(page, name).get_by_label("Compare").check()
 
 
-def test_a_card_tells_how_a_model_was_made_and_opens_to_the_rest(page):
+def test_a_card_shows_how_a_model_was_made_and_opens_to_its_details(page):
     text = card(page, "Nano · Emoji").inner_text()
     assert "LoRA r 16 · alpha 64 · packing off · warm-up 60 steps · learning rate 0.003 · 4 epochs · batch 16" in text
     assert re.search(r"flags 89\s% \(86–92, n\s496\)", text) and "emoji, 5,000 examples" in text and "ready" in text
     assert "not published" in card(page, "Llama 3.2 1B · FineTome").inner_text()
-    assert "808 MB to fetch" in card(page, "Llama 3.2 1B").inner_text()
+    assert "808 MB to download" in card(page, "Llama 3.2 1B").inner_text()
     opened = open_card(page, "Nano · Emoji")
     opened.get_by_role("img", name=re.compile("Loss 7.62 at step 10, 0.0")).wait_for()
     assert "warmup_steps: 60" in opened.locator("pre").inner_text()
@@ -87,48 +87,48 @@ def test_a_card_tells_how_a_model_was_made_and_opens_to_the_rest(page):
     assert "🇰🇬 is the flag of Kyrgyzstan." in text and "1,633,320" in text and "transformers 5.23.0" in text
 
 
-def test_two_that_are_ticked_show_what_differs(page):
+def test_two_selected_models_show_their_differences(page):
     differences = page.locator("#model-differences")
-    tick(page, "Nano · Emoji")
-    differences.get_by_text("One is ticked").wait_for()
-    tick(page, "Nano · Emoji, 1 epoch")
+    select(page, "Nano · Emoji")
+    differences.get_by_text("One model is selected").wait_for()
+    select(page, "Nano · Emoji, 1 epoch")
     differences.locator("table").first.wait_for()
     rows = [row.inner_text().split() for row in differences.locator("table").first.locator("tr").all()]
     assert ["lora.r", "16", "8"] in rows and ["epochs", "4", "1"] in rows
     assert not [row for row in rows if row[:1] == ["packing"]]
-    differences.get_by_text("39 the same").click()
+    differences.get_by_text("39 equal fields").click()
     assert "packing off" in differences.inner_text()
     paired = differences.get_by_role("row").filter(has_text=re.compile(r"^flags \(496\)"))
     assert paired.locator("td").all_inner_texts() == ["63", "379", "2", "< 0.0001"]
-    tick(page, "Nano")
-    differences.get_by_text("3 are ticked").wait_for()
+    select(page, "Nano")
+    differences.get_by_text("3 models are selected").wait_for()
 
 
-def test_a_broken_run_record_says_so_and_the_others_stay(page):
+def test_a_damaged_run_record_is_reported_and_the_other_cards_stay(page):
     assert "run.json of Broken cannot be read" in card(page, "Broken").inner_text()
     open_card(page, "Broken").get_by_text("write it again as a JSON object").nth(1).wait_for()
-    tick(page, "Broken", "Nano · Emoji")
+    select(page, "Broken", "Nano · Emoji")
     page.locator("#model-differences", has_text="run.json of Broken cannot be read").wait_for()
     assert "LoRA r 16" in card(page, "Nano · Emoji").inner_text()
 
 
-def test_what_is_not_there_says_why(page):
+def test_a_model_that_is_not_available_says_why(page):
     open_card(page, "Llama 3.2 1B · FineTome").get_by_text("python -m training run finetome-1b").wait_for()
     open_card(page, "Llama 3.2 1B").get_by_text("the Hub is unreachable").wait_for()
 
 
-def test_names_and_answers_are_text(page):
+def test_html_in_names_and_answers_is_shown_as_text(page):
     assert ODD in card(page, ODD).inner_text()
     open_card(page, "Nano · Emoji, 1 epoch").get_by_text(ODD).wait_for()
-    tick(page, ODD, "Nano · Emoji")
+    select(page, ODD, "Nano · Emoji")
     page.locator("#model-differences", has_text=ODD).first.wait_for()
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_what_was_ticked_and_opened_stays_and_a_model_can_be_asked(page):
+def test_selected_and_open_cards_stay_and_a_model_can_be_asked(page):
     open_card(page, "Nano").locator("svg.curve").wait_for()
-    tick(page, "Nano")
-    card(page, "Nano").get_by_role("button", name="Ask it").click()
+    select(page, "Nano")
+    card(page, "Nano").get_by_role("button", name="Ask this model").click()
     page.locator("#card", has_text="5.2 million parameters").wait_for()
     page.locator("#question textarea").fill("What does 🐙 mean?")
     page.keyboard.press("Enter")
@@ -139,10 +139,10 @@ def test_what_was_ticked_and_opened_stays_and_a_model_can_be_asked(page):
     assert card(page, "Nano").locator("svg.curve").is_visible()
 
 
-def test_the_tab_fits_a_phone(page):
+def test_the_tab_fits_the_width_of_a_phone(page):
     page.set_viewport_size({"width": 360, "height": 740})
     open_card(page, "Nano · Emoji").locator("svg.curve").wait_for()
-    tick(page, "Nano · Emoji", "Nano")
+    select(page, "Nano · Emoji", "Nano")
     page.locator("#model-differences table").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     left = {round(page.locator(".model").nth(i).bounding_box()["x"]) for i in range(3)}

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.xdist_group("page")
 
 @pytest.fixture
 def page(address):
-    """A fresh page; it must not ask anything of another host."""
+    """A fresh page. It must not send requests to another host."""
     with open_page(address) as page:
         yield page
 
@@ -26,14 +26,14 @@ def ask(page, text: str) -> None:
 
 
 def wait_for_answer(page, count: int) -> str:
-    """The text of the count-th answer, once its figures stand under it."""
+    """The text of the count-th answer, when its figures are shown."""
     done = page.locator("#chat .figures", has_text=re.compile(r"\d+ tokens"))
     done.nth(count - 1).wait_for(timeout=60_000)
     return page.locator("#chat .bot.message").last.inner_text()
 
 
 def choose(page, name: str) -> None:
-    """Pick a model in the dropdown; again where its choices were drawn anew, since Gradio then shows one of them."""
+    """Select a model. Tries again if a refresh redrew the choices, because Gradio then closes the list."""
     for _ in range(10):
         page.get_by_label("Model", exact=True).click()
         try:
@@ -49,7 +49,7 @@ def test_ask_switch_and_ask_again(page):
     ask(page, "What does 🇸🇪 mean?")
     assert "Sweden" in wait_for_answer(page, 1)
     choose(page, "Nano — ")
-    page.locator("#chat .marker", has_text="now: Nano").wait_for()
+    page.locator("#chat .marker", has_text="Model changed to Nano").wait_for()
     ask(page, "What does 🇸🇪 mean?")
     assert "I don't know that one yet." in wait_for_answer(page, 2)
     assert "Sweden" in page.locator("#chat").inner_text()
@@ -62,7 +62,7 @@ def test_an_example_answers_with_one_click(page):
 
 
 @needs_browser
-def test_a_model_that_cannot_be_had_explains_itself(page):
+def test_a_model_that_is_not_available_says_why(page):
     choose(page, "Llama 3.2 1B · FineTome — not published")
     page.locator("#notice", has_text="python -m training run finetome-1b").wait_for()
     choose(page, "Llama 3.2 1B — 808 MB")
@@ -91,7 +91,7 @@ def test_a_long_answer_can_be_stopped(page):
 
 @needs_browser
 def test_retry_answers_again_and_undo_gives_the_question_back(page):
-    question = "What does 🐧 mean?"  # asked nowhere else: only a second asking finds all of it in the cache
+    question = "What does 🐧 mean?"  # no other test asks it: only the second time is all of it in the cache
     ask(page, question)
     assert "penguin" in wait_for_answer(page, 1)
     figures = page.locator("#chat .figures")
@@ -105,7 +105,7 @@ def test_retry_answers_again_and_undo_gives_the_question_back(page):
 
 
 @needs_browser
-def test_an_edited_question_is_asked_anew(page):
+def test_an_edited_question_is_asked_again(page):
     ask(page, "What does 🐼 mean?")
     wait_for_answer(page, 1)
     page.locator("#chat .user.message").last.hover()
@@ -135,26 +135,26 @@ def test_usable_at_phone_width(page):
 
 @pytest.fixture
 def speaking_page(address, question_aloud):
-    """A page whose browser has a microphone at which the question is spoken."""
+    """A page in a browser whose microphone plays the question."""
     with open_page(address, microphone=question_aloud) as page:
         yield page
 
 
 @needs_browser
-def test_a_spoken_question_is_heard_and_answered(speaking_page):
+def test_a_spoken_question_is_transcribed_and_answered(speaking_page):
     page = speaking_page
-    for count in (1, 2, 3):  # a busy machine's recording may have gaps: one speaks again
+    for count in (1, 2, 3):  # a recording on a busy machine may have gaps: speak again
         speak(page, "voice")
         if "🐼" in wait_for_answer(page, count):
             break
     assert "find the emoji for a panda" in page.locator("#chat .user.message").last.inner_text()
     assert "🐼" in page.locator("#chat .bot.message").last.inner_text()
     assert page.locator("#chat audio").count() == count
-    assert "Offline speech model" in page.locator("#heard").inner_text()
+    assert "Offline speech model" in page.locator("#transcript").inner_text()
 
 
 @needs_browser
-def test_what_was_heard_can_be_looked_at_before_it_is_sent(speaking_page):
+def test_a_transcript_can_be_edited_before_it_is_sent(speaking_page):
     page = speaking_page
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Send when I stop speaking").uncheck()
@@ -179,8 +179,8 @@ def test_programs_send_recordings(address, question_aloud, tmp_path):
         client.predict(handle_file(tmp_path / "text.wav"), "", api_name="/transcribe")
     record = client.predict(handle_file(question_aloud), "", api_name="/transcribe")
     assert "find the emoji for a panda" in record["text"] and record["language"] == "en"
-    heard, answer = client.predict(handle_file(question_aloud), "nano-emoji", "", api_name="/ask_voice")
-    assert "panda" in heard and "🐼" in answer
+    transcript, answer = client.predict(handle_file(question_aloud), "nano-emoji", "", api_name="/ask_voice")
+    assert "panda" in transcript and "🐼" in answer
 
 
 def test_programs_list_the_models_and_ask(address):

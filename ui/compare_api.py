@@ -1,9 +1,10 @@
-"""The named endpoints of comparing, voting and the ranking, through `gradio_client` or HTTP."""
+"""The named endpoints that compare models, through `gradio_client` or HTTP: compare, battle, vote, ranking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import gradio as gr
 
@@ -13,57 +14,59 @@ from inference.arena.votes import LETTERS, Votes
 from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
-from ui.api import in_a_sentence
+from ui.api import lab_errors_as_messages
 
 
 def add_compare_endpoints(lab: Lab, votes: Votes) -> None:
-    """Add `/compare`, `/battle`, `/vote` and `/ranking` to the Blocks that are being built."""
+    """Add `/compare`, `/battle`, `/vote` and `/ranking` to the open Blocks."""
 
     def compare(
         question: str, models: list[str], temperature: float = 0.2, max_tokens: int = 256, seed: int | None = None
-    ) -> Iterator[list[dict]]:
-        """Ask two or three models at once; yields their growing answers, an error in the place of one that failed."""
+    ) -> Iterator[list[dict[str, str | None]]]:
+        """Ask two or three models at once. Yields their growing answers, with an error for each model that failed."""
         sampling = Sampling(temperature, max_tokens=max_tokens, seed=seed)
-        with in_a_sentence():
-            check_number(len(models))
-            for answers in ask_all(lab, choose_models(lab, models, shuffled=False), asked(question), sampling):
+        with lab_errors_as_messages():
+            check_count(len(models))
+            for answers in ask_all(lab, choose_models(lab, models, shuffled=False), as_messages(question), sampling):
                 yield [{"model": a.model, "answer": a.text, "error": a.error} for a in answers]
 
-    def battle(question: str, models: list[str] | None = None) -> dict:
-        """Ask two or three models without telling which is which: those that `models` names, "*" for any that is ready
-        (two of those unless given). Vote on the answers with /vote."""
-        models = [ANY_MODEL, ANY_MODEL] if models is None else models
-        with in_a_sentence():
-            check_number(len(models))
-            *_, answers = ask_all(lab, choose_models(lab, models, shuffled=True), asked(question))
+    def battle(question: str, models: list[str] | None = None) -> dict[str, Any]:
+        """Ask two or three models under hidden names. `models` lists their ids, or "*" for any ready model; the default
+        is two ready models. Vote on the answers with /vote."""
+        chosen = [ANY_MODEL, ANY_MODEL] if models is None else models
+        with lab_errors_as_messages():
+            check_count(len(chosen))
+            *_, answers = ask_all(lab, choose_models(lab, chosen, shuffled=True), as_messages(question))
             if not all(answer.complete for answer in answers):
-                raise LabError("One of the models could not answer: ask again.")
-            opened = votes.open_battle(question, [answer.model for answer in answers])
-        return {"battle": opened.id, "answers": {LETTERS[i]: answer.text for i, answer in enumerate(answers)}}
+                raise LabError("One of the models failed to answer: ask again.")
+            battle = votes.open_battle(question, [answer.model for answer in answers])
+        return {"battle": battle.id, "answers": {LETTERS[i]: answer.text for i, answer in enumerate(answers)}}
 
-    def vote(battle: str, outcome: str, request: gr.Request) -> dict:
-        """Vote once on a battle: the letter of the better answer, "tie" or "both bad". Tells who the models were."""
-        with in_a_sentence():
+    def vote(battle: str, outcome: str, request: gr.Request) -> dict[str, Any]:
+        """Vote on a battle: the letter of the better answer, "tie" or "both bad". A battle takes one vote. Returns the
+        ids of the models."""
+        with lab_errors_as_messages():
             voted = votes.vote(battle, outcome, request.session_hash or "")
         return {"models": dict(zip(LETTERS, voted.models, strict=False)), "winner": voted.winner(outcome)}
 
-    def ranking() -> dict:
-        """How many votes there are, and the models by how often they are preferred to an average one, with 95 %."""
-        with in_a_sentence():
+    def ranking() -> dict[str, Any]:
+        """Return the number of votes, and the models by the probability that visitors prefer them to an average model,
+        with its 95 % interval."""
+        with lab_errors_as_messages():
             tally = votes.tally()
         return {"votes": sum(tally.values()), "models": [asdict(standing) for standing in rank(tally)]}
 
-    for function, limit in ((compare, 8), (battle, 8), (vote, None), (ranking, None)):
-        described = {"api_name": function.__name__, "api_description": function.__doc__}
-        gr.api(function, concurrency_limit=limit, **described)
+    endpoints: list[tuple[Callable[..., Any], int | None]] = [(compare, 8), (battle, 8), (vote, None), (ranking, None)]
+    for function, limit in endpoints:
+        gr.api(function, api_name=function.__name__, api_description=function.__doc__ or True, concurrency_limit=limit)
 
 
-def asked(question: str) -> list[Message]:
-    """The question as a conversation."""
+def as_messages(question: str) -> list[Message]:
+    """Return the question as a conversation."""
     return [Message(role="user", content=question)]
 
 
-def check_number(models: int) -> None:
-    """Two or three columns."""
+def check_count(models: int) -> None:
+    """Raise LabError unless there are two or three models."""
     if models not in (2, 3):
-        raise LabError(f"{models} models can't be compared: choose two or three.")
+        raise LabError(f"A comparison needs two or three models, not {models}: choose two or three.")

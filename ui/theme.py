@@ -1,4 +1,4 @@
-"""How the page looks: Gradio's own theme with the system's fonts and one accent colour. Nothing is fetched."""
+"""The theme of the page: Gradio's own with system fonts and one accent colour. It loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ THEME = gr.themes.Default(
     primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
 
-# Only what the theme can't reach.
+# Rules that the theme has no setting for.
 CSS = """
 .gradio-container {width: 100%; max-width: 860px !important; margin: 0 auto !important;}
 .card, .figures, .marker {color: var(--body-text-color); opacity: 0.75;}
@@ -44,32 +44,32 @@ footer {display: none !important;}
 .model dl {display: grid; grid-template-columns: auto 1fr; gap: 2px 10px;}
 .model dt {opacity: 0.8;}
 .model dd {margin: 0;}
-.run record {columns: 280px 2; column-gap: 24px;}
-.run record h4 {margin-top: 0;}
-.run record section {break-inside: avoid; margin-bottom: 16px;}
-.run record pre {white-space: pre-wrap; font-size: var(--text-sm);}
-.run record table, #model-differences table {
+.run-record {columns: 280px 2; column-gap: 24px;}
+.run-record h4 {margin-top: 0;}
+.run-record section {break-inside: avoid; margin-bottom: 16px;}
+.run-record pre {white-space: pre-wrap; font-size: var(--text-sm);}
+.run-record table, #model-differences table {
   width: 100%; table-layout: fixed; border: none; margin: 4px 0; font-size: var(--text-sm); text-align: left;
 }
-.run record :is(tr, th, td), #model-differences :is(tr, th, td) {border: none; padding: 3px 10px 3px 0;}
-.run record :is(td, th):last-child, #model-differences :is(td, th):last-child {padding-right: 0;}
-.run record th, #model-differences :is(td, th) {font-weight: normal; overflow-wrap: anywhere; vertical-align: top;}
+.run-record :is(tr, th, td), #model-differences :is(tr, th, td) {border: none; padding: 3px 10px 3px 0;}
+.run-record :is(td, th):last-child, #model-differences :is(td, th):last-child {padding-right: 0;}
+.run-record th, #model-differences :is(td, th) {font-weight: normal; overflow-wrap: anywhere; vertical-align: top;}
 #model-differences :is(thead th, [scope=rowgroup]) {font-weight: 600;}
-.run record caption, #model-differences caption {text-align: left; font-weight: 600;}
+.run-record caption, #model-differences caption {text-align: left; font-weight: 600;}
 .curve {width: 100%; max-width: 420px; font-size: 11px; fill: currentColor;}
 .curve line {stroke: var(--border-color-primary);}
 .curve polyline {fill: none; stroke: var(--color-accent); stroke-width: 1.5;}
 .bar {position: relative; height: 12px; background: var(--border-color-primary);}
 .bar i {position: absolute; inset: 0 auto 0 0; background: var(--color-accent);}
 .bar b {position: absolute; top: 4px; height: 4px; min-width: 2px; background: currentColor;}
-.gradio-container {overflow: clip !important;}  /* as hidden as before, but what is sticky in it sticks */
+.gradio-container {overflow: clip !important;}  /* hides overflow, but allows sticky elements */
 #model-differences {position: sticky; bottom: 0; z-index: 5;}
 #model-differences {background: var(--background-fill-primary); border-top: 2px solid var(--color-accent) !important;}
-html:has(#model-differences details[open]) {scroll-padding-bottom: 60vh;}  /* what has the focus stays in view */
+html:has(#model-differences details[open]) {scroll-padding-bottom: 60vh;}  /* keeps the focused element in view */
 #model-differences [role=region] {max-height: 55vh; overflow: auto;}
 """
 
-# Gradio has no keyboard shortcuts: Escape presses the stop button of the tab that is shown.
+# Gradio has no keyboard shortcuts. Escape presses the stop button of the open tab.
 HEAD = """
 <script>
 document.addEventListener("keydown", (event) => {

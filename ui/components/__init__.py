@@ -1,1 +1,1 @@
-"""Parts that several tabs use."""
+"""Groups of Gradio components and their state, which the tabs share."""

@@ -1,4 +1,4 @@
-"""What a visitor may set for the next answer: the system prompt and how tokens are chosen. The tabs place it."""
+"""The settings of the next answer: the system prompt and how tokens are sampled."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ DEFAULTS = Sampling()
 
 
 class AnswerSettings:
-    """The components, made inside whatever is open. `inputs` is what handlers are given, in this order: a system
-    prompt, then the arguments of `to_sampling`."""
+    """The components, created inside the open block.
+
+    `inputs` lists what handlers get, in this order: the system prompt, then the arguments of `to_sampling`.
+    """
 
     def __init__(self) -> None:
         self.system = gr.Textbox("", label="System prompt", lines=2)
@@ -20,10 +22,10 @@ class AnswerSettings:
             self.top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")
         with gr.Row():
             self.max_tokens = gr.Slider(1, 2048, DEFAULTS.max_tokens, step=1, label="Max tokens")
-            self.seed = gr.Number(None, label="Seed (empty: a new one each time)", precision=0, minimum=0)
+            self.seed = gr.Number(None, label="Seed (empty: random)", precision=0, minimum=0)
         self.inputs = [self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
 
 
 def to_sampling(temperature: float, top_p: float, max_tokens: float, seed: float | None) -> Sampling:
-    """The components' values as an engine takes them."""
+    """Convert the components' values to the engine's type."""
     return Sampling(temperature, top_p, int(max_tokens), None if seed is None else int(seed))

@@ -1,7 +1,7 @@
-"""A conversation as Gradio's chatbot holds it, and what of it a model is told.
+"""Convert between a conversation as Gradio's chatbot holds it and the messages that a model gets.
 
-Notes for the reader (the figures under an answer, where the model changed) are HTML elements of their own; they are
-taken out again before the conversation goes to a model.
+The chatbot also shows notes: the figures under an answer, and the places where the model changed. They are HTML
+elements of their own, which `to_messages` removes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from inference.engines import Figures, Message
 
+ChatEntry = dict[str, Any]  # a message of the chatbot: "role" and "content"
 NOTE = re.compile(r"\s*<(span|details) class=\"(?:figures|marker)\">.*?</\1>", re.DOTALL)
 
 
-def text_of(content: object) -> str:
-    """A chatbot message's text; Gradio hands it over as a string or as a list of parts. A recording has none."""
+def text_of(content: Any) -> str:
+    """Return the text of a chatbot message, which is a string, a dict or a list of parts. A recording has none."""
     if isinstance(content, str):
         return content
     if isinstance(content, dict):
@@ -25,12 +27,12 @@ def text_of(content: object) -> str:
 
 
 def without_notes(text: str) -> str:
-    """An answer as the model gave it."""
+    """Return an answer without its notes."""
     return NOTE.sub("", text)
 
 
-def to_messages(history: Sequence[dict], system_prompt: str) -> list[Message]:
-    """What the model is told: the system prompt, the questions and the answers."""
+def to_messages(history: Sequence[ChatEntry], system_prompt: str) -> list[Message]:
+    """Return the messages for the model: the system prompt, the questions and the answers."""
     messages = [Message(role="system", content=system_prompt.strip())] if system_prompt.strip() else []
     for entry in history:
         text = text_of(entry["content"])
@@ -40,23 +42,23 @@ def to_messages(history: Sequence[dict], system_prompt: str) -> list[Message]:
     return messages
 
 
-def marker(name: str) -> dict:
-    """The line that says from where on another model answers."""
-    return {"role": "assistant", "content": f'<span class="marker">now: {html.escape(name)}</span>'}
+def model_marker(name: str) -> ChatEntry:
+    """Return the line that marks the place from which another model answers."""
+    return {"role": "assistant", "content": f'<span class="marker">Model changed to {html.escape(name)}</span>'}
 
 
-def waiting(what: str, seconds: float) -> str:
-    """What is shown until the first word comes."""
-    return f'<span class="figures">{what}… {seconds:.0f} s</span>'
+def waiting_html(status: str, seconds: float) -> str:
+    """Return the line that is shown until the first token arrives."""
+    return f'<span class="figures">{html.escape(status)}… {seconds:.0f} s</span>'
 
 
 def with_figures(answer: str, model: str, figures: Figures) -> str:
-    """An answer and its quiet line."""
-    return f"{answer}\n\n{quiet_line(model, figures)}"
+    """Return an answer with its figures."""
+    return f"{answer}\n\n{figures_html(model, figures)}"
 
 
-def quiet_line(model: str, figures: Figures) -> str:
-    """What an answer of `model` (named elsewhere: "") cost, small; a click on it opens the rest."""
+def figures_html(model: str, figures: Figures) -> str:
+    """Return the figures of an answer as a small line that opens to the rest. An empty `model` is left out."""
     line = [html.escape(model)] if model else []
     if figures.tokens_per_second:
         line.append(f"{figures.tokens_per_second:.0f} tokens/s")
@@ -64,11 +66,11 @@ def quiet_line(model: str, figures: Figures) -> str:
         line.append(f"first token {figures.seconds_to_first_token:.2f} s")
     line.append(f"{figures.completion_tokens} tokens")
     if figures.dropped_turns:
-        line.append(f"the oldest {figures.dropped_turns} turns no longer fit and were left out")
+        line.append(f"without the oldest {figures.dropped_turns} turns, which no longer fit")
     if figures.finish_reason == "length":
         line.append("cut at the length limit")
     if figures.finish_reason == "cancelled":
         line.append("stopped")
     counted = f"The prompt has {figures.prompt_tokens} tokens, {figures.cached_tokens} of them reused."
-    more = counted if figures.prompt_tokens else "The prompt's tokens were not counted."
+    more = counted if figures.prompt_tokens else "The number of prompt tokens is unknown."
     return f'<details class="figures"><summary>{" · ".join(line)}</summary>{more}</details>'

@@ -1,1 +1,1 @@
-"""The tabs of the page."""
+"""The tabs of the page, one file for each."""

@@ -1,34 +1,34 @@
-"""The compare tab: one question to two or three models side by side, and blind battles with a vote. No model code.
+"""The compare tab: one question to two or three models side by side, and blind battles with a vote.
 
-Each question stands for itself: what is compared are answers to the same words, which in a conversation would part
-after the first turn. In blind mode nothing that reaches the browser before the vote tells the models apart but their
-answers: no names, no figures, no waiting texts, no errors.
+Each question stands alone: in a conversation, different first answers would change the questions after them. In blind
+mode only the answers reach the browser before the vote: no names, figures, status texts or errors.
 """
 
 from __future__ import annotations
 
 import html
-import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
-from inference.arena.compare import ANY_MODEL, Answer, ask_all, choose_models
+from inference.arena.compare import ANY_MODEL, ask_all, choose_models
 from inference.arena.ranking import rank
-from inference.arena.text_diff import mark_differences
-from inference.arena.votes import LETTERS, Battle, Votes
+from inference.arena.votes import LETTERS, UNDECIDED, Votes
 from inference.errors import LabError
 from inference.lab import Lab
 from ui.components.answer_settings import AnswerSettings, to_sampling
-from ui.components.conversation import quiet_line, to_messages, waiting
-from ui.components.stops import Stops
-from ui.components.voice import Voice
-from ui.tabs.chat import choices
+from ui.components.conversation import to_messages
+from ui.components.events import QUIET
+from ui.components.model_picker import model_choices
+from ui.components.question_box import QuestionBox
+from ui.components.running_answers import RunningAnswers
+from ui.components.voice_input import VoiceInput
+from ui.views.compared_answers import Round, answers_html, summary_html, vote_labels
 from ui.views.ranking_table import ranking_table
 
-# What the study's models got wrong: a flag's year, a cake, a panda, a gesture, a cloud, Sweden.
+# Questions that the models of the study answered wrongly.
 EXAMPLES = (
     "In which year was the flag of the United States adopted?",
     "What is the emoji for a birthday cake?",
@@ -37,40 +37,25 @@ EXAMPLES = (
     "Which emoji shows a cloud with rain?",
     "Is 🇸🇪 the flag of Sweden or the flag of Suriname?",
 )
-OUTCOMES = (*LETTERS, "tie", "both bad")
-ANY_READY = ("any that is ready", ANY_MODEL)
-NONE = ("none", "")
-LEGEND = "<mark>Underlined</mark>: what no other answer says there."
+OUTCOMES = (*LETTERS, *UNDECIDED)
+ANY_CHOICE = ("any ready model", ANY_MODEL)
+NO_CHOICE = ("none", "")
 
-
-@dataclass
-class Round:
-    """One question, its answers from left to right, and in blind mode what the visitor knows of them."""
-
-    question: str
-    answers: list[Answer]
-    hidden: bool  # the names, until the vote
-    battle: Battle | None = None
-    outcome: str | None = None
-
-    @property
-    def comparable(self) -> list[int]:
-        """The places of the answers that did not fail."""
-        return [i for i, answer in enumerate(self.answers) if answer.error is None]
+Update = dict[Any, Any]  # new values by component
 
 
 class CompareTab:
-    """The components of the tab and what they do. One per app; what belongs to a visitor lies in the page."""
+    """The components of the tab and their events. One for the app; a visitor's state is in the page."""
 
     def __init__(self, lab: Lab, votes: Votes) -> None:
-        self.lab, self.votes, self.stops = lab, votes, Stops()
+        self.lab, self.votes, self.running = lab, votes, RunningAnswers()
         self.round = gr.State(None)
         with gr.Row():
             self.models = [
                 gr.Dropdown(self.choices(i), value=value, label=f"Model {i + 1}", min_width=160)
-                for i, value in enumerate([*self.before_and_after(), ""])
+                for i, value in enumerate([*self.default_pair(), ""])
             ]
-        self.blind = gr.Checkbox(False, label="Blind: the names are hidden and shuffled until you vote")
+        self.blind = gr.Checkbox(False, label="Blind: hide and shuffle the names until you vote")
         self.asked = gr.HTML("", elem_id="asked")
         with gr.Row(elem_id="answers"):
             self.columns = [
@@ -79,106 +64,97 @@ class CompareTab:
             ]
         self.summary = gr.HTML("", elem_id="summary")
         with gr.Row(elem_classes="votes"):
-            self.ballot = [gr.Button("", size="md", min_width=90, visible=False) for _ in OUTCOMES]
+            self.vote_buttons = [gr.Button("", size="md", min_width=90, visible=False) for _ in OUTCOMES]
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(text, size="sm", min_width=240) for text in EXAMPLES]
-        self.notice = gr.Markdown("", elem_classes="notice", elem_id="compare-notice")
-        with gr.Row(equal_height=True):
-            self.question = gr.Textbox(
-                label="Question to all of them", show_label=False, placeholder="Ask all of them", lines=1, max_lines=8,
-                scale=8, elem_id="compare-question",
-            )  # fmt: skip
-            self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="compare-send")
-            self.stop = gr.Button(
-                "Stop", scale=1, min_width=80, interactive=False, elem_classes="stop", elem_id="compare-stop"
-            )
-        self.voice = Voice(lab, "compare-")
+        self.box = QuestionBox("Ask all models", "compare-")
+        self.voice = VoiceInput(lab, "compare-")
         with gr.Accordion("Settings", open=False):
-            self.voice.settings()
+            self.voice.build_settings()
             self.answer_settings = AnswerSettings()
         with gr.Accordion("Ranking", open=False):
             self.ranking = gr.HTML("", elem_id="ranking")
         self.connect()
 
     def connect(self) -> None:
-        """Wire the components."""
-        quiet = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+        """Connect the components' events."""
+        box, voice = self.box, self.voice
         settings = [self.blind, *self.models, *self.answer_settings.inputs]
-        answers = [self.round, self.asked, *self.columns, self.summary, *self.ballot]
-        shown = [*answers, self.question, self.notice, self.stop]
-        gr.on([self.question.submit, self.send.click], self.ask, [self.question, *settings], shown, **quiet)
+        answers = [self.round, self.asked, *self.columns, self.summary, *self.vote_buttons]
+        shown = [*answers, box.text, box.notice, box.stop]
+        gr.on([box.text.submit, box.send.click], self.ask, [box.text, *settings], shown, **QUIET)
         for example in self.examples:
-            example.click(self.ask, [example, *settings], shown, **quiet)
-        hearing = self.voice.connect(self.question, self.notice, **quiet)
-        transcript = [self.voice.send, self.voice.recorder, self.question, *settings]
-        hearing.then(self.ask_heard, transcript, [*shown, self.voice.recorder], **quiet)
-        self.stop.click(self.stops.press, None, None, api_visibility="private", queue=False, cancels=hearing)
-        for outcome, button in zip(OUTCOMES, self.ballot, strict=True):
-            button.click(self.vote, [gr.State(outcome), self.round], [*answers, self.notice, self.ranking], **quiet)
-        self.blind.input(self.set_blind, [self.blind, self.models[2]], self.models, **quiet)
+            example.click(self.ask, [example, *settings], shown, **QUIET)
+        transcribed = voice.connect(box.text, box.notice, **QUIET)
+        spoken = [voice.send_at_once, voice.recorder, box.text, *settings]
+        transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **QUIET)
+        box.connect_stop(self.running, cancels=transcribed)
+        for outcome, button in zip(OUTCOMES, self.vote_buttons, strict=True):
+            button.click(self.vote, [gr.State(outcome), self.round], [*answers, box.notice, self.ranking], **QUIET)
+        self.blind.input(self.set_blind, [self.blind, self.models[2]], self.models, **QUIET)
 
-    def before_and_after(self) -> list[str]:
-        """The first pair: what the page selects, and the base it was made from."""
+    def default_pair(self) -> list[str]:
+        """Return the ids of the catalog's first model and of its base."""
         first, *others = self.lab.catalog.entries
         base = next((entry for entry in others if entry.id == first.base), others[0] if others else first)
         return [first.id, base.id]
 
-    def choices(self, place: int) -> list[tuple[str, str]]:
-        """What can be chosen in the place 0, 1 or 2; the third may stay empty."""
-        return [*([NONE] if place == 2 else []), ANY_READY, *choices(self.lab)]
+    def choices(self, index: int) -> list[tuple[str, str]]:
+        """Return the choices of the dropdown with the index 0, 1 or 2. The third model is optional."""
+        return [*([NO_CHOICE] if index == 2 else []), ANY_CHOICE, *model_choices(self.lab)]
 
-    def redraw(self, *models: str) -> list[object]:
-        """What there is to choose from and the ranking, anew. What is chosen stays, since the visitor may be choosing
-        just now; but for a model that is no longer there."""
+    def show_models(self, *selected: str) -> list[Any]:
+        """Update the dropdowns and the ranking. A selected model stays selected, unless it left the catalog."""
         known = {ANY_MODEL, "", *(entry.id for entry in self.lab.catalog.entries)}
-        fallback = [*self.before_and_after(), ""]
+        defaults = [*self.default_pair(), ""]
         dropdowns = [
-            gr.Dropdown(self.choices(i), **({} if model in known else {"value": fallback[i]}))
-            for i, model in enumerate(models)
+            gr.Dropdown(self.choices(i)) if model in known else gr.Dropdown(self.choices(i), value=defaults[i])
+            for i, model in enumerate(selected)
         ]
-        return [*dropdowns, self.ranked()]
+        return [*dropdowns, self.ranking_html()]
 
     def set_blind(self, blind: bool, third: str) -> list[str]:
-        """Blind, any model that is ready may come; a visitor may then choose between which."""
-        return [ANY_MODEL, ANY_MODEL, third and ANY_MODEL] if blind else [*self.before_and_after(), ""]
+        """Select any ready models for blind mode, and the default pair without it. The visitor may change them."""
+        return [ANY_MODEL, ANY_MODEL, third and ANY_MODEL] if blind else [*self.default_pair(), ""]
 
-    def ask_heard(
-        self, request: gr.Request, at_once: bool, recording: str | None, question: str, *settings: object
-    ) -> Iterator[dict]:
-        """Send what was heard; or leave it in the box for a look."""
+    def ask_transcript(
+        self, request: gr.Request, at_once: bool, recording: str | None, question: str, *settings: Any
+    ) -> Iterator[Update]:
+        """Send the transcript, or leave it in the box so that the visitor can edit it."""
+        yield {self.voice.recorder: None}
         if recording and question.strip() and at_once:
-            yield {self.voice.recorder: None}
             yield from self.ask(request, question, *settings)
-        else:
-            yield {self.voice.recorder: None}
 
     def ask(
         self, request: gr.Request, question: str, blind: bool, first: str, second: str, third: str, system: str,
-        *sampling: float,
-    ) -> Iterator[dict]:  # fmt: skip
-        """Stream the answers into their columns; then mark what differs, and in blind mode open the vote."""
-        stop, started = self.stops.begin(request), time.perf_counter()
-        drawn: dict = {}
+        *sampling: Any,
+    ) -> Iterator[Update]:  # fmt: skip
+        """Stream the answers into their columns; then mark what differs, and in blind mode open the vote.
+
+        On an error, the question goes back into the box and the previous answers stay.
+        """
+        stop, started = self.running.start(request), time.perf_counter()
+        shown: Update = {}
         try:
             models = choose_models(self.lab, [first, second, *([third] if third else [])], shuffled=blind)
             messages = to_messages([{"role": "user", "content": question}], system)
             for answers in ask_all(self.lab, models, messages, to_sampling(*sampling), stop.is_set):
-                if self.stops.newer(request, stop):
-                    return  # the columns are the next question's
+                if self.running.is_replaced(request, stop):
+                    return  # the columns belong to the next question
                 this = Round(question, answers, hidden=blind)
-                new = self.drawn(this, time.perf_counter() - started)
-                yield {part: value for part, value in new.items() if part not in drawn or drawn[part] != value} | (
-                    {} if drawn else {self.question: "", self.notice: "", self.stop: gr.Button(interactive=True)}
-                )
-                drawn = new
+                new = self.round_update(this, time.perf_counter() - started)
+                changed = {part: value for part, value in new.items() if part not in shown or shown[part] != value}
+                if not shown:
+                    changed |= {self.box.text: "", self.box.notice: "", self.box.stop: gr.Button(interactive=True)}
+                yield changed
+                shown = new
         except LabError as error:
-            # Nothing is lost: the question goes back into the box, the answers before it stay.
-            yield {self.question: question, self.notice: str(error), self.stop: gr.Button(interactive=False)}
+            yield {self.box.text: question, self.box.notice: str(error), self.box.stop: gr.Button(interactive=False)}
             return
-        yield {self.stop: gr.Button(interactive=False), **self.finished(this)}
+        yield {self.box.stop: gr.Button(interactive=False), **self.finish(this)}
 
-    def finished(self, this: Round) -> dict:
-        """The answers when all have ended, with a battle to vote on where they were blind and whole."""
+    def finish(self, this: Round) -> Update:
+        """Show the answers when all have ended. Opens a battle if they are blind and complete."""
         notice = ""
         if this.hidden and all(answer.complete for answer in this.answers):
             try:
@@ -187,90 +163,45 @@ class CompareTab:
                 notice = str(error)
         if this.battle is None:
             this.hidden = False
-        return {self.round: this, self.notice: notice, **self.drawn(this)}
+        return {self.round: this, self.box.notice: notice, **self.round_update(this)}
 
-    def vote(self, outcome: str, this: Round | None, request: gr.Request) -> dict:
-        """Keep the vote and tell the names."""
+    def vote(self, outcome: str, this: Round | None, request: gr.Request) -> Update:
+        """Store the vote and show the names."""
         if this is None or this.battle is None:
-            return {self.notice: "This battle is over: ask another question."}
+            return {self.box.notice: "This battle has ended: ask another question."}
+        notice = ""
         try:
             self.votes.vote(this.battle.id, outcome, request.session_hash or "")
-            this.outcome, notice = outcome, ""
+            this.outcome = outcome
         except LabError as error:
             notice = str(error)
         this.hidden = False
-        return {self.round: this, self.notice: notice, self.ranking: self.ranked(), **self.drawn(this)}
+        ranking = self.ranking_html()
+        return {self.round: this, self.box.notice: notice, self.ranking: ranking, **self.round_update(this)}
 
-    def drawn(self, this: Round, seconds: float = 0.0) -> dict:
-        """All that shows a round; `seconds` is how long it has been waited."""
-        ended = all(answer.ended for answer in this.answers)
-        texts = [html.escape(answer.text) for answer in this.answers]
-        comparable = this.comparable
-        if ended and len(comparable) > 1:
-            for i, marked in zip(comparable, mark_differences([this.answers[i].text for i in comparable]), strict=True):
-                texts[i] = marked
-        columns = [self.column(this, i, text, seconds) for i, text in enumerate(texts)]
+    def round_update(self, this: Round, seconds: float = 0.0) -> Update:
+        """Return the values of all components that show a round, `seconds` after the question."""
+        columns = answers_html(this, self.model_name, seconds)
         columns += [""] * (len(LETTERS) - len(columns))
-        open_for_votes = this.hidden and this.battle is not None
-        labels = ballot(len(this.answers)) if open_for_votes else {}
+        labels = vote_labels(len(this.answers)) if this.open_for_votes else {}
         return {
             self.asked: f"<p>{html.escape(this.question)}</p>",
             **{part: gr.HTML(text, visible=bool(text)) for part, text in zip(self.columns, columns, strict=True)},
-            self.summary: self.told(this) if ended else "",
+            self.summary: summary_html(this, self.model_name),
             **{
                 button: gr.Button(labels.get(outcome, ""), visible=outcome in labels)
-                for outcome, button in zip(OUTCOMES, self.ballot, strict=True)
+                for outcome, button in zip(OUTCOMES, self.vote_buttons, strict=True)
             },
         }
 
-    def column(self, this: Round, place: int, text: str, seconds: float) -> str:
-        """An answer under its heading; `text` is its HTML."""
-        answer, letter = this.answers[place], LETTERS[place].upper()
-        name = self.name(answer.model)
-        heading, below = f"Answer {letter}", ""
-        if not this.hidden:
-            heading = name if this.battle is None else f"{letter}: {name}"
-            if answer.error:
-                sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(answer.error))  # commands, as elsewhere
-                below = f'<p class="failed">{sentence}</p>'
-            elif answer.figures:
-                below = quiet_line("", answer.figures)
-        if this.outcome and this.outcome == LETTERS[place]:
-            heading += " ✓"
-        if not answer.text and not answer.ended:
-            text = waiting("waiting" if this.hidden else answer.waiting, seconds)
-        return f'<h3>{html.escape(heading)}</h3><div class="text" dir="auto">{text}</div>{below}'
+    def model_name(self, model_id: str) -> str:
+        """Return a model's name; its id if it left the catalog."""
+        return self.lab.catalog[model_id].name if model_id in self.lab.catalog else model_id
 
-    def told(self, this: Round) -> str:
-        """What is said below the answers when all have ended."""
-        lines = []
-        if this.hidden:
-            lines.append("Which answer is better? The names are told after the vote.")
-        elif this.outcome and this.battle:
-            winner = this.battle.winner(this.outcome)
-            voted = f"You preferred {html.escape(self.name(winner))}." if winner else f"You voted: {this.outcome}."
-            lines.append(f"{voted} The vote is kept.")
-        if len(this.comparable) > 1:
-            same = len({this.answers[i].text for i in this.comparable}) == 1
-            lines.append("The answers are the same." if same else LEGEND)
-        return " ".join(lines)
-
-    def name(self, model: str) -> str:
-        """A model's name, as far as the catalog still knows it."""
-        names = {entry.id: entry.name for entry in self.lab.catalog.entries}
-        return names.get(model, model)
-
-    def ranked(self) -> str:
-        """The ranking as a table, or why there is none."""
+    def ranking_html(self) -> str:
+        """Return the ranking as a table, or the error if the votes are not readable."""
         try:
             tally = self.votes.tally()
         except LabError as error:
             return f"<p>{html.escape(str(error))}</p>"
-        return ranking_table(rank(tally), sum(tally.values()), self.name)
-
-
-def ballot(answers: int) -> dict[str, str]:
-    """The labels of the vote buttons, by outcome, for two or three answers."""
-    word, all_bad = ("better", "Both bad") if answers == 2 else ("best", "All bad")
-    letters = {letter: f"{letter.upper()} is {word}" for letter in LETTERS[:answers]}
-    return letters | {"tie": "Tie", "both bad": all_bad}
+        return ranking_table(rank(tally), sum(tally.values()), self.model_name)

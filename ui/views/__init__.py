@@ -1,1 +1,1 @@
-"""What is shown as HTML: cards, charts and tables."""
+"""Functions that render data as HTML: cards, charts and tables. Everything that comes from a file is escaped here."""

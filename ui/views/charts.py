@@ -1,28 +1,28 @@
-"""Charts as HTML and SVG that take the theme's colours and are read aloud: a loss curve, shares with their intervals.
+"""Charts as HTML and SVG in the theme's colours, with labels for screen readers: loss curves and bars of shares.
 
-Drawn from the numbers, so that no picture has to be fetched and nothing of a stranger's is shown but text.
+They are drawn from numbers: the page loads no pictures, and shows nothing but text from a repository.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inference.run_records import Figure
 
 WIDTH, HEIGHT = 340, 190
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 34  # margins of the plot, for the axes' labels
-MOST_POINTS = 300
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 34  # margins of the plot, for the labels of the axes
+MAX_POINTS = 300
 
 
 def loss_curve(points: Sequence[tuple[float, float]]) -> str:
-    """Losses (nats per token) by step, on a logarithmic scale where they span more than a power of ten."""
-    points = thinned(points)
+    """Return losses (nats per token) by step as SVG. A range of more than a factor of ten gets a logarithmic scale."""
+    points = thin_out(points)
     steps, losses = [x for x, _ in points], [y for _, y in points]
     logarithmic = min(losses) > 0 and max(losses) / min(losses) > 10
-    scale = math.log10 if logarithmic else float
-    ticks = powers(losses) if logarithmic else round_numbers(0, max(*losses, 1e-9))
+    scale: Callable[[float], float] = math.log10 if logarithmic else float
+    ticks = powers_of_ten(losses) if logarithmic else round_numbers(0, max(*losses, 1e-9))
     low, high = scale(min(*losses, *ticks)), scale(max(*losses, *ticks))
     first, last = steps[0], max(steps[-1], steps[0] + 1)
 
@@ -42,29 +42,29 @@ def loss_curve(points: Sequence[tuple[float, float]]) -> str:
         for t in round_numbers(first, last)
     )
     path = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
-    told = f"Loss {losses[0]:.3g} at step {steps[0]:g}, {losses[-1]:.3g} at step {steps[-1]:g}"
+    summary = f"Loss {losses[0]:.3g} at step {steps[0]:g}, {losses[-1]:.3g} at step {steps[-1]:g}"
     return (
-        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{grid}'
+        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{summary}">{grid}'
         f'<polyline points="{path}"/><text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
-        f'step{", logarithmic scale" if logarithmic else ""}</text></svg><p class="figures">{told}</p>'
+        f'step{", logarithmic scale" if logarithmic else ""}</text></svg><p class="figures">{summary}</p>'
     )
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """In the order of steps; every so-manieth of more points than can be told apart, and the last."""
+def thin_out(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points in the order of steps: every n-th point, so that about `MAX_POINTS` remain, and the last."""
     points = sorted(points)
-    every = math.ceil(len(points) / MOST_POINTS)
+    every = math.ceil(len(points) / MAX_POINTS)
     return [*points[:-1:every], points[-1]]
 
 
-def powers(losses: Sequence[float]) -> list[float]:
-    """The powers of ten around losses, of more than five every so-manieth."""
+def powers_of_ten(losses: Sequence[float]) -> list[float]:
+    """Return the powers of ten around the losses; every n-th one if there are more than five."""
     low, high = math.floor(math.log10(min(losses))), math.ceil(math.log10(max(losses)))
     return [10.0**power for power in range(low, high + 1, math.ceil((high - low + 1) / 5))]
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """About four ticks at 1, 2 or 5 times a power of ten."""
+    """Return about four ticks at 1, 2 or 5 times a power of ten."""
     rough = (high - low) / 4
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
@@ -72,7 +72,7 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 def share_bars(figures: Sequence[Figure]) -> str:
-    """A table of shares: a bar with its interval, and the numbers."""
+    """Return table rows of shares: a bar with its interval, and the numbers."""
     return "".join(
         f'<tr><th scope="row">{html.escape(figure.group or figure.metric)}</th><td>{bar(figure)}{figure.text}</td></tr>'
         for figure in figures
@@ -80,7 +80,7 @@ def share_bars(figures: Sequence[Figure]) -> str:
 
 
 def bar(figure: Figure) -> str:
-    """The bar up to the value, the line over the interval."""
+    """Return a bar up to the value, with a line over the interval."""
     value, low, high = (min(max(part, 0), 1) * 100 for part in (figure.value, figure.low, figure.high))
     interval = f"left:{low:.1f}%;width:{max(high - low, 0):.1f}%"
     return f'<div class="bar" aria-hidden="true"><i style="width:{value:.1f}%"></i><b style="{interval}"></b></div>'

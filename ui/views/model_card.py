@@ -1,11 +1,12 @@
-"""A model's card as HTML: the facts one sees, and what it opens to. Whatever a run record says is escaped here."""
+"""A model's card as HTML: its facts, and the details that it opens to."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import yaml
+from pydantic import JsonValue
 
 from inference.arena.model_diff import format_value
 from inference.catalog import Entry
@@ -14,12 +15,13 @@ from inference.run_records import Figure, RunRecord
 from ui.views.charts import loss_curve, share_bars
 
 
-def hyper_parameters(run_record: RunRecord) -> str:
-    """A recipe in a line."""
+def hyperparameters(run_record: RunRecord) -> str:
+    """Return the main hyperparameters of a recipe in one line."""
     recipe = run_record.recipe
-    lora = recipe.get("lora") if isinstance(recipe.get("lora"), dict) else {}
+    value = recipe.get("lora")
+    lora = value if isinstance(value, dict) else {}
     full = recipe.get("method") == "full"
-    said = [
+    fields = [
         ("full fine-tuning", full or None),
         ("LoRA r {}", None if full else lora.get("r")),
         ("alpha {}", None if full else lora.get("alpha")),
@@ -28,82 +30,89 @@ def hyper_parameters(run_record: RunRecord) -> str:
         ("learning rate {}", recipe.get("learning_rate")),
         ("{} epochs", None if recipe.get("max_steps") else recipe.get("epochs")),
         ("{} steps", recipe.get("max_steps")),
-        ("batch {}", batch(recipe)),
+        ("batch {}", batch_size(recipe)),
     ]
-    parts = [text.format(format_value(value)) for text, value in said if value is not None]
+    parts = [text.format(format_value(value)) for text, value in fields if value is not None]
     return " · ".join(parts).replace("1 epochs", "1 epoch") if recipe else ""
 
 
-def batch(recipe: dict) -> int | None:
-    """Examples for each step of the optimizer."""
-    size, times = recipe.get("batch_size"), recipe.get("gradient_accumulation", 1)
-    return size * times if isinstance(size, int) and isinstance(times, int) else None
+def batch_size(recipe: Mapping[str, JsonValue]) -> int | None:
+    """Return the number of examples in each step of the optimizer; None if the recipe does not say."""
+    size, accumulation = recipe.get("batch_size"), recipe.get("gradient_accumulation", 1)
+    return size * accumulation if isinstance(size, int) and isinstance(accumulation, int) else None
 
 
-def examples(run_record: RunRecord) -> str:
-    """The data set and how many examples of it."""
+def data_set(run_record: RunRecord) -> str:
+    """Return the name of the data set and its number of examples."""
     count = run_record.data.get("examples")
     return run_record.data_name + (f", {count:,} examples" if isinstance(count, int) else "")
 
 
-def in_a_word(entry: Entry, run_record: RunRecord | None) -> str:
-    """What it can do: the run record's figures, else the model card's."""
+def headline(entry: Entry, run_record: RunRecord | None) -> str:
+    """Return the main accuracy figures, from the run record or else from the model card."""
     if run_record and run_record.headline:
         return " · ".join(f"{figure.group} {figure.text}" for figure in run_record.headline)
-    shares = {what: share for what, share in entry.card.accuracy.items() if "never seen" not in what}
-    return " · ".join(f"{what} {share * 100:.0f}\u00a0%" for what, share in shares.items())
+    shares = {group: share for group, share in entry.card.accuracy.items() if "never seen" not in group}
+    return " · ".join(f"{group} {share * 100:.0f}\u00a0%" for group, share in shares.items())
 
 
-def facts(entry: Entry, run_record: RunRecord | None, base: str, state: str, size: int | None, problem: str) -> str:
-    """What a card shows; `size` in bytes on this disk, `problem` a sentence where the run record can't be read."""
+def facts_html(
+    entry: Entry, run_record: RunRecord | None, base: str, state: str, size: int | None, problem: str
+) -> str:
+    """Return the facts of a card.
+
+    `base` is the name of its base and `size` its bytes on this disk. `problem` is the error of a run record that is not
+    readable, or "".
+    """
+    download = f"{human_size(entry.size)} to download" if entry.size else ""
     lines = {
         "Base": base,
-        "Data": examples(run_record) if run_record else "",
-        "Training": (hyper_parameters(run_record) if run_record else "") or entry.card.lora or "",
-        "Evaluation": in_a_word(entry, run_record),
-        "Size": f"{human_size(size)} on disk" if size else f"{human_size(entry.size)} to fetch" if entry.size else "",
+        "Data": data_set(run_record) if run_record else "",
+        "Training": (hyperparameters(run_record) if run_record else "") or entry.card.lora or "",
+        "Evaluation": headline(entry, run_record),
+        "Size": f"{human_size(size)} on disk" if size else download,
         "Licence": entry.card.license or (run_record.license if run_record else ""),
     }
-    listed = definitions(lines)
+    listed = definition_list(lines)
     url = html.escape(entry.card.url or "")
-    link = f'<p><a href="{url}" target="_blank" rel="noopener">card on the Hub ↗</a></p>' if url else ""
-    told = f"<p>{html.escape(problem)}</p>" if problem else ""
+    link = f'<p><a href="{url}" target="_blank" rel="noopener">model card on the Hub ↗</a></p>' if url else ""
+    warning = f"<p>{html.escape(problem)}</p>" if problem else ""
     return (
         f'<h3>{html.escape(entry.name)}</h3><p class="state">{html.escape(state)}</p>'
-        f"<p>{html.escape(entry.card.summary)}</p>{listed}{link}{told}"
+        f"<p>{html.escape(entry.card.summary)}</p>{listed}{link}{warning}"
     )
 
 
-def definitions(lines: dict[str, str]) -> str:
-    """Names and what they are, where they are anything."""
+def definition_list(lines: Mapping[str, str]) -> str:
+    """Return names and texts as a list, without the empty ones."""
     shown = [f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in lines.items() if text]
     return f"<dl>{''.join(shown)}</dl>" if shown else ""
 
 
-def details(run_record: RunRecord) -> str:
-    """What a card opens to."""
+def details_html(run_record: RunRecord) -> str:
+    """Return the details that a card opens to."""
     parts = [
         ("Loss", loss_curve(run_record.curve) if run_record.curve else ""),
         ("Evaluation", evaluation(run_record.figures)),
         ("Before and after", before_and_after(run_record)),
         ("Recipe", f"<pre tabindex=0>{html.escape(as_yaml(run_record))}</pre>" if run_record.recipe else ""),
-        ("How it was made", definitions(made(run_record))),
+        ("How it was made", definition_list(training_facts(run_record))),
     ]
     sections = [f"<section><h4>{title}</h4>{shown}</section>" for title, shown in parts if shown]
     if run_record.unread:
         names = ", ".join(run_record.unread)
-        sections.append(f"<p>What run.json says of {html.escape(names)} can't be read, so it isn't shown.</p>")
+        sections.append(f"<p>These fields of run.json are not readable and are not shown: {html.escape(names)}.</p>")
     shown = "".join(sections)
-    return f'<div class="run record">{shown}</div>' if shown else "<p>Its run.json says nothing that can be shown.</p>"
+    return f'<div class="run-record">{shown}</div>' if shown else "<p>Its run.json has nothing to show.</p>"
 
 
 def as_yaml(run_record: RunRecord) -> str:
-    """The recipe as it is written in `training/recipes/`."""
+    """Return the recipe as YAML, as in `training/recipes/`."""
     return yaml.safe_dump(run_record.recipe, allow_unicode=True, sort_keys=False)
 
 
 def evaluation(figures: Iterable[Figure]) -> str:
-    """Shares as bars, one table a measure; what is no share as numbers."""
+    """Return shares as bars, one table for each metric, and other figures as numbers."""
     panels: dict[tuple[str, str], list[Figure]] = {}
     for figure in figures:
         key = (figure.suite, figure.metric) if figure.unit == "share" and figure.group else (figure.suite, "")
@@ -114,21 +123,21 @@ def evaluation(figures: Iterable[Figure]) -> str:
         shares = [figure for figure in found if figure.unit == "share"]
         numbers = {f"{f.group} {f.metric}".strip(): f"{f.text} {f.unit}" for f in found if f.unit != "share"}
         rows = f"<table><caption>{caption}</caption>{share_bars(shares)}</table>" if shares else ""
-        tables.append(rows + definitions(numbers))
+        tables.append(rows + definition_list(numbers))
     return "".join(tables)
 
 
 def before_and_after(run_record: RunRecord) -> str:
-    """A few answers of the base and of what was made of it."""
+    """Return a few answers of the base and of the fine-tuned model."""
     return "".join(
         f'<div class="pair"><p dir="auto">{html.escape(pair.question)}</p>'
-        f"{definitions({'base': pair.before, 'tuned': pair.after})}</div>"
+        f"{definition_list({'base': pair.before, 'tuned': pair.after})}</div>"
         for pair in run_record.answers[:5]
     )
 
 
-def made(run_record: RunRecord) -> dict[str, str]:
-    """Device, time, tokens and versions."""
+def training_facts(run_record: RunRecord) -> dict[str, str]:
+    """Return the device, time, steps, tokens, memory and library versions of a run."""
     seconds = run_record.seconds or sum(stage.seconds for stage in run_record.stages)
     memory = run_record.peak_memory_bytes
     return {

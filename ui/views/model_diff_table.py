@@ -1,5 +1,4 @@
-"""Two models' differences as HTML: what differs in recipe, data, training and figures, what is the same folded, and
-who answered which of the same questions."""
+"""The differences of two models as HTML: fields that differ, fields that are equal (folded), and paired answers."""
 
 from __future__ import annotations
 
@@ -12,64 +11,67 @@ from inference.errors import LabError
 from inference.run_records import RunRecord, RunRecords
 
 
-def difference_table(
-    pair: Sequence[Entry], said: Sequence[RunRecord], problems: Sequence[str], run_records: RunRecords
+def model_diff_table(
+    pair: Sequence[Entry], records: Sequence[RunRecord], problems: Sequence[str], run_records: RunRecords
 ) -> str:
-    """The whole comparison, foldable. `problems` are HTML: why a run record could not be read. Reads the answers of
-    both evaluations, from the Hub if they are there."""
+    """Return the comparison of a pair of models with their `records`, foldable.
+
+    `problems` are HTML: the errors of run records that are not readable. Reads the answers of both evaluations, from
+    the Hub if needed.
+    """
     first, second = (html.escape(entry.name) for entry in pair)
-    found = field_pairs(pair, said)
-    differing = [row for row in found if not row.same]
-    same = [row for row in found if row.same]
+    rows = field_pairs(pair, records)
+    differing = [row for row in rows if not row.same]
+    same = [row for row in rows if row.same]
     head = f'<thead><tr><td></td><th scope="col">{first}</th><th scope="col">{second}</th></tr></thead>'
-    shown = f"<table>{head}{bodies(differing)}</table>" if differing else ""
+    table = f"<table>{head}{grouped_rows(differing)}</table>" if differing else ""
     if same:
-        folded = ", ".join(f"{row.field} {row.first}" for row in same)
-        shown += f"<details><summary>{len(same)} the same</summary><p>{html.escape(folded)}</p></details>"
-    asked = "" if problems else by_question(pair, run_records)
+        equal = ", ".join(f"{row.field} {row.first}" for row in same)
+        table += f"<details><summary>{len(same)} equal fields</summary><p>{html.escape(equal)}</p></details>"
+    answers = "" if problems else paired_answers(pair, run_records)
     return (
-        f"<details open><summary><span role=status>{first} and {second}: what differs</span></summary>"
-        f'<div role="region" aria-label="Differences" tabindex="0">{"".join(problems)}{shown}{asked}</div></details>'
+        f"<details open><summary><span role=status>Differences between {first} and {second}</span></summary>"
+        f'<div role="region" aria-label="Differences" tabindex="0">{"".join(problems)}{table}{answers}</div></details>'
     )
 
 
-def bodies(found: Sequence[FieldPair]) -> str:
-    """The rows, each part under its heading."""
+def grouped_rows(rows: Sequence[FieldPair]) -> str:
+    """Return the rows, each part under its heading."""
     parts: dict[str, list[FieldPair]] = {}
-    for row in found:
+    for row in rows:
         parts.setdefault(row.part, []).append(row)
     return "".join(
-        f'<tbody><tr><th colspan="3" scope="rowgroup">{part}</th></tr>{"".join(map(drawn, inside))}</tbody>'
-        for part, inside in parts.items()
+        f'<tbody><tr><th colspan="3" scope="rowgroup">{part}</th></tr>{"".join(map(row_html, of_part))}</tbody>'
+        for part, of_part in parts.items()
     )
 
 
-def drawn(row: FieldPair) -> str:
-    """One of them."""
+def row_html(row: FieldPair) -> str:
+    """Return one row."""
     first, second = (html.escape(text) or "–" for text in (row.first, row.second))
     return f'<tr><th scope="row">{html.escape(row.field)}</th><td>{first}</td><td>{second}</td></tr>'
 
 
-def by_question(pair: Sequence[Entry], run_records: RunRecords) -> str:
-    """Who answered which of the same questions, or why that isn't known."""
+def paired_answers(pair: Sequence[Entry], run_records: RunRecords) -> str:
+    """Return how many of the same questions each model answered correctly, or why that is not known."""
     try:
-        counted = paired_counts(*(run_records.evaluation(entry) for entry in pair))
+        counts = paired_counts(*(run_records.evaluation(entry) for entry in pair))
     except LabError as error:
         return f"<p>{html.escape(str(error))}</p>"
-    if not counted:
+    if not counts:
         return "<p>Their evaluations have no question in common.</p>"
     first, second = (html.escape(entry.name) for entry in pair)
     names = ("both", f"only {first}", f"only {second}", "p")
     head = "<td></td>" + "".join(f'<th scope="col">{name}</th>' for name in names)
     return (
-        "<table><caption>Right answers to the same questions (lenient scoring)</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(counts, counted))}</tbody></table>"
-        "<p>p: McNemar's exact test, not adjusted for how many rows there are.</p>"
+        "<table><caption>Correct answers to the same questions (lenient scoring)</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(counts_html, counts))}</tbody></table>"
+        "<p>p: McNemar's exact test, not adjusted for multiple comparisons.</p>"
     )
 
 
-def counts(row: PairedCounts) -> str:
-    """One group of questions."""
+def counts_html(row: PairedCounts) -> str:
+    """Return the row of one group of questions."""
     p = "&lt; 0.0001" if row.p < 0.0001 else f"{row.p:.2g}"
     cells = "".join(f"<td>{text}</td>" for text in (row.both, row.only_first, row.only_second, p))
     return f'<tr><th scope="row">{html.escape(row.group)} ({row.count})</th>{cells}</tr>'

@@ -1,4 +1,4 @@
-"""The microphone of a tab: record or choose a file, read what was heard, send it. No speech code."""
+"""The microphone of a tab: record or upload speech, show the transcript's details, send the transcript."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gradio.events import Dependency
 
 from inference.errors import LabError
 from inference.lab import Lab
-from inference.speech.transcriber import Transcript
+from inference.speech import Transcript
 
-# What Whisper calls them; "" lets it find out by itself.
-LANGUAGES = [
-    ("find out", ""), ("English", "en"), ("German", "de"), ("French", "fr"), ("Spanish", "es"), ("Italian", "it"),
+# Whisper's codes; "" detects the language.
+LANGUAGES: list[str | int | float | tuple[str, str | int | float]] = [
+    ("detect", ""), ("English", "en"), ("German", "de"), ("French", "fr"), ("Spanish", "es"), ("Italian", "it"),
     ("Portuguese", "pt"), ("Dutch", "nl"), ("Swedish", "sv"), ("Polish", "pl"), ("Turkish", "tr"), ("Russian", "ru"),
     ("Arabic", "ar"), ("Hindi", "hi"), ("Chinese", "zh"), ("Japanese", "ja"),
 ]  # fmt: skip
@@ -24,9 +24,11 @@ NO_MICROPHONE = (
 )
 
 
-class Voice:
-    """The recorder and its two settings, which the tab places where it wants them; `prefix` tells its elements from
-    another tab's."""
+class VoiceInput:
+    """The recorder, the transcript line below it, and two settings that the tab places with `build_settings`.
+
+    `prefix` makes the element ids of a tab unique.
+    """
 
     def __init__(self, lab: Lab, prefix: str = "") -> None:
         self.lab = lab
@@ -35,25 +37,27 @@ class Voice:
             waveform_options=gr.WaveformOptions(show_recording_waveform=False), elem_id=f"{prefix}voice",
         )  # fmt: skip
         note = html.escape(lab.transcriber.note) or NO_MICROPHONE
-        self.line = gr.HTML(note, elem_classes="figures", elem_id=f"{prefix}heard")
+        self.transcript_line = gr.HTML(note, elem_classes="figures", elem_id=f"{prefix}transcript")
 
-    def settings(self) -> None:
-        """Make the settings, inside whatever is open."""
+    def build_settings(self) -> None:
+        """Create the settings inside the open block."""
         with gr.Row():
-            self.send = gr.Checkbox(True, label="Send when I stop speaking")
+            self.send_at_once = gr.Checkbox(True, label="Send when I stop speaking")
             self.language = gr.Dropdown(LANGUAGES, value="", label="Voice language")
 
     def connect(self, question: gr.Textbox, notice: gr.Markdown, **options: Any) -> Dependency:
-        """Listen to what is recorded or chosen and put it into the question box. `options` are an event's own. Returns
-        the event after which the question can be sent."""
-        self.recorder.start_recording(self.prepare, None, self.line, **options)
+        """Transcribe each recording into the question box. `options` are those of a Gradio event.
+
+        Returns the event after which the question can be sent.
+        """
+        self.recorder.start_recording(self.load_model, None, self.transcript_line, **options)
         return gr.on(
             [self.recorder.stop_recording, self.recorder.upload], self.transcribe, [self.recorder, self.language],
-            [question, self.line, notice], **options,
+            [question, self.transcript_line, notice], **options,
         )  # fmt: skip
 
-    def prepare(self) -> Iterator[str]:
-        """The visitor begins to speak: load the speech model meanwhile. Yields the line under the recorder."""
+    def load_model(self) -> Iterator[str]:
+        """Load the speech model while the visitor speaks. Yields the transcript line."""
         try:
             for step in self.lab.transcriber.load():
                 yield f"{step.waiting}…"
@@ -62,15 +66,23 @@ class Voice:
             yield html.escape(str(error))
 
     def transcribe(self, recording: str | None, language: str) -> Iterator[tuple[object, str, str]]:
-        """Yields the question box's text, the line under the recorder, and the notice where nothing was heard."""
+        """Transcribe a recording. Yields the text of the question box, the transcript line and the notice."""
         if not recording:
             return
         try:
             for step in self.lab.transcribe(recording, language or None):
                 if isinstance(step, Transcript):
-                    line = f"heard in {step.seconds:.1f} s · {step.duration:.1f} s of {step.language} · {step.model}"
-                    yield step.text, f"{line}<br>{html.escape(step.note)}", ""
+                    yield step.text, transcript_html(step), ""
                 else:
                     yield gr.skip(), f"{step.waiting}…", ""
         except LabError as error:
             yield "", NO_MICROPHONE, str(error)
+
+
+def transcript_html(transcript: Transcript) -> str:
+    """Return the transcript line: durations, language, model and the note about the model."""
+    facts = (
+        f"{transcript.duration:.1f} s of speech ({transcript.language}) · "
+        f"transcribed in {transcript.seconds:.1f} s by {transcript.model}"
+    )
+    return f"{html.escape(facts)}<br>{html.escape(transcript.note)}"
