@@ -19,7 +19,7 @@ def test_models_lists_the_catalog_in_order():
     assert {row["id"]: row["state"] for row in rows}["finetome-1b"] == "not published"
 
 
-def test_ask_prints_the_answer_and_its_figures():
+def test_ask_prints_the_answer_and_its_measurements():
     done = command("inference", "ask", "nano-emoji", "What does 🇸🇪 mean?", "--json", "--temperature", "0")
     record = json.loads(done.stdout)
     assert "Sweden" in record["answer"]
@@ -43,11 +43,11 @@ def test_ask_streams_plain_text():
         ("finetome-1b", "hello", ["not published", "python -m training run finetome-1b"]),
     ],
 )
-def test_bad_questions_get_one_sentence(model, question, words):
+def test_a_bad_question_gives_one_sentence(model, question, words):
     assert_refused(command("inference", "ask", model, question, HUB_NAMESPACE=""), *words)
 
 
-def test_a_model_of_the_hub_without_a_network_says_so():
+def test_a_model_on_an_unreachable_hub_gives_one_sentence():
     done = command("inference", "ask", "llama-3.2-1b", "hello", HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
     assert_refused(done, "bartowski/Llama-3.2-1B-Instruct-GGUF", "the Hub is unreachable")
 
@@ -62,7 +62,7 @@ def test_a_model_of_the_hub_without_a_network_says_so():
         (["emoji-nano", "epochs"], ["key=value"]),
     ],
 )
-def test_bad_recipes_get_one_sentence(arguments, words):
+def test_a_bad_recipe_gives_one_sentence(arguments, words):
     assert_refused(command("training", "sft", *arguments), *words)
 
 
