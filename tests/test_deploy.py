@@ -167,4 +167,6 @@ def test_problems_are_reported_in_one_sentence(hub, api):
     assert_refused(deploy(hub, "me/lab", "--preload", "llama-3.2-3b"), "Llama-3.2-3B-Instruct-GGUF is not on the Hub")
     assert {asked.method for asked in list(hub.requests)[before:]} <= {"GET", "HEAD"}
     hub.fault("403", match="/hardware", times=1)
-    assert_refused(deploy(hub, "me/lab", "--hardware", "a100-large"), "The Hub refuses a100-large for me/lab", "--hardware")
+    assert_refused(
+        deploy(hub, "me/lab", "--hardware", "a100-large"), "The Hub refuses a100-large for me/lab", "--hardware"
+    )

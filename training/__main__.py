@@ -58,7 +58,8 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
     """The recipe's run folder, trained to the end."""
     api, repo = None, None
     if namespace:
-        from training.publish.upload import account, checkpoints_repo
+        from training.publish.account import account
+        from training.publish.upload import checkpoints_repo
 
         api, repo = account(namespace), checkpoints_repo(recipe.title, namespace)
     from training.finetune.run import fine_tune

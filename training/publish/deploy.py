@@ -1,9 +1,8 @@
 """From this checkout to a Space on the Hub: `python -m training deploy ME/NAME`, or `make deploy SPACE=ME/NAME`
 
-Creates or updates the Space: hardware, variables and secrets, then one commit with what the page needs and nothing else
-of this folder; what an earlier one left there goes. The Hub then builds and restarts it by itself. Without a token, or
-with --dry-run, it says what it would do and changes nothing. README.md gives the front matter and requirements.txt the
-versions; both are completed for the hardware here and lie whole in the Space only.
+Creates or updates the Space: hardware, variables and secrets, then one commit with the files that the page needs. Files
+of an earlier deployment that are not needed any more are deleted. The Hub then builds and restarts the Space. Without a
+token, or with --dry-run, it prints what it would do and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,52 +12,36 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
-import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, SpaceHardware, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from inference.catalog import Catalog, front_matter
+from inference.catalog import Catalog
 from inference.engines import choose_engine
 from inference.errors import LabError
-from inference.hub import artifacts, download
 from inference.hub.client import translate_hub_errors
 from inference.lab import Lab
 from inference.settings import PROJECT
-from inference.speech.whisper_model import EMBEDDED
 from inference.validation import nearest
-from training.publish.upload import OF_BOTH, account, patiently
+from training.publish.account import account, with_retries
+from training.publish.space_files import OWNED_FOLDERS, space_files
 
-SINGLE = ("app.py", "LICENSE", "docs/page.png")
-CODE = ("inference", "ui")  # folders, of which
-CODE_SUFFIXES = (".py", ".css", ".js", ".html", ".jinja", ".yaml")
-OURS = ("adapters", "docs", *CODE)  # folders of the Space in which nobody else keeps a file
-OF_PAGE = ("README.md", "adapter_config.json", *OF_BOTH)  # of a model: what its card shows
-OF_PYTORCH = ("transformers", "peft", "accelerate", "bitsandbytes")  # left out of a Space that runs llama.cpp
-# llama.cpp's own wheels; a version that isn't there is compiled from its source on PyPI, which takes the build minutes.
-LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
-TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"  # without CUDA's libraries
+# Variables of this environment that become the Space's.
 VARIABLES = (
-    "HUB_NAMESPACE",
-    "HUB_AUTHORS",
-    "HUB_COLLECTION",
-    "ENGINE",
-    "REMOTE_URL",
-    "WHISPER_MODEL",
-    "CACHE_GB",
-    "VOTES",
+    "HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "ENGINE", "REMOTE_URL", "WHISPER_MODEL", "CACHE_GB", "VOTES",
     "VOTES_REPO",
-)
+)  # fmt: skip
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class Space:
-    """A Space as it is on the Hub."""
+    """A Space as it is on the Hub; `files` are paths."""
 
     hardware: str
     variables: dict[str, str]
@@ -67,99 +50,115 @@ class Space:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a Space shall be: `files` by their path in it; `variables` and `secrets` are those to set."""
+    """What a deployment sends: `files` by their path in the Space, the `variables` and `secrets` to set, and the
+    `outdated` files to delete."""
 
     name: str
     hardware: str
     files: dict[str, Path | bytes]
     variables: dict[str, str]
     secrets: dict[str, str] = field(repr=False)
-    stale: list[str] = field(default_factory=list)
+    outdated: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """All of it to read; of the secrets only the names."""
+        """The plan as text. Contains the names of the secrets, not their values."""
         sizes = {path: len(c) if isinstance(c, bytes) else c.stat().st_size for path, c in self.files.items()}
         return "\n".join([
             f"Space: {self.name}", f"hardware: {self.hardware}",
             *(f"variable: {name}={value}" for name, value in self.variables.items()),
             *(f"secret: {name}" for name in self.secrets),
-            "", f"README.md begins:\n{REGEX_YAML_BLOCK.match(self.files['README.md'].decode())[0]}",
-            f"requirements.txt:\n{self.files['requirements.txt'].decode()}",
+            "", f"Front matter of README.md:\n{RepoCard(self.text('README.md')).data.to_yaml()}\n",
+            f"requirements.txt:\n{self.text('requirements.txt')}",
             f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB:",
             *(f"{size / 1e3:10.1f} kB  {path}" for path, size in sorted(sizes.items())),
-            *(f"   deleted     {path}" for path in self.stale),
+            *(f"   deleted     {path}" for path in self.outdated),
         ])  # fmt: skip
+
+    def text(self, path: str) -> str:
+        """The text of a file."""
+        content = self.files[path]
+        return (content if isinstance(content, bytes) else content.read_bytes()).decode()
 
 
 def deploy(
     name: str, hardware: str | None, preload: Sequence[str], variables: Sequence[str], secrets: Sequence[str], dry: bool
 ) -> str:
-    """Deploy to the Space `name` and return its address; `hardware` None keeps what it has. `preload` are catalog ids,
-    `variables` NAME=VALUE, `secrets` names of the environment. Raises LabError, with nothing changed where that can be
-    told before."""
+    """Deploy to a Space and return its address.
+
+    Args:
+        name: the Space, as USER/NAME.
+        hardware: the Hub's name for it; None keeps the Space's hardware.
+        preload: catalog ids of models that the Hub downloads while it builds the Space.
+        variables: settings as NAME=VALUE.
+        secrets: names of environment variables.
+        dry: print the plan and change nothing.
+
+    Raises:
+        LabError: an argument is invalid, or the Hub refuses. Arguments are checked before anything is sent.
+    """
     namespace = check_name(name)
     check_hardware(hardware)
     wanted, hidden = read_variables(variables), read_secrets(secrets)
     api = account(namespace) if get_token() is not None else None
-    space = existing(api, name) if api else None
+    space = existing_space(api, name) if api else None
     plan = make_plan(name, hardware, preload, wanted, hidden, space)
     if dry or api is None:
-        why = "--dry-run" if dry else "there is no token: run `hf auth login` or set HF_TOKEN"
+        reason = "--dry-run" if dry else "there is no token: run `hf auth login` or set HF_TOKEN"
         print(plan.describe())
-        typer.echo(f"Nothing was sent ({why}).", err=True)
+        typer.echo(f"Nothing was sent ({reason}).", err=True)
     else:
         send(api, plan, space)
     return f"{HfApi().endpoint}/spaces/{name}"
 
 
 def check_name(name: str) -> str:
-    """The namespace of a Space's name."""
+    """The namespace of a Space's name. Raises LabError if it is not of the form USER/NAME."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
-        raise LabError(f"“{name}” is no Space's name: write it as USER/NAME.")
+        raise LabError(f"“{name}” is not the name of a Space: write it as USER/NAME.")
     return name.split("/")[0]
 
 
 def check_hardware(name: str | None) -> None:
-    """Raise LabError for hardware that the Hub doesn't have."""
+    """Raise LabError if the Hub does not offer this hardware."""
     known = [flavor.value for flavor in SpaceHardware]
     if name is not None and name not in known:
         raise LabError(f"There is no hardware “{name}”{nearest(name, known)}: choose one of {', '.join(known)}.")
 
 
 def read_variables(given: Iterable[str]) -> dict[str, str]:
-    """The settings in this environment, and those given as NAME=VALUE over them."""
+    """The settings of this environment, overridden by those given as NAME=VALUE. Raises LabError for an invalid one."""
     variables = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     for text in given:
         name, equals, value = text.partition("=")
         if name in SECRETS:
-            raise LabError(f"{name} is a secret and a variable is public: use --secret {name} in its place.")
-        if not equals or not NAME.fullmatch(name):
-            raise LabError(f"“{name}” is no variable: write it as --variable NAME=VALUE.")
+            raise LabError(f"{name} is a secret, but variables are public: use --secret {name} instead.")
+        if not equals or not VARIABLE_NAME.fullmatch(name):
+            raise LabError(f"“{name}” is not a variable: write it as --variable NAME=VALUE.")
         variables[name] = value
-    choose_engine(variables.get("ENGINE", "auto"))  # refuses one that there isn't
+    choose_engine(variables.get("ENGINE", "auto"))  # raises LabError for an unknown engine
     return variables
 
 
 def read_secrets(names: Iterable[str]) -> dict[str, str]:
-    """The secrets' values from the environment; no message holds one."""
+    """The secrets' values from the environment. No error message contains a value."""
     for name in names:
-        if not NAME.fullmatch(name):
+        if not VARIABLE_NAME.fullmatch(name):
             raise LabError(
-                "A secret is given by its name alone, as --secret HF_TOKEN: its value is in the environment."
+                "--secret takes a name alone, such as --secret HF_TOKEN: put the value into the environment."
             )
         if not os.environ.get(name):
-            raise LabError(f"The secret {name} is not in the environment: export it, or leave out --secret {name}.")
+            raise LabError(f"The secret {name} is not in the environment: export it, or omit --secret {name}.")
     return {name: os.environ[name] for name in names}
 
 
-def existing(api: HfApi, name: str) -> Space | None:
-    """The Space as it is, or None where there is none yet."""
+def existing_space(api: HfApi, name: str) -> Space | None:
+    """The Space as it is on the Hub; None if it does not exist."""
     with translate_hub_errors(name, "README.md"):
-        if not patiently(name, lambda: api.repo_exists(name, repo_type="space")):
+        if not with_retries(lambda: api.repo_exists(name, repo_type="space")):
             return None
-        runtime = patiently(name, lambda: api.get_space_runtime(name))
-        variables = patiently(name, lambda: api.get_space_variables(name))
-        files = patiently(name, lambda: api.list_repo_files(name, repo_type="space"))
+        runtime = with_retries(lambda: api.get_space_runtime(name))
+        variables = with_retries(lambda: api.get_space_variables(name))
+        files = with_retries(lambda: api.list_repo_files(name, repo_type="space"))
     hardware = runtime.requested_hardware or runtime.hardware or SpaceHardware.CPU_BASIC
     return Space(getattr(hardware, "value", hardware), {key: row.value for key, row in variables.items()}, files)
 
@@ -172,109 +171,64 @@ def make_plan(
     secrets: dict[str, str],
     space: Space | None,
 ) -> Plan:
-    """What to send. Raises LabError where a model to preload can't be had."""
+    """What to send. Raises LabError if a model to preload is not available."""
     settings = (space.variables if space else {}) | variables
     hardware = hardware or (space.hardware if space else SpaceHardware.CPU_BASIC.value)
     gpu, engine = not hardware.startswith("cpu-"), settings.get("ENGINE", "auto")
     pytorch = engine == "pytorch" or (engine == "auto" and gpu)
     catalog = Catalog.read(PROJECT / "adapters" / "catalog.yaml", settings.get("HUB_NAMESPACE"))
     lab = Lab(catalog, "pytorch" if pytorch else "llamacpp")
-    files = files_of(catalog, pytorch)
-    files["README.md"] = readme(preloaded(lab, preload or [catalog.entries[0].id])).encode()
-    files["requirements.txt"] = requirements(gpu, pytorch).encode()
-    ours = [path for path in (space.files if space else []) if path.split("/")[0] in OURS]
-    return Plan(name, hardware, files, variables, secrets, [path for path in ours if path not in files])
-
-
-def files_of(catalog: Catalog, pytorch: bool) -> dict[str, Path | bytes]:
-    """The code, and the models that the catalog has in folders beside it; safetensors where PyTorch runs them."""
-    found = [PROJECT / path for path in SINGLE]
-    for folder in CODE:
-        found += [path for path in (PROJECT / folder).rglob("*") if path.suffix in CODE_SUFFIXES]
-    adapters = PROJECT / "adapters"
-    found += [adapters / "catalog.yaml", EMBEDDED, *(EMBEDDED.parent / file for file in OF_PAGE)]
-    for entry in catalog.entries:
-        if entry.folder is None:
-            continue
-        if not entry.folder.resolve().is_relative_to(adapters.resolve()):
-            raise LabError(f"{entry.id} lies outside adapters/ and can't come along: move its folder there.")
-        weights = (artifacts.ADAPTER_FILES if entry.base else artifacts.BASE_FILES) if pytorch else ()
-        found += [entry.folder / entry.file]
-        found += [path for pattern in (*OF_PAGE, *weights) for path in entry.folder.glob(pattern)]
-    files = {path.relative_to(PROJECT): path for path in found if path.is_file()}
-    return {path.as_posix(): files[path] for path in files if not any(part.startswith(".") for part in path.parts)}
-
-
-def preloaded(lab: Lab, ids: Iterable[str]) -> list[str]:
-    """The front matter's `preload_from_hub`: "repository file,file" of each part that doesn't come along."""
-    lines = []
-    for entry in map(lab.entry, ids):
-        elsewhere = [part for part in lab.local.parts(entry) if part.folder is None]
-        for part in elsewhere:
-            if not artifacts.is_available(part, lab.engines.form_for(entry)):
-                raise LabError(lab.state(part).explanation)
-        for part in elsewhere:
-            # Raises LabError if the Space's build would fail.
-            found = download.prepare(artifacts.needed_files(part, lab.engines.form_for(entry)))
-            lines.append(f"{found.repo} {','.join(file.name for file in found.files)}")
-    return list(dict.fromkeys(lines))
-
-
-def readme(preload: list[str]) -> str:
-    """README.md with the front matter completed."""
-    path = PROJECT / "README.md"
-    fields = front_matter(path) | {"sdk_version": pins("requirements.txt")["gradio"].split("==")[1]}
-    if preload:
-        fields["preload_from_hub"] = preload
-    text = path.read_text(encoding="utf-8")
-    head = yaml.safe_dump(fields, allow_unicode=True, sort_keys=False, width=1000)
-    return f"---\n{head}---\n{text[REGEX_YAML_BLOCK.match(text).end() :]}"
-
-
-def pins(file: str) -> dict[str, str]:
-    """The lines of a requirements file by package."""
-    lines = (PROJECT / file).read_text(encoding="utf-8").split("\n")
-    return {line.split("==")[0]: line for line in lines if "==" in line}
-
-
-def requirements(gpu: bool, pytorch: bool) -> str:
-    """requirements.txt for a Space, without the packages of the engine that it does not use."""
-    indexes = [LLAMACPP_WHEELS] if gpu else [TORCH_WHEELS, LLAMACPP_WHEELS]
-    packages = [line for name, line in pins("requirements.txt").items() if pytorch or name not in OF_PYTORCH]
-    return "\n".join([*(f"--extra-index-url {index}" for index in indexes), *packages, ""])
+    files = space_files(lab, preload or [catalog.entries[0].id], gpu)
+    owned = [path for path in (space.files if space else []) if path.split("/")[0] in OWNED_FOLDERS]
+    return Plan(name, hardware, files, variables, secrets, [path for path in owned if path not in files])
 
 
 @contextmanager
-def refusals(plan: Plan) -> Iterator[None]:
-    """What the Hub says of hardware that isn't to be had, for which it may want to be paid."""
+def translate_hardware_errors(plan: Plan) -> Iterator[None]:
+    """Turn the Hub's refusal of the hardware, such as a missing payment, into a LabError."""
     try:
         yield
     except HfHubHTTPError as error:
         if error.response is None or error.response.status_code not in (400, 402, 403):
             raise
         reason = str(error.server_message or f"status {error.response.status_code}").rstrip(".")
-        raise LabError(f"{plan.name} can't have {plan.hardware} ({reason}): choose other --hardware.") from error
+        raise LabError(
+            f"The Hub refuses {plan.hardware} for {plan.name} ({reason}): choose other --hardware."
+        ) from error
 
 
 def send(api: HfApi, plan: Plan, space: Space | None) -> None:
-    """Make the Space what the plan says: settings first, so that its first start has them, then one commit."""
-    name = plan.name
-    with translate_hub_errors(name, "README.md"):
-        with refusals(plan):
+    """Create or update the Space: settings first, so that its first start has them, then one commit."""
+    with translate_hub_errors(plan.name, "README.md"):
+        with translate_hardware_errors(plan):
             if space is None:
-                settings = {"space_variables": plan.variables, "space_secrets": plan.secrets}
-                rows = {key: [{"key": k, "value": v} for k, v in of.items()] for key, of in settings.items()}
-                more = {"space_sdk": "gradio", "space_hardware": plan.hardware, "exist_ok": True, **rows}
-                patiently(name, lambda: api.create_repo(name, repo_type="space", **more))
+                create_space(api, plan)
             elif space.hardware != plan.hardware:
-                patiently(name, lambda: api.request_space_hardware(name, plan.hardware))
+                with_retries(lambda: api.request_space_hardware(plan.name, SpaceHardware(plan.hardware)))
         if space:
-            for row in plan.variables.items():
-                if space.variables.get(row[0]) != row[1]:  # each change restarts the Space
-                    patiently(name, lambda row=row: api.add_space_variable(name, *row))
-            for row in plan.secrets.items():
-                patiently(name, lambda row=row: api.add_space_secret(name, *row))
-        operations = [CommitOperationAdd(path, content) for path, content in sorted(plan.files.items())]
-        operations += [CommitOperationDelete(path) for path in plan.stale]
+            update_settings(api, plan, space)
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path, content) for path, content in sorted(plan.files.items())
+        ]
+        operations += [CommitOperationDelete(path) for path in plan.outdated]
         message = "Deploy with llama-finetuning-lab"
-        patiently(name, lambda: api.create_commit(name, operations, commit_message=message, repo_type="space"))
+        with_retries(lambda: api.create_commit(plan.name, operations, commit_message=message, repo_type="space"))
+
+
+def create_space(api: HfApi, plan: Plan) -> None:
+    """Create the Space with its hardware and settings."""
+    options: dict[str, Any] = {
+        "space_sdk": "gradio",
+        "space_hardware": plan.hardware,
+        "space_variables": [{"key": key, "value": value} for key, value in plan.variables.items()],
+        "space_secrets": [{"key": key, "value": value} for key, value in plan.secrets.items()],
+    }
+    with_retries(lambda: api.create_repo(plan.name, repo_type="space", exist_ok=True, **options))
+
+
+def update_settings(api: HfApi, plan: Plan, space: Space) -> None:
+    """Set the secrets, and the variables that differ: each change restarts the Space."""
+    for key, value in sorted(plan.variables.items() - space.variables.items()):
+        with_retries(partial(api.add_space_variable, plan.name, key, value))
+    for key, value in plan.secrets.items():
+        with_retries(partial(api.add_space_secret, plan.name, key, value))

@@ -1,0 +1,109 @@
+"""What a Space consists of: the page's code, the models that ship, README.md with the Hub's settings, requirements.
+
+`README.md` and `requirements.txt` are completed for the hardware. Those versions exist only in the Space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import RepoCard
+
+from inference.errors import LabError
+from inference.hub import artifacts, download
+from inference.lab import Lab
+from inference.settings import PROJECT
+from inference.speech.whisper_model import EMBEDDED
+from training.publish.upload import RUN_FILES
+
+SINGLE_FILES = ("app.py", "LICENSE", "docs/page.png")
+CODE_FOLDERS = ("inference", "ui")
+CODE_SUFFIXES = (".py", ".css", ".js", ".html", ".jinja", ".yaml")
+OWNED_FOLDERS = ("adapters", "docs", *CODE_FOLDERS)  # in these, files that are not deployed any more are deleted
+CARD_FILES = ("README.md", "adapter_config.json", *RUN_FILES)  # what the page's card of a model shows
+# llama.cpp's own wheels. pip compiles a version that is missing there from its source on PyPI, which takes minutes.
+LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
+TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"  # without CUDA's libraries
+
+
+def space_files(lab: Lab, preload: Iterable[str], gpu: bool) -> dict[str, Path | bytes]:
+    """The Space's files by their path in it.
+
+    Args:
+        lab: the Space's catalog and engine.
+        preload: catalog ids of models that the Hub downloads while it builds the Space.
+        gpu: whether the Space has a GPU.
+
+    Raises:
+        LabError: a model is not available.
+    """
+    files: dict[str, Path | bytes] = {
+        path.relative_to(PROJECT).as_posix(): path for path in [*code_files(), *model_files(lab)] if path.is_file()
+    }
+    files = {path: file for path, file in files.items() if not any(part.startswith(".") for part in path.split("/"))}
+    files["README.md"] = space_readme(preload_lines(lab, preload)).encode()
+    files["requirements.txt"] = space_requirements(gpu).encode()
+    return files
+
+
+def code_files() -> list[Path]:
+    """The page's code."""
+    found = [PROJECT / path for path in SINGLE_FILES]
+    for folder in CODE_FOLDERS:
+        found += [path for path in (PROJECT / folder).rglob("*") if path.suffix in CODE_SUFFIXES]
+    return found
+
+
+def model_files(lab: Lab) -> list[Path]:
+    """The catalog, the models in folders beside it and the embedded speech model. Includes safetensors if PyTorch runs
+    the models. Raises LabError if a model lies outside `adapters/`."""
+    adapters = PROJECT / "adapters"
+    found = [adapters / "catalog.yaml", EMBEDDED, *(EMBEDDED.parent / file for file in CARD_FILES)]
+    for entry in lab.catalog.entries:
+        if entry.folder is None:
+            continue
+        if not entry.folder.resolve().is_relative_to(adapters.resolve()):
+            raise LabError(f"{entry.id} lies outside adapters/ and cannot be deployed: move its folder there.")
+        of_weights = artifacts.ADAPTER_FILES if entry.base else artifacts.BASE_FILES
+        patterns = (*CARD_FILES, *(of_weights if lab.engines.default_form == "safetensors" else ()))
+        found += [entry.folder / entry.file, *(path for pattern in patterns for path in entry.folder.glob(pattern))]
+    return found
+
+
+def preload_lines(lab: Lab, ids: Iterable[str]) -> list[str]:
+    """The lines of `preload_from_hub` in the front matter: "repository file,file" for each part of the models that is
+    not deployed. Raises LabError if the Space's build would fail because a file is not available."""
+    lines = []
+    for entry in map(lab.entry, ids):
+        form = lab.engines.form_for(entry)
+        parts = [part for part in lab.local.parts(entry) if part.folder is None]
+        for part in parts:
+            if not artifacts.is_available(part, form):
+                raise LabError(lab.state(part).explanation)
+        for part in parts:
+            found = download.prepare(artifacts.needed_files(part, form))
+            lines.append(f"{found.repo} {','.join(file.name for file in found.files)}")
+    return list(dict.fromkeys(lines))
+
+
+def space_readme(preload: list[str]) -> str:
+    """README.md with the front matter completed: Gradio's version and the files to preload."""
+    card = RepoCard.load(PROJECT / "README.md")
+    gradio = next(line for line in package_lines() if line.startswith("gradio=="))
+    card.data["sdk_version"] = gradio.split("==")[1]
+    if preload:
+        card.data["preload_from_hub"] = preload
+    return card.content
+
+
+def package_lines() -> list[str]:
+    """The pinned packages of requirements.txt, one a line."""
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if "==" in line]
+
+
+def space_requirements(gpu: bool) -> str:
+    """The Space's requirements.txt: the project's own, and where pip finds wheels for the hardware."""
+    indexes = [LLAMACPP_WHEELS] if gpu else [TORCH_WHEELS, LLAMACPP_WHEELS]
+    return "\n".join([*(f"--extra-index-url {index}" for index in indexes), *package_lines(), ""])
