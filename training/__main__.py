@@ -1,6 +1,6 @@
-"""From a recipe to a published model: `python -m training run RECIPE --namespace ME`, or verb by verb.
+"""From a recipe to a published model: `python -m training run RECIPE --namespace ME`, or one command for each step.
 
-A recipe is named by its name or its path, a run by its recipe's name or its folder.
+A recipe is given by its name or path, a run by its recipe's name or its folder.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from training.recipe import Recipe, load_recipe
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or path.")]
-Out = Annotated[Path | None, typer.Option(help="The folder to write; runs/NAME unless given.")]
-Run = Annotated[str, typer.Argument(help="A run's name (its folder under runs/ or adapters/), or a folder.")]
+Out = Annotated[Path | None, typer.Option(help="Output folder. Default: runs/NAME.")]
+Run = Annotated[str, typer.Argument(help="A run's name (a folder in runs/ or adapters/), or its path.")]
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run given by name or path; a fresh run hides a shipped one of the same name."""
+    """The folder of a run given by name or path. A run in `runs/` takes precedence over a shipped one of the same name.
+    Raises LabError if there is none."""
     for folder in (PROJECT / "runs" / name, PROJECT / "adapters" / name, Path(name)):
         if folder.is_dir():
             return folder
     raise LabError(f"There is no run “{name}”: make it with `python -m training sft RECIPE`.")
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="Fields of the recipe as key=value, such as lora.r=8.")]
-Namespace = Annotated[str | None, typer.Option(help="Your account on the Hub, or an organization of yours.")]
-Private = Annotated[bool, typer.Option("--private", help="Only you see the repositories.")]
-Force = Annotated[bool, typer.Option("--force", help="Publish files whose parity was not shown, too.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe fields as key=value, such as lora.r=8.")]
+Namespace = Annotated[str | None, typer.Option(help="Your account or organization on the Hub.")]
+Private = Annotated[bool, typer.Option("--private", help="Create private repositories.")]
+Force = Annotated[bool, typer.Option("--force", help="Also publish files that did not pass the parity check.")]
 
 
 @app.command()
 def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> None:
-    """Read a recipe's data and write its data card: counts, lengths, what was broken."""
+    """Read a recipe's data and write its data card: counts, lengths and invalid rows."""
     checked = load_recipe(recipe, overrides)
     from training.data import load
     from training.data.data_card import write_data_card
@@ -50,12 +51,12 @@ def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> No
 
 @app.command()
 def sft(recipe: RecipeName, overrides: Overrides = None, out: Out = None, namespace: Namespace = None) -> None:
-    """Fine-tune as the recipe says, or go on where an earlier run stopped; with --namespace also on another machine."""
+    """Fine-tune a recipe. Resumes from the newest checkpoint, with --namespace also on another machine."""
     print(train(load_recipe(recipe, overrides), out, namespace))
 
 
 def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
-    """The recipe's run folder, trained to the end."""
+    """Train a recipe to its end and return the run's folder."""
     api, repo = None, None
     if namespace:
         from training.publish.account import account
@@ -69,7 +70,7 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
 
 @app.command()
 def export(name: Run) -> None:
-    """Write a run's GGUF files and measure how near each is to the PyTorch model."""
+    """Write a run's GGUF files and compare each with the PyTorch model."""
     folder = run_folder(name)
     from training.export.gguf import export as export_folder
     from training.export.parity import check, table
@@ -81,16 +82,16 @@ def export(name: Run) -> None:
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Catalog ids, runs' names or folders.")],
-    suite: Annotated[str, typer.Option(help="emoji, chat or all; emoji unless --task is given.")] = "",
+    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Catalog ids, names of runs, or folders.")],
+    suite: Annotated[str, typer.Option(help="emoji, chat or all. Default: emoji, or none with --task.")] = "",
     task: Annotated[list[str] | None, typer.Option(help="A task of lm-evaluation-harness, or its YAML file.")] = None,
-    engine: Annotated[str | None, typer.Option(help="llamacpp, pytorch, remote or auto; ENGINE unless given.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Ask only every so-manieth question.")] = 1,
-    recipe: Annotated[str | None, typer.Option(help="Whose evaluation split the chat suite asks.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Ask anew what was answered before.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Where answers are kept; runs/evaluations unless given.")] = None,
+    engine: Annotated[str | None, typer.Option(help="llamacpp, pytorch, remote or auto. Default: ENGINE.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Ask every n-th question only.")] = 1,
+    recipe: Annotated[str | None, typer.Option(help="The recipe whose evaluation split the chat suite asks.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Discard saved answers and ask again.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for answers and reports. Default: runs/evaluations.")] = None,
 ) -> None:
-    """Ask models as they will be served and compare them, with 95 % intervals; full figures go into their cards."""
+    """Evaluate models and compare them, with 95 % intervals. Complete evaluations are added to the models' cards."""
     from training.evaluation.evaluate import RESULTS, Request
     from training.evaluation.evaluate import evaluate as evaluate_models
 
@@ -103,20 +104,24 @@ def evaluate(
 @app.command()
 def sweep(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A sweep's name or path.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="The sweep's folder; runs/sweeps/NAME unless given.")] = None,
-    report: Annotated[Path | None, typer.Option(help="A folder that gets a copy of the report.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of runs to train in parallel.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The sweep's folder. Default: runs/sweeps/NAME.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for a copy of the report.")] = None,
 ) -> None:
-    """Train a recipe in many variants and compare them; the same command goes on where it was stopped."""
+    """Train variants of a recipe and compare them. The same command resumes a sweep."""
     from training.sweeps.runner import sweep as run_sweep
 
     print(run_sweep(file, workers, out, report))
 
 
 @app.command()
-def publish(name: Run, namespace: Annotated[str, typer.Option(help="Your account.")], private: Private = False,
-            force: Force = False) -> None:  # fmt: skip
-    """Put a run's adapter, GGUF files and card on the Hub, and read them back."""
+def publish(
+    name: Run,
+    namespace: Annotated[str, typer.Option(help="Your account or organization on the Hub.")],
+    private: Private = False,
+    force: Force = False,
+) -> None:
+    """Publish a run's weights, GGUF files and cards on the Hub and verify their checksums."""
     folder = run_folder(name)
     from training.publish.upload import publish as publish_folder
 
@@ -127,13 +132,13 @@ def publish(name: Run, namespace: Annotated[str, typer.Option(help="Your account
 @app.command()
 def deploy(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="The Space, as USER/NAME.")],
-    hardware: Annotated[str | None, typer.Option(help="As in t4-small or zero-a10g; what it has unless given.")] = None,
-    preload: Annotated[list[str] | None, typer.Option(help="A model to fetch at build time, by its id.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="Such as t4-small or zero-a10g. Default: unchanged.")] = None,
+    preload: Annotated[list[str] | None, typer.Option(help="Id of a model to download at build time.")] = None,
     variable: Annotated[list[str] | None, typer.Option(help="A public setting, as NAME=VALUE.")] = None,
-    secret: Annotated[list[str] | None, typer.Option(help="A secret's name; its value is in the environment.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    secret: Annotated[list[str] | None, typer.Option(help="An environment variable to store as a secret.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
-    """Put the page on the Hub as a Space, or bring that up to date."""
+    """Create or update a Space with the page."""
     from training.publish.deploy import deploy as deploy_to
 
     print(deploy_to(space, hardware, preload or [], variable or [], secret or [], dry_run))
@@ -148,8 +153,7 @@ def run_all(
     private: Private = False,
     force: Force = False,
 ) -> None:
-    """All of it: data, fine-tuning, export, parity, evaluation and, with --namespace, publishing. The same command goes
-    on where an earlier one was stopped."""
+    """Run every step: data, sft, export, evaluate and, with --namespace, publish. The same command resumes a run."""
     checked = load_recipe(recipe, overrides)
     folder = train(checked, out, namespace).resolve()
     data(recipe, overrides, folder)
