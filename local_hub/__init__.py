@@ -1,4 +1,4 @@
-"""A small Hugging Face Hub on loopback, which the real clients talk to: see `server.py`."""
+"""A small Hugging Face Hub on loopback for the real clients: see `server.py`."""
 
 from local_hub.faults import Fault
 from local_hub.server import LocalHub

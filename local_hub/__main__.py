@@ -1,6 +1,6 @@
-"""Run a hub until it is interrupted: `python -m local_hub FOLDER --port 8123 --account me`
+"""Run a local Hub until it is interrupted: `python -m local_hub FOLDER --port 8123 --account me`
 
-Prints its address, then the variables by which the clients of another terminal find it, with a write token.
+Prints its address, then the variables that make clients in another terminal use it, with a write token.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from local_hub.server import LocalHub
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Where it keeps everything.")],
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
-    account: Annotated[str, typer.Option(help="Whose write token is printed.")] = "me",
+    folder: Annotated[Path, typer.Argument(help="Folder for all data.")],
+    port: Annotated[int, typer.Option(help="Port; 0 is any free one.")] = 0,
+    account: Annotated[str, typer.Option(help="Account of the write token.")] = "me",
 ) -> None:
     """Run a Hugging Face Hub on loopback."""
     stop = threading.Event()

@@ -1,7 +1,7 @@
-"""Who asks, and what the Hub answers to those who may not: accounts, tokens with a role, errors with their codes.
+"""Access: accounts, tokens with a role, and the errors for requests without permission.
 
-A token is for an account and either for reading or for writing; an account may write in its own namespace. Status and
-`X-Error-Code` are the Hub's own, since its client tells its exceptions apart by them.
+A token belongs to an account and has the role read or write. An account can write in its own namespace. Status and
+`X-Error-Code` are the Hub's own, because its client chooses its exceptions by them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Role = Literal["read", "write"]
 
 
 class HubError(Exception):
-    """An answer other than success. `code` goes into `X-Error-Code`, `headers` and `fields` beside what is usual."""
+    """An error answer. `code` is sent as `X-Error-Code`; `headers` and `fields` are sent in addition."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, headers: dict | None = None, **fields: object
@@ -29,14 +29,14 @@ class HubError(Exception):
 
 
 class Identity(NamedTuple):
-    """Whose token came with a request."""
+    """The account and role of a request's token."""
 
     account: str
     role: Role
 
 
 class Tokens:
-    """The tokens that this hub gave out, kept in its folder."""
+    """The tokens that this Hub issued, saved in its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tokens.json"
@@ -44,7 +44,7 @@ class Tokens:
         self.known = {token: Identity(*identity) for token, identity in saved.items()}
 
     def issue(self, account: str, role: Role) -> str:
-        """The account's token for that role; the same each time."""
+        """The account's token for this role; always the same one."""
         wanted = Identity(account, role)
         for token, identity in self.known.items():
             if identity == wanted:
@@ -55,7 +55,7 @@ class Tokens:
         return token
 
     def identify(self, authorization: str | None) -> Identity | None:
-        """Who sent an `Authorization` header; None without one. Raises 401 for a token that isn't known."""
+        """The sender of an `Authorization` header; None without one. Raises 401 if the token is unknown."""
         if not authorization:
             return None
         identity = self.known.get(authorization.removeprefix("Bearer "))
@@ -65,12 +65,12 @@ class Tokens:
 
 
 def repository_not_found(who: Identity | None) -> HubError:
-    """What the Hub says of a repository that isn't there or isn't for you: it doesn't tell which."""
+    """The Hub's error for a missing or private repository. It does not say which of the two."""
     return HubError(404 if who else 401, "Repository not found", "RepoNotFound")
 
 
 def require_account(who: Identity | None) -> Identity:
-    """Raise 401 where no token was sent."""
+    """Raise 401 if no token was sent."""
     if who is None:
         raise HubError(401, "Invalid username or password.")
     return who

@@ -1,4 +1,4 @@
-"""What the routes are handed: the store, who asks, and a repository that this one may read or write."""
+"""Dependencies of the routes: the store, the account, and a repository that the account may read or write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def store_of(request: Request) -> Store:
 
 
 async def identity_of(request: Request) -> Identity | None:
-    """Whose token came along."""
+    """The account of the request's token."""
     return request.app.state.tokens.identify(request.headers.get("authorization"))
 
 
@@ -27,11 +27,11 @@ Who = Annotated[Identity | None, Depends(identity_of)]
 
 
 async def readable(request: Request, kind: Kind, namespace: str, name: str, store: Stored, who: Who) -> Repository:
-    """The repository of the path, if there is one for this account. 307 where it was renamed."""
+    """The repository of the path, if this account may see it. 307 if it was renamed."""
     found = store.find(kind, f"{namespace}/{name}")
     if found is None and (new := store.moved.get(f"{namespace}/{name}")):
-        asked = f"{request.scope['raw_path'].decode()}?{request.url.query}"
-        raise HubError(307, f"Moved to {new}", headers={"Location": asked.replace(f"{namespace}/{name}", new, 1)})
+        url = f"{request.scope['raw_path'].decode()}?{request.url.query}"
+        raise HubError(307, f"Moved to {new}", headers={"Location": url.replace(f"{namespace}/{name}", new, 1)})
     if found is None or not visible(found, who):
         raise repository_not_found(who)
     return found
@@ -58,12 +58,12 @@ AtRevision = Annotated[Commit, Depends(commit_of)]
 
 
 def visible(repository: Repository, who: Identity | None) -> bool:
-    """Private repositories are there for their own account only."""
+    """Whether this account may see a repository: a private one only its owner."""
     return not repository.private or (who is not None and who.account == repository.namespace)
 
 
 def unquoted(segment: str) -> str:
-    """A branch's name from a path segment, in which slashes stay quoted: see `server.py`."""
+    """A branch name from a path segment. Slashes in it stay quoted: see `server.py`."""
     return segment.replace("%2F", "/")
 
 

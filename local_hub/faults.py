@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the Hub, on demand: refusals, slowness, silence, cuts, wrong bytes."""
+"""Faults between a client and the Hub, on demand: refusals, slow, stalled and cut connections, wrong bytes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ REFUSALS = {
 
 
 class Fault(BaseModel):
-    """One thing that goes wrong, the next `times` that a request's path matches (None: until the faults are cleared).
+    """A fault for the next `times` requests whose path matches (None: until the faults are cleared). Kinds:
 
-    `503`, `500`, `429`, `401`, `403` are answers, with `Retry-After` where `retry_after` seconds are given. `slow`
-    moves bodies at `rate` bytes a second. `stall` takes a request and answers after `seconds`; with `after` it falls
-    silent for that long when so many bytes of the answer's body have gone. `cut` closes the connection after `after`
-    bytes of the body: of what is uploaded in a PUT, else of the answer; with 0, before an answer to a request that has
-    been done. `corrupt` flips the bits of the byte at `at`: of an answer's body, or of an upload, which is then kept
-    under the SHA-256 that it should have had. The last two, `slow` and a silence within a body let HEAD pass.
+    - `503`, `500`, `429`, `401`, `403`: this status, with `Retry-After` if `retry_after` (s) is given.
+    - `slow`: transfers bodies at `rate` bytes a second.
+    - `stall`: answers after `seconds`; if `after` is given, pauses for `seconds` after that many bytes of the body.
+    - `cut`: closes the connection after `after` bytes of the upload (PUT) or of the answer's body. With 0 the request
+      is processed and its answer is lost.
+    - `corrupt`: inverts the byte at `at` of the answer's body or of the upload. The Hub stores a corrupted upload under
+      the SHA-256 of the correct content.
+
+    `slow`, `cut`, `corrupt` and a stall within a body do not apply to HEAD.
     """
 
     kind: Literal["503", "500", "429", "401", "403", "slow", "stall", "cut", "corrupt"]
@@ -45,26 +48,26 @@ class Fault(BaseModel):
     after: int = 0
     at: int = 0
 
-    def concerns(self, method: str, path: str) -> bool:
-        """Whether it strikes this request."""
+    def matches(self, method: str, path: str) -> bool:
+        """Whether it applies to this request."""
         of_bodies = self.kind in ("slow", "cut", "corrupt") or (self.kind == "stall" and self.after > 0)
         has_body = method != "HEAD" or not of_bodies
         return has_body and self.method in (None, method) and self.match.search(path) is not None
 
-    async def strike(self, app: App, scope: dict, receive: Receive, send: Send) -> None:
-        """Answer the request, by the app or not, with this fault."""
+    async def apply(self, app: App, scope: dict, receive: Receive, send: Send) -> None:
+        """Answer the request with this fault."""
         if self.kind in REFUSALS:
             await self.refuse(send)
         elif self.kind == "stall":
             if not self.after:
                 await asyncio.sleep(self.seconds)
-            await app(scope, receive, self.silent_send(send) if self.after else send)
+            await app(scope, receive, self.stalling_send(send) if self.after else send)
         elif self.kind == "slow":
             await app(scope, self.slow_receive(receive), self.slow_send(send))
         elif self.kind == "corrupt" and scope["method"] == "PUT":
-            await app({**scope, "unchecked": True}, self.flipped_receive(receive), send)
+            await app({**scope, "unchecked": True}, self.corrupt_receive(receive), send)
         elif self.kind == "corrupt":
-            await app(scope, receive, self.flipped_send(send))
+            await app(scope, receive, self.corrupt_send(send))
         else:
             connection = scope["state"]["transport"]
             try:
@@ -76,7 +79,7 @@ class Fault(BaseModel):
                 connection.close()
 
     async def refuse(self, send: Send) -> None:
-        """Answer with a status instead of what was asked for."""
+        """Answer with an error status."""
         body = json.dumps({"error": REFUSALS[self.kind]}).encode()
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         headers["X-Error-Message"] = REFUSALS[self.kind]
@@ -87,7 +90,7 @@ class Fault(BaseModel):
         await send({"type": "http.response.body", "body": body})
 
     def slow_receive(self, receive: Receive) -> Receive:
-        """Take the request's body no faster than `rate`."""
+        """Receive the request's body at `rate`."""
 
         async def slowly() -> Message:
             message = await receive()
@@ -97,7 +100,7 @@ class Fault(BaseModel):
         return slowly
 
     def slow_send(self, send: Send) -> Send:
-        """Give the answer's body no faster than `rate`, ten times a second."""
+        """Send the answer's body at `rate`, in ten pieces a second."""
         step = max(1, round(self.rate / 10))
 
         async def slowly(message: Message) -> None:
@@ -112,11 +115,11 @@ class Fault(BaseModel):
 
         return slowly
 
-    def silent_send(self, send: Send) -> Send:
-        """The answer, with a silence after so many bytes of its body."""
+    def stalling_send(self, send: Send) -> Send:
+        """Send the answer with a pause after `after` bytes of its body."""
         left = self.after
 
-        async def with_silence(message: Message) -> None:
+        async def with_pause(message: Message) -> None:
             nonlocal left
             body = message.get("body", b"")
             if 0 <= left < len(body):
@@ -126,42 +129,42 @@ class Fault(BaseModel):
             left -= len(body)
             await send(message)
 
-        return with_silence
+        return with_pause
 
-    def flipped(self) -> Callable[[bytes], bytes]:
-        """A function that is given a stream's pieces in turn and returns them with the byte at `at` inverted."""
+    def byte_inverter(self) -> Callable[[bytes], bytes]:
+        """A function for a stream's pieces, in order. It inverts the byte at `at`."""
         start = 0
 
-        def flip(piece: bytes) -> bytes:
+        def invert(piece: bytes) -> bytes:
             nonlocal start
             here, start = self.at - start, start + len(piece)
             if not 0 <= here < len(piece):
                 return piece
             return piece[:here] + bytes([piece[here] ^ 0xFF]) + piece[here + 1 :]
 
-        return flip
+        return invert
 
-    def flipped_receive(self, receive: Receive) -> Receive:
-        """The request's body with a wrong byte."""
-        flip = self.flipped()
+    def corrupt_receive(self, receive: Receive) -> Receive:
+        """Receive the request's body with a wrong byte."""
+        invert = self.byte_inverter()
 
-        async def wrongly() -> Message:
+        async def corrupted() -> Message:
             message = await receive()
-            return {**message, "body": flip(message["body"])} if message.get("body") else message
+            return {**message, "body": invert(message["body"])} if message.get("body") else message
 
-        return wrongly
+        return corrupted
 
-    def flipped_send(self, send: Send) -> Send:
-        """The answer's body with a wrong byte."""
-        flip = self.flipped()
+    def corrupt_send(self, send: Send) -> Send:
+        """Send the answer's body with a wrong byte."""
+        invert = self.byte_inverter()
 
-        async def wrongly(message: Message) -> None:
-            await send({**message, "body": flip(message["body"])} if message.get("body") else message)
+        async def corrupted(message: Message) -> None:
+            await send({**message, "body": invert(message["body"])} if message.get("body") else message)
 
-        return wrongly
+        return corrupted
 
     def cut_receive(self, receive: Receive) -> Receive:
-        """The request's body until `after` bytes have come."""
+        """Receive `after` bytes of the request's body, then cut."""
         left = self.after
 
         async def until_cut() -> Message:
@@ -175,7 +178,7 @@ class Fault(BaseModel):
         return until_cut
 
     def cut_send(self, send: Send) -> Send:
-        """The answer until `after` bytes of its body have gone."""
+        """Send `after` bytes of the answer's body, then cut."""
         left = self.after
 
         async def until_cut(message: Message) -> None:
@@ -193,22 +196,22 @@ class Fault(BaseModel):
 
 
 class Cut(BaseException):
-    """The connection is to be closed here. No Exception, so that the app's own handlers let it pass."""
+    """Closes the connection. A BaseException, because the app handles every Exception."""
 
 
 class Faults:
-    """Those that are switched on; the first that concerns a request strikes."""
+    """The active faults. The first one that matches a request applies."""
 
     def __init__(self) -> None:
-        self.waiting: list[Fault] = []
+        self.active: list[Fault] = []
 
     def next(self, method: str, path: str) -> Fault | None:
-        """The fault for a request, counted."""
-        for fault in self.waiting:
-            if fault.concerns(method, path):
+        """The fault for a request. Counts it."""
+        for fault in self.active:
+            if fault.matches(method, path):
                 if fault.times is not None:
                     fault.times -= 1
                 if fault.times == 0:
-                    self.waiting.remove(fault)
+                    self.active.remove(fault)
                 return fault
         return None

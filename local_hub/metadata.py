@@ -1,27 +1,25 @@
-"""What the Hub says about a repository: its card's front matter, the tags it makes of that, the JSON around them."""
+"""A repository's metadata in the API's format: the card's front matter, the tags derived from it, the file lists."""
 
 from __future__ import annotations
 
-import re
-
 import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from local_hub.storage import Blobs, Commit, File, Repository
 
-FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
-MADE_OF_FILES = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx"}
-TAGGED = ("task_categories", "task_ids", "language", "license", "size_categories")  # of data sets, as "key:value"
+TAGS_OF_FILES = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx"}
+DATASET_TAGS = ("task_categories", "task_ids", "language", "license", "size_categories")  # of data sets, as "key:value"
 
 
 def front_matter(text: str) -> dict:
     """The YAML between the first two lines of dashes. Raises yaml.YAMLError."""
-    found = FRONT_MATTER.match(text)
-    metadata = yaml.safe_load(found[1]) if found else {}
+    found = REGEX_YAML_BLOCK.match(text)
+    metadata = yaml.safe_load(found[2]) if found else {}
     return metadata if isinstance(metadata, dict) else {}
 
 
 def card(commit: Commit, blobs: Blobs) -> dict:
-    """The metadata of a commit's README.md; none where there is no README or its YAML is broken."""
+    """The metadata of a commit's README.md; empty if there is no README or its YAML is invalid."""
     readme = commit.files.get("README.md")
     if readme is None:
         return {}
@@ -31,15 +29,15 @@ def card(commit: Commit, blobs: Blobs) -> dict:
         return {}
 
 
-def several(value: object) -> list:
-    """A field that holds one value or a list of them, as a list."""
+def as_list(value: object) -> list:
+    """A field with one value or a list, as a list."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
 def library(data: dict, commit: Commit) -> str | None:
-    """Which library loads a model: as its card says, else by its files."""
+    """The library that loads a model: from its card, else from its files."""
     if "library_name" in data:
         return data["library_name"]
     by_file = {"adapter_config.json": "peft", "config.json": "transformers"}
@@ -48,25 +46,25 @@ def library(data: dict, commit: Commit) -> str | None:
 
 def tags(repository: Repository, commit: Commit, data: dict) -> list[str]:
     """The tags that `list_models(filter=…)` looks for, from a card's metadata and the files' kinds."""
-    found = several(data.get("tags"))
+    found = as_list(data.get("tags"))
     if repository.kind == "spaces":
         found = [repository.space.sdk if repository.space else None, *found]
     elif repository.kind == "datasets":
-        found = [f"{key}:{value}" for key in TAGGED for value in several(data.get(key))] + found
+        found = [f"{key}:{value}" for key in DATASET_TAGS for value in as_list(data.get(key))] + found
     else:
-        kinds = [tag for suffix, tag in MADE_OF_FILES.items() if any(path.endswith(suffix) for path in commit.files)]
-        found = [library(data, commit), *kinds, data.get("pipeline_tag"), *found, *several(data.get("language"))]
-        found += [f"dataset:{name}" for name in several(data.get("datasets"))]
+        kinds = [tag for suffix, tag in TAGS_OF_FILES.items() if any(path.endswith(suffix) for path in commit.files)]
+        found = [library(data, commit), *kinds, data.get("pipeline_tag"), *found, *as_list(data.get("language"))]
+        found += [f"dataset:{name}" for name in as_list(data.get("datasets"))]
         relation = data.get("base_model_relation")
         relation = relation or ("adapter" if "adapter_config.json" in commit.files else "finetune")
-        for base in several(data.get("base_model")):
+        for base in as_list(data.get("base_model")):
             found += [f"base_model:{base}", f"base_model:{relation}:{base}"]
-        found += [f"license:{name}" for name in several(data.get("license"))]
+        found += [f"license:{name}" for name in as_list(data.get("license"))]
     return list(dict.fromkeys(str(tag) for tag in found if tag))
 
 
-def about(repository: Repository, commit: Commit, blobs: Blobs, *, sizes: bool = False) -> dict:
-    """Everything about a repository at one commit, in the API's fields; `sizes` adds what is known of each file."""
+def describe(repository: Repository, commit: Commit, blobs: Blobs, *, sizes: bool = False) -> dict:
+    """Everything about a repository at one commit, in the API's fields; `sizes` adds size and hash of each file."""
     data = card(commit, blobs)
     fields = {
         "id": repository.id,
@@ -94,7 +92,7 @@ def about(repository: Repository, commit: Commit, blobs: Blobs, *, sizes: bool =
 
 
 def sibling(path: str, file: File, sizes: bool) -> dict:
-    """A file as a repository's information lists it."""
+    """A file in a repository's description."""
     fields: dict = {"rfilename": path}
     if sizes:
         fields |= {"size": file.size, "blobId": file.oid}
@@ -104,7 +102,7 @@ def sibling(path: str, file: File, sizes: bool) -> dict:
 
 
 def entry(path: str, file: File) -> dict:
-    """A file as the tree lists it."""
+    """A file in the tree."""
     fields: dict = {"type": "file", "path": path, "size": file.size, "oid": file.oid}
     if file.lfs:
         fields["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
@@ -112,7 +110,7 @@ def entry(path: str, file: File) -> dict:
 
 
 def runtime(repository: Repository) -> dict:
-    """A Space's runtime. Nothing is built or run here: a Space that has its app file is called running."""
+    """A Space's runtime. Nothing is built or run: a Space with an app file counts as running."""
     files = repository.at().files
     stage = "RUNNING" if {"app.py", "Dockerfile", "index.html"} & files.keys() else "NO_APP_FILE"
     hardware = {"current": repository.space.hardware, "requested": repository.space.hardware}

@@ -1,4 +1,4 @@
-"""Repositories as the API shows them: who am I, create, delete, settings, lists, information, trees, branches, tags."""
+"""The API of repositories: account, create, delete, settings, search, description, files, branches, tags."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from pydantic import BaseModel
 
 from local_hub.access import HubError, repository_not_found, require_account, require_write
 from local_hub.dependencies import AtRevision, Readable, Stored, Who, Writable, unquoted, url_of, visible
-from local_hub.metadata import about, entry, front_matter
+from local_hub.metadata import describe, entry, front_matter
 from local_hub.spaces import secret, variable
 from local_hub.storage import Commit, File, Kind, Repository, Space, git_oid, now
 
 router = APIRouter(prefix="/api")
 NAME = re.compile(r"(?!.*\.(git|ipynb)$)(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}")
-# Suffixes that a new repository on the Hub says are large, no matter their size; gguf, sound and pictures beside those.
+# A new repository on the Hub stores files with these suffixes in git-lfs, whatever their size (plus gguf and media).
 LARGE = (
     "7z", "arrow", "avro", "bin", "bz2", "ckpt", "flac", "ftz", "gguf", "gif", "gz", "h5", "jpeg", "jpg", "joblib",
     "mlmodel", "model", "mp3", "mp4", "msgpack", "npy", "npz", "ogg", "onnx", "ot", "parquet", "pb", "pickle", "pkl",
     "png", "pt", "pth", "rar", "safetensors", "tar", "tflite", "tgz", "wasm", "wav", "webp", "xz", "zip", "zst",
 )  # fmt: skip
-# What a list gives of each repository unless more is asked for.
+# Fields of each repository in a list, unless the request expands others.
 LISTED = {"id", "modelId", "author", "private", "downloads", "likes", "tags", "pipeline_tag", "library_name"}
 LISTED |= {"createdAt", "lastModified", "sdk"}
-Several = Annotated[list[str], Query(default_factory=list)]
+Strings = Annotated[list[str], Query(default_factory=list)]
 
 
-class Named(BaseModel):
-    """A repository as create and delete name it."""
+class RepositoryName(BaseModel):
+    """A repository's name in create and delete requests."""
 
     name: str
     organization: str | None = None
@@ -39,12 +39,12 @@ class Named(BaseModel):
 
     @property
     def kind(self) -> str:
-        """As the paths have it."""
+        """The kind as paths name it."""
         return f"{self.type}s"
 
 
-class Wanted(Named):
-    """A repository to create; from `sdk` on, what a Space has besides."""
+class NewRepository(RepositoryName):
+    """A repository to create. `sdk` and the fields after it are for Spaces."""
 
     private: bool = False
     visibility: Literal["public", "private"] | None = None
@@ -65,7 +65,7 @@ async def who_am_i(who: Who) -> dict:
 
 @router.post("/validate-yaml")
 async def validate_yaml(content: Annotated[str, Body(embed=True)]) -> dict:
-    """Whether a card's front matter can be read; asked before a commit of a README.md."""
+    """Whether a card's front matter is valid. Clients ask before they commit a README.md."""
     try:
         front_matter(content)
     except yaml.YAMLError as error:
@@ -74,8 +74,8 @@ async def validate_yaml(content: Annotated[str, Body(embed=True)]) -> dict:
 
 
 @router.post("/repos/create")
-async def create(request: Request, wanted: Wanted, store: Stored, who: Who) -> dict:
-    """A new repository with its first commit. 409 where it is there already."""
+async def create(request: Request, wanted: NewRepository, store: Stored, who: Who) -> dict:
+    """A new repository with its first commit. 409 if it exists."""
     account = require_account(who).account
     namespace = wanted.organization or account
     require_write(who, namespace)
@@ -100,8 +100,8 @@ async def create(request: Request, wanted: Wanted, store: Stored, who: Who) -> d
 
 
 @router.delete("/repos/delete")
-async def delete(named: Named, store: Stored, who: Who) -> dict:
-    """Remove a repository for good."""
+async def delete(named: RepositoryName, store: Stored, who: Who) -> dict:
+    """Delete a repository."""
     namespace = named.organization or require_account(who).account
     found = store.find(named.kind, f"{namespace}/{named.name}")
     if found is None or not visible(found, who):
@@ -119,7 +119,7 @@ async def move(
     new: Annotated[str, Body(alias="toRepo")],
     type: Annotated[Literal["model", "dataset", "space"], Body()] = "model",
 ) -> dict:
-    """Rename a repository. 409 where the new name is taken."""
+    """Rename a repository. 409 if the new name is taken."""
     found = store.find(f"{type}s", old)
     if found is None or not visible(found, who):
         raise repository_not_found(who)
@@ -157,17 +157,17 @@ async def grant(repository: Writable, store: Stored, user: Annotated[str, Body(e
 
 @router.get("/{kind}")
 async def search(
-    kind: Kind, store: Stored, who: Who, expand: Several, filter: Several, author: str | None = None, search: str = "",
+    kind: Kind, store: Stored, who: Who, expand: Strings, filter: Strings, author: str | None = None, search: str = "",
     pipeline_tag: str | None = None, gated: bool | None = None, sort: str | None = None, limit: int = 1000,
     full: bool = False, cardData: bool = False,
 ) -> list[dict]:  # fmt: skip
-    """The repositories of a kind that this account may see, the last changed first."""
+    """The repositories of a kind that this account may see, the newest change first."""
     keys = {"id", *expand} if expand else set(LISTED)
     keys |= {"sha", "gated", "disabled", "siblings"} if full else set()
     keys |= {"cardData"} if cardData else set()
     found = []
     for repository in store.of_kind(kind):
-        fields = about(repository, repository.at(), store.blobs)
+        fields = describe(repository, repository.at(), store.blobs)
         if (
             visible(repository, who)
             and author in (None, repository.namespace)
@@ -183,8 +183,8 @@ async def search(
 
 
 @router.get("/{kind}/{name}")
-async def nothing_without_a_namespace(kind: Kind, who: Who) -> None:
-    """A repository of the Hub's first days; this hub has none."""
+async def no_namespace(kind: Kind, who: Who) -> None:
+    """A repository without a namespace. This Hub has none."""
     raise repository_not_found(who)
 
 
@@ -194,11 +194,11 @@ async def information(
     repository: Readable,
     commit: AtRevision,
     store: Stored,
-    expand: Several,
+    expand: Strings,
     blobs: bool = False,
 ) -> dict:
-    """All about a repository at a revision, or only the fields to `expand`."""
-    fields = about(repository, commit, store.blobs, sizes=blobs)
+    """The description of a repository at a revision, or only the fields to `expand`."""
+    fields = describe(repository, commit, store.blobs, sizes=blobs)
     return {key: fields[key] for key in fields if key in {"id", *expand}} if expand else fields
 
 
@@ -209,7 +209,7 @@ def folders(files: dict[str, File]) -> Iterator[str]:
 
 
 def listed(path: str, repository: Repository, commit: Commit, expand: bool) -> dict | None:
-    """A path as the tree lists it, file or folder; None where there is neither."""
+    """A file or folder in the tree; None if it does not exist."""
     if path in commit.files:
         fields = entry(path, commit.files[path])
     elif inside := [name + file.oid for name, file in commit.files.items() if name.startswith(f"{path}/")]:
@@ -275,7 +275,7 @@ async def create_branch(
 
 @router.delete("/{kind}/{namespace}/{name}/branch/{branch}")
 async def delete_branch(repository: Writable, store: Stored, branch: str) -> dict:
-    """Remove a branch that is not main."""
+    """Delete a branch other than main."""
     if branch == "main" or repository.branches.pop(unquoted(branch), None) is None:
         raise HubError(400, f"Can't delete the branch {unquoted(branch)}")
     store.save(repository)
@@ -286,7 +286,7 @@ async def delete_branch(repository: Writable, store: Stored, branch: str) -> dic
 async def create_tag(
     repository: Writable, commit: AtRevision, store: Stored, tag: Annotated[str, Body(embed=True)]
 ) -> dict:
-    """Name a commit."""
+    """Tag a commit."""
     if tag in repository.tags:
         raise HubError(409, f"Tag already exists: {tag}")
     repository.tags[tag] = commit.sha
@@ -296,7 +296,7 @@ async def create_tag(
 
 @router.delete("/{kind}/{namespace}/{name}/tag/{tag}")
 async def delete_tag(repository: Writable, store: Stored, tag: str) -> dict:
-    """Remove a commit's name."""
+    """Delete a tag."""
     if repository.tags.pop(unquoted(tag), None) is None:
         raise HubError(404, f"Invalid rev id: {tag}", "RevisionNotFound")
     store.save(repository)

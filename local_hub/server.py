@@ -1,20 +1,20 @@
-"""A small Hugging Face Hub on loopback, for tests and for trying things out without an account.
+"""A small Hugging Face Hub on loopback, for tests and for a demo without an account.
 
-The real clients (huggingface_hub, transformers, peft, datasets) talk to it where HF_ENDPOINT is its address and
-HF_HUB_DISABLE_XET is 1, in which case they transfer over plain LFS:
+The real clients (huggingface_hub, transformers, peft, datasets) use it if HF_ENDPOINT is its address and
+HF_HUB_DISABLE_XET is 1, which makes them transfer over git-lfs:
 
     with LocalHub(tmp_path) as hub:
         HfApi(endpoint=hub.url, token=hub.token("me")).create_repo("me/model")          # in this process
         subprocess.run([...], env={**os.environ, **hub.environment(hub.token("me"))})   # in another
 
-huggingface_hub reads both variables when it is imported; a process that has done so passes `endpoint=`, and sets
-`huggingface_hub.constants.HF_HUB_DISABLE_XET` to upload large files. Everything is kept in the folder, so that a hub
-can be stopped and started again. A path that the hub doesn't know answers 404.
+huggingface_hub reads both variables when it is imported. Later, pass `endpoint=` and set
+`huggingface_hub.constants.HF_HUB_DISABLE_XET` to upload large files. All data is in the folder, so a Hub can be stopped
+and started again. Unknown paths answer 404.
 
-It leaves out: pull requests, discussions, organizations, Xet, .gitignore, pages in lists, building Spaces.
-Run one for another process: `python -m local_hub FOLDER --port 8123`; its faults are switched on by a POST of a
-`Fault` as JSON to `/__fault__` (DELETE clears them), tokens are to be had from `/__token__` by a POST of account and
-role, and what it was asked is at `/__requests__`.
+Not implemented: pull requests, discussions, organizations, Xet, .gitignore, pages in lists, building Spaces.
+
+In its own process: `python -m local_hub FOLDER --port 8123`. POST a `Fault` as JSON to `/__fault__` to activate it;
+DELETE clears all. POST account and role to `/__token__` for a token. `/__requests__` lists the requests.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from local_hub.faults import App, Fault, Faults, Message, Receive, Send
 from local_hub.storage import Store
 
 ROOTS = ("api", "datasets", "spaces")
-NOT_HERE = "Sorry, we can't find the page you are looking for."
+NOT_FOUND = "Sorry, we can't find the page you are looking for."
 
 
 @dataclass
-class Asked:
-    """A request that came. Of the token only whether there was one; `status` is None until the answer begins."""
+class RecordedRequest:
+    """A request. `with_token`: whether it sent a token. `status` is None until the answer begins."""
 
     method: str
     path: str
@@ -59,18 +59,18 @@ class Asked:
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it; a fault can reach the connection to close it."""
+    """uvicorn's HTTP/1.1 connection. A fault can close it."""
 
     def connection_made(self, transport: Any) -> None:
-        """Hand the transport on in each request's state."""
+        """Add the transport to the state of each request."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, "transport": transport}
 
 
-class Door:
-    """What each request passes first: it is logged, its path made regular, and a fault strikes where one waits."""
+class RequestFilter:
+    """Comes before the app: records each request, normalizes its path, and applies a fault if one matches."""
 
-    def __init__(self, app: App, faults: Faults, log: deque[Asked]) -> None:
+    def __init__(self, app: App, faults: Faults, log: deque[RecordedRequest]) -> None:
         self.app = app
         self.faults = faults
         self.log = log
@@ -81,39 +81,39 @@ class Door:
             await self.app(scope, receive, send)
             return
         path = scope["path"]
-        # A quoted slash belongs to a branch's name or a file's path; routes are split at the others.
+        # A quoted slash is part of a branch name or file path and must not split the route.
         regular = unquote(scope["raw_path"].decode().replace("%2F", "%252F"))
         first = path.split("/")[1]
         if first not in ROOTS and not first.startswith("__"):
-            regular = f"/models{regular}"  # the one kind of repository whose addresses don't tell it
+            regular = f"/models{regular}"  # addresses of models do not name their kind
         scope = {**scope, "path": regular}
         if first.startswith("__"):
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        came_with = headers.get(b"range", b"").decode() or None
-        asked = Asked(scope["method"], path, b"authorization" in headers, came_with)
-        self.log.append(asked)
+        range_header = headers.get(b"range", b"").decode() or None
+        record = RecordedRequest(scope["method"], path, b"authorization" in headers, range_header)
+        self.log.append(record)
 
-        async def noted(message: Message) -> None:
-            asked.status = message.get("status", asked.status)
+        async def recording(message: Message) -> None:
+            record.status = message.get("status", record.status)
             await send(message)
 
-        fault = self.faults.next(asked.method, path)
+        fault = self.faults.next(record.method, path)
         try:
-            await (fault.strike(self.app, scope, receive, noted) if fault else self.app(scope, receive, noted))
+            await (fault.apply(self.app, scope, receive, recording) if fault else self.app(scope, receive, recording))
         except asyncio.CancelledError:
-            scope["state"]["transport"].abort()  # the hub is being stopped; uvicorn would still answer with 500
+            scope["state"]["transport"].abort()  # the Hub is stopping; uvicorn would still answer with 500
             raise
 
 
-def build(folder: Path, faults: Faults, log: deque[Asked]) -> FastAPI:
-    """The application, with what it keeps in the folder."""
+def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
+    """The application with its data in the folder."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     folder.mkdir(parents=True, exist_ok=True)
     app.state.store = Store(folder)
     app.state.tokens = Tokens(folder)
-    app.state.shelf = collection.Shelf(folder)
+    app.state.collections = collection.Collections(folder)
     key = folder / "key"
     if not key.is_file():
         key.write_bytes(secrets.token_bytes(32))
@@ -124,23 +124,23 @@ def build(folder: Path, faults: Faults, log: deque[Asked]) -> FastAPI:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
-    async def not_here(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse({"error": NOT_HERE}, 404)
+    async def not_found(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": NOT_FOUND}, 404)
 
     @app.exception_handler(RequestValidationError)
-    async def not_valid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if any(problem["loc"][0] == "path" for problem in error.errors()):
-            return JSONResponse({"error": NOT_HERE}, 404)
+            return JSONResponse({"error": NOT_FOUND}, 404)
         return JSONResponse({"error": [problem["msg"] for problem in error.errors()]}, 400)
 
     @app.post("/__fault__")
-    async def switch_on(fault: Fault) -> dict:
-        faults.waiting.append(fault)
+    async def activate(fault: Fault) -> dict:
+        faults.active.append(fault)
         return {}
 
     @app.delete("/__fault__")
     async def clear() -> dict:
-        faults.waiting.clear()
+        faults.active.clear()
         return {}
 
     @app.post("/__token__")
@@ -149,7 +149,7 @@ def build(folder: Path, faults: Faults, log: deque[Asked]) -> FastAPI:
 
     @app.get("/__requests__")
     async def requests() -> list[dict]:
-        return [asdict(asked) for asked in log]
+        return [asdict(record) for record in log]
 
     for module in (collection, repositories, transfer, spaces):
         app.include_router(module.router)
@@ -157,17 +157,16 @@ def build(folder: Path, faults: Faults, log: deque[Asked]) -> FastAPI:
 
 
 class LocalHub:
-    """A hub that runs in a thread of this process, from `start` to `stop` or as a context manager.
+    """A Hub in a thread of this process, from `start` to `stop` or as a context manager.
 
-    `requests` is what it was asked, the last 10,000. With port 0 it takes a free one, and keeps it when it is started
-    again.
+    `requests` are the last 10,000 requests. Port 0 is any free port; it stays the same after a restart.
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         self.folder = Path(folder).resolve()
         self.port = port
         self.faults = Faults()
-        self.requests: deque[Asked] = deque(maxlen=10_000)
+        self.requests: deque[RecordedRequest] = deque(maxlen=10_000)
         self.app = build(self.folder, self.faults, self.requests)
 
     def __enter__(self) -> LocalHub:
@@ -183,32 +182,33 @@ class LocalHub:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Listen; returns when requests are answered."""
-        transcriber = socket.create_server(("127.0.0.1", self.port))
-        self.port = transcriber.getsockname()[1]
+        """Start the server; returns when it answers requests."""
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        app = RequestFilter(self.app, self.faults, self.requests)
         config = uvicorn.Config(
-            Door(self.app, self.faults, self.requests), http=Connection, ws="none", lifespan="off", access_log=False,
+            app, http=Connection, ws="none", lifespan="off", access_log=False,
             log_level="critical", timeout_graceful_shutdown=0,
         )  # fmt: skip
         self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, args=([transcriber],), daemon=True)
+        self.thread = threading.Thread(target=self.server.run, args=([listener],), daemon=True)
         self.thread.start()
         while not self.server.started:
             if not self.thread.is_alive():
-                raise RuntimeError(f"The hub could not start on port {self.port}.")
+                raise RuntimeError(f"The local Hub did not start on port {self.port}: choose a free one.")
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """Stop at once: what is being answered breaks off."""
+        """Stop at once. Running answers are cut."""
         self.server.should_exit = True
         self.thread.join()
 
     def token(self, account: str, role: Role = "write") -> str:
-        """A token for an account, which need not have been there before: "write" for its own namespace, or "read"."""
+        """A token for an account, new or known. "write" allows changes in the account's own namespace."""
         return self.app.state.tokens.issue(account, role)
 
     def environment(self, token: str | None = None) -> dict[str, str]:
-        """Variables for a process that is to talk to this hub and to no other, with caches of its own (HF_HOME)."""
+        """Environment variables for a process that uses this Hub only, with its own caches (HF_HOME)."""
         online = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "0")
         spared = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1")))
         return online | {
@@ -223,11 +223,11 @@ class LocalHub:
         }
 
     def fault(self, kind: str, match: str = ".*", times: int | None = 1, **options: Any) -> None:
-        """Switch a `Fault` on; `match` is searched for in the path."""
-        self.faults.waiting.append(Fault(kind=kind, match=match, times=times, **options))
+        """Activate a `Fault` for paths in which the pattern `match` is found."""
+        self.faults.active.append(Fault(kind=kind, match=match, times=times, **options))
 
     def falsify(self, repo: str, path: str, name: str | None = None, size: int | None = None) -> None:
-        """List a file of a model repository under another name or with another size than it has."""
+        """List a file of a model repository with a false name or size."""
         repository = self.app.state.store.find("models", repo)
         files = repository.at().files
         file = files.pop(path)
@@ -235,5 +235,5 @@ class LocalHub:
         self.app.state.store.save(repository)
 
     def clear_faults(self) -> None:
-        """Switch all faults off."""
-        self.faults.waiting.clear()
+        """Clear all faults."""
+        self.faults.active.clear()

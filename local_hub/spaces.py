@@ -1,6 +1,6 @@
 """Spaces: secrets, variables, hardware.
 
-Nothing is built or run. A secret's value is not kept, as the Hub gives none back either.
+Nothing is built or run. Values of secrets are not stored: the Hub never returns them either.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ router = APIRouter(prefix="/api")
 
 
 def secret(row: dict) -> dict:
-    """What is kept of a secret."""
+    """The stored fields of a secret."""
     return {"description": row.get("description"), "updatedAt": now()}
 
 
 def variable(row: dict) -> dict:
-    """What is kept of a variable."""
+    """The stored fields of a variable."""
     return {"value": row["value"], **secret(row)}
 
 
 async def space_of(repository: Writable) -> Repository:
     """The Space of the path, if this token may change it."""
     if repository.space is None:
-        raise HubError(404, f"{repository.id} is no Space")
+        raise HubError(404, f"{repository.id} is not a Space")
     return repository
 
 
@@ -40,9 +40,9 @@ SPACE = "/{kind}/{namespace}/{name}"
 
 @router.get(SPACE + "/runtime")
 async def show_runtime(repository: Readable) -> dict:
-    """What a Space runs on."""
+    """A Space's runtime."""
     if repository.space is None:
-        raise HubError(404, f"{repository.id} is no Space")
+        raise HubError(404, f"{repository.id} is not a Space")
     return runtime(repository)
 
 
@@ -50,7 +50,7 @@ async def show_runtime(repository: Readable) -> dict:
 async def hardware(
     space: Owned, store: Stored, flavor: Annotated[str, Body()], sleepTimeSeconds: Annotated[int | None, Body()] = None
 ) -> dict:
-    """Ask for other hardware, which is there at once."""
+    """Change the hardware; applies at once."""
     space.space.hardware = flavor
     space.space.sleep_seconds = sleepTimeSeconds
     store.save(space)
@@ -59,7 +59,7 @@ async def hardware(
 
 @router.post(SPACE + "/sleeptime")
 async def sleep_time(space: Owned, store: Stored, seconds: Annotated[int, Body(embed=True)]) -> dict:
-    """After how many seconds without visitors a Space may sleep."""
+    """Set the seconds without visitors after which a Space sleeps."""
     space.space.sleep_seconds = seconds
     store.save(space)
     return runtime(space)

@@ -1,7 +1,7 @@
-"""What the hub keeps on disk: blobs under their SHA-256, and one JSON file of commits for each repository.
+"""Data on disk: file contents by their SHA-256, and one JSON file with the commits of each repository.
 
-Everything is written aside and moved into place, so that an upload that breaks off leaves nothing behind. Who may read
-or write what is `access.py`'s affair.
+Everything is written to a temporary file and moved to its place, so an interrupted upload leaves nothing behind.
+`access.py` decides who may read or write.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize {}\n"
 
 
 def now() -> str:
-    """The time as the Hub writes it: UTC, milliseconds."""
+    """The current time in the Hub's format: UTC, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file at once: a reader finds the old text or the new."""
+    """Replace a file: a reader finds the complete old text or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
@@ -39,7 +39,7 @@ def write(path: Path, text: str) -> None:
 
 
 class File(BaseModel):
-    """A file of a commit: `size` in bytes, git's object id, the SHA-256 of its content; `lfs` as git-lfs keeps it."""
+    """A file of a commit: `size` in bytes, git's object id, SHA-256 of the content; `lfs` if git-lfs stores it."""
 
     size: int
     oid: str
@@ -48,22 +48,22 @@ class File(BaseModel):
 
     @classmethod
     def regular(cls, content: bytes) -> File:
-        """A file that git keeps itself."""
+        """A file that git stores."""
         return cls(size=len(content), oid=git_oid(content), sha256=hashlib.sha256(content).hexdigest(), lfs=False)
 
     @classmethod
     def large(cls, sha256: str, size: int) -> File:
-        """A file that git keeps as a pointer."""
+        """A file that git-lfs stores."""
         return cls(size=size, oid=git_oid(POINTER.format(sha256, size).encode()), sha256=sha256, lfs=True)
 
     @property
     def etag(self) -> str:
-        """What the Hub names this content by: the SHA-256 of a large file, git's object id of another."""
+        """The Hub's name for the content: SHA-256 of a git-lfs file, else git's object id."""
         return self.sha256 if self.lfs else self.oid
 
     @property
     def pointer_size(self) -> int:
-        """Bytes of the pointer that git keeps in a large file's place."""
+        """Bytes of the pointer that git stores for a git-lfs file."""
         return len(POINTER.format(self.sha256, self.size))
 
 
@@ -85,7 +85,7 @@ class Commit(BaseModel):
 
 
 class Space(BaseModel):
-    """What a Space has besides files. Of secrets only descriptions and dates are kept."""
+    """A Space's settings. Secrets are stored without their values."""
 
     sdk: str
     hardware: str = "cpu-basic"
@@ -95,7 +95,7 @@ class Space(BaseModel):
 
 
 class Repository(BaseModel):
-    """A repository with its whole history. `granted` are the accounts that may read it where it is gated."""
+    """A repository with its whole history. `granted`: the accounts that may read it if it is gated."""
 
     kind: Kind
     id: str
@@ -114,7 +114,7 @@ class Repository(BaseModel):
         return self.id.split("/")[0]
 
     def at(self, revision: str = "main") -> Commit:
-        """The commit that a branch, a tag, or a sha of at least 7 digits names."""
+        """The commit of a branch, a tag, or a sha of at least 7 digits."""
         sha = self.branches.get(revision.removeprefix("refs/heads/")) or self.tags.get(revision)
         shas = [sha] if sha else [full for full in self.commits if len(revision) >= 7 and full.startswith(revision)]
         if len(shas) != 1:
@@ -130,7 +130,7 @@ class Repository(BaseModel):
             commit = self.commits[commit.parent]
 
     def changed(self, path: str, commit: Commit) -> Commit:
-        """The newest commit up to this one in which the path, a file or a folder, got what it has."""
+        """The last commit, up to this one, that changed a file or folder."""
 
         def content(state: Commit) -> list:
             return [(name, file.oid) for name, file in state.files.items() if f"{name}/".startswith(f"{path}/")]
@@ -145,7 +145,7 @@ class Repository(BaseModel):
     def commit(
         self, files: dict[str, File], title: str, author: str, message: str = "", branch: str = "main"
     ) -> Commit:
-        """Put one more commit on a branch and return it."""
+        """Add a commit to a branch and return it."""
         made = Commit(
             sha="", parent=self.branches.get(branch), title=title, message=message, author=author,
             date=now(), files=dict(sorted(files.items())),
@@ -157,32 +157,32 @@ class Repository(BaseModel):
 
 
 class Blobs:
-    """File contents under their SHA-256."""
+    """File contents by their SHA-256."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.incoming = folder / "incoming"
-        shutil.rmtree(self.incoming, ignore_errors=True)  # what broke off when the hub itself was killed
+        shutil.rmtree(self.incoming, ignore_errors=True)  # left over if the Hub was killed
         self.incoming.mkdir(parents=True)
 
     def path(self, sha256: str) -> Path:
-        """Where a content is, or would be."""
+        """The path of a content, present or not."""
         return self.folder / sha256[:2] / sha256
 
     def size(self, sha256: str) -> int | None:
-        """Bytes; None where there is no such content."""
+        """Bytes; None if there is no such content."""
         with suppress(FileNotFoundError):
             return self.path(sha256).stat().st_size
         return None
 
     def keep(self, content: bytes) -> None:
-        """Keep a content that is at hand."""
+        """Store a content."""
         with NamedTemporaryFile(dir=self.incoming, delete=False) as part:
             part.write(content)
-        self.admit(Path(part.name), hashlib.sha256(content).hexdigest())
+        self.move_in(Path(part.name), hashlib.sha256(content).hexdigest())
 
     async def receive(self, chunks: AsyncIterable[bytes], sha256: str, *, unchecked: bool = False) -> None:
-        """Keep a content as it arrives, if it is what it should be; `unchecked` takes any bytes for it."""
+        """Store a content from a stream. Raises 400 if its SHA-256 differs, unless `unchecked`."""
         digest = hashlib.sha256()
         try:
             with NamedTemporaryFile(dir=self.incoming, delete=False) as part:
@@ -191,18 +191,18 @@ class Blobs:
                     part.write(chunk)
             if digest.hexdigest() != sha256 and not unchecked:
                 raise HubError(400, "The content does not match its SHA-256.")
-            self.admit(Path(part.name), sha256)
+            self.move_in(Path(part.name), sha256)
         finally:
             Path(part.name).unlink(missing_ok=True)
 
-    def admit(self, part: Path, sha256: str) -> None:
+    def move_in(self, part: Path, sha256: str) -> None:
         """Move a complete file to its place."""
         self.path(sha256).parent.mkdir(exist_ok=True)
         os.replace(part, self.path(sha256))
 
 
 class Store:
-    """All repositories, and the blobs they share."""
+    """All repositories and their shared contents."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "repositories"
@@ -215,31 +215,31 @@ class Store:
         self.moved: dict[str, str] = json.loads(moved.read_text(encoding="utf-8")) if moved.is_file() else {}
 
     def move(self, repository: Repository, id: str) -> None:
-        """Give a repository another name; the old one leads to it from now on."""
+        """Rename a repository. Requests for the old name are redirected."""
         self.remove(repository)
         self.moved = {**self.moved, repository.id: id}
         write(self.folder / "moved.json", json.dumps(self.moved))
         self.save(repository.model_copy(update={"id": id}))
 
     def find(self, kind: str, id: str) -> Repository | None:
-        """A repository, if there is one of that kind and id."""
+        """The repository of this kind and id; None if there is none."""
         return self.repositories.get((kind, id))
 
     def of_kind(self, kind: Kind) -> list[Repository]:
-        """All of one kind, the last changed first."""
+        """All repositories of a kind, the newest change first."""
         found = [repository for repository in self.repositories.values() if repository.kind == kind]
         return sorted(found, key=lambda repository: repository.at().date, reverse=True)
 
     def save(self, repository: Repository) -> None:
-        """Keep a repository, new or changed."""
+        """Save a new or changed repository."""
         self.repositories[repository.kind, repository.id] = repository
-        write(self.place(repository), repository.model_dump_json())
+        write(self.path_of(repository), repository.model_dump_json())
 
     def remove(self, repository: Repository) -> None:
-        """Forget a repository; blobs stay, since others may share them."""
+        """Delete a repository. Its contents stay, because others may share them."""
         del self.repositories[repository.kind, repository.id]
-        self.place(repository).unlink()
+        self.path_of(repository).unlink()
 
-    def place(self, repository: Repository) -> Path:
+    def path_of(self, repository: Repository) -> Path:
         """The repository's file."""
         return self.folder / repository.kind / f"{repository.id}.json"

@@ -1,4 +1,4 @@
-"""Files to the hub and from it: preupload, large files over LFS, commits, and `resolve`, which answers ranges too."""
+"""File transfer: preupload, uploads over git-lfs, commits, and downloads (`resolve`), with ranges."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from local_hub.repositories import LARGE
 from local_hub.storage import File, Kind, Repository, Store
 
 router = APIRouter()
-LARGE_BYTES = 10 * 2**20  # from here on a file of any name is large
+LARGE_BYTES = 10 * 2**20  # a file of this size goes over git-lfs, whatever its name
 
 
 @router.get("/api/{kind}/{namespace}/{name}/auth-check")
 async def auth_check(repository: Readable, who: Who) -> dict:
-    """Nothing, where this account may read the files."""
+    """Succeeds if this account may read the files."""
     require_access(repository, who)
     return {}
 
 
 @router.get("/api/{kind}/{namespace}/{name}/auth-check/write")
 async def auth_check_write(repository: Writable) -> dict:
-    """Nothing, where this token may write."""
+    """Succeeds if this token may write."""
     return {}
 
 
 def require_access(repository: Repository, who: Identity | None) -> None:
-    """Raise where a repository is gated and this account isn't let in: its description is open, its files aren't."""
+    """Raise 401 or 403 if a repository is gated and this account has no access to its files."""
     if repository.gated and not (who and who.account in {repository.namespace, *repository.granted}):
         message = f"Access to {repository.kind[:-1]} {repository.id} is restricted. Ask for access on its page."
         raise HubError(403 if who else 401, message, "GatedRepo")
@@ -43,7 +43,7 @@ def require_access(repository: Repository, who: Identity | None) -> None:
 
 @router.post("/api/{kind}/{namespace}/{name}/preupload/{revision}")
 async def preupload(commit: AtRevision, repository: Writable, files: Annotated[list[dict], Body(embed=True)]) -> dict:
-    """Which files go over LFS, and what is there already."""
+    """Which files go over git-lfs, and which exist already."""
     answers = []
     for file in files:
         large = file["size"] >= LARGE_BYTES or file["path"].endswith(tuple(f".{suffix}" for suffix in LARGE))
@@ -54,7 +54,7 @@ async def preupload(commit: AtRevision, repository: Writable, files: Annotated[l
 
 
 def sign(request: Request, oid: str) -> str:
-    """What allows an upload without a token, as the signed addresses of a cloud's storage do."""
+    """A signature that allows an upload without a token, like a signed address of a cloud's storage."""
     return hmac.new(request.app.state.key, oid.encode(), hashlib.sha256).hexdigest()
 
 
@@ -62,7 +62,7 @@ def sign(request: Request, oid: str) -> str:
 async def lfs_batch(
     request: Request, repository: Writable, store: Stored, objects: Annotated[list[dict], Body(embed=True)]
 ) -> dict:
-    """Where to upload the large files that aren't here yet."""
+    """The upload addresses of the missing git-lfs files."""
     for item in objects:
         if store.blobs.size(item["oid"]) != item["size"]:
             href = f"{request.base_url}api/lfs/{item['oid']}"
@@ -73,7 +73,7 @@ async def lfs_batch(
 
 @router.put("/api/lfs/{oid}")
 async def lfs_upload(request: Request, oid: str, signature: str, store: Stored) -> dict:
-    """Take one large file."""
+    """Receive a git-lfs file."""
     if not hmac.compare_digest(signature, sign(request, oid)):
         raise HubError(403, "SignatureDoesNotMatch")
     await store.blobs.receive(request.stream(), oid, unchecked=request.scope.get("unchecked", False))
@@ -82,7 +82,7 @@ async def lfs_upload(request: Request, oid: str, signature: str, store: Stored) 
 
 @router.post("/api/lfs/{oid}/verify")
 async def lfs_verify(oid: str, store: Stored, who: Who, size: Annotated[int, Body(embed=True)]) -> dict:
-    """Whether a large file has arrived whole."""
+    """Whether a git-lfs file is complete."""
     require_account(who)
     if store.blobs.size(oid) != size:
         raise HubError(404, f"There is no object {oid} of {size} bytes")
@@ -90,7 +90,7 @@ async def lfs_verify(oid: str, store: Stored, who: Who, size: Annotated[int, Bod
 
 
 async def lines(request: Request) -> AsyncIterator[dict]:
-    """The JSON objects of an NDJSON body, holding one line at a time."""
+    """The JSON objects of an NDJSON body; one line in memory at a time."""
     held: list[bytes] = []
     async for chunk in request.stream():
         *ends, rest = chunk.split(b"\n")
@@ -104,7 +104,7 @@ async def lines(request: Request) -> AsyncIterator[dict]:
 
 
 class Operation(NamedTuple):
-    """One line of a commit: a file put at a path, or, where `file` is None, what is there deleted."""
+    """One line of a commit: a new file at a path, or a deletion if `file` is None."""
 
     key: str
     path: str
@@ -112,7 +112,7 @@ class Operation(NamedTuple):
 
 
 def read_operation(key: str, value: dict, store: Store) -> Operation:
-    """A line's operation; a file's content is kept at once, so that a commit needs no more memory than its longest."""
+    """The operation of a line. Stores a file's content at once, so a commit needs the memory of one file only."""
     if key == "file":
         content = base64.b64decode(value["content"])
         store.blobs.keep(content)
@@ -134,17 +134,17 @@ def apply(operations: list[Operation], files: dict[str, File]) -> dict[str, File
         if file:
             files[path] = file
             continue
-        gone = [name for name in files if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))]
-        if not gone:
+        deleted = [name for name in files if name == path or (key == "deletedFolder" and name.startswith(f"{path}/"))]
+        if not deleted:
             raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        for name in gone:
+        for name in deleted:
             del files[name]
     return files
 
 
 @router.post("/api/{kind}/{namespace}/{name}/commit/{revision}")
 async def commit(request: Request, repository: Writable, revision: str, store: Stored, who: Who) -> dict:
-    """One commit of everything in the body, or none of it."""
+    """Commit all operations of the body, or none."""
     branch = unquoted(revision)
     if "create_pr" in request.query_params:
         raise HubError(400, "This hub has no pull requests.")
@@ -168,7 +168,7 @@ async def commit(request: Request, repository: Writable, revision: str, store: S
 
 @router.api_route("/{kind}/{namespace}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
 async def resolve(repository: Readable, commit: AtRevision, path: str, store: Stored, who: Who) -> FileResponse:
-    """A file's bytes, whole or in part; with HEAD what is to know of them."""
+    """A file's bytes, all or a range; with HEAD only their headers."""
     require_access(repository, who)
     path = unquoted(path)
     file = commit.files.get(path)
@@ -185,6 +185,6 @@ async def resolve(repository: Readable, commit: AtRevision, path: str, store: St
 
 
 @router.api_route("/{kind}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
-async def nothing_without_a_namespace(kind: Kind, who: Who) -> None:
-    """A repository of the Hub's first days; this hub has none."""
+async def no_namespace(kind: Kind, who: Who) -> None:
+    """A repository without a namespace. This Hub has none."""
     raise repository_not_found(who)

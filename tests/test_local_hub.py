@@ -1,4 +1,4 @@
-"""The local Hub as the real clients see it: files there and back, who may do what, and what can go wrong on the way."""
+"""The local Hub with the real clients: uploads, downloads, permissions, and faults."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WEIGHTS = bytes(range(256)) * 4000
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """One hub for all; uploads from this process go over LFS."""
+    """One Hub for all tests. Uploads from this process go over git-lfs."""
     with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield hub
@@ -47,14 +47,14 @@ def hub(tmp_path_factory):
 
 @pytest.fixture
 def api(hub):
-    """The owner's client; no test leaves a fault to the next."""
+    """The owner's client. Clears all faults after each test."""
     yield HfApi(endpoint=hub.url, token=hub.token("me"))
     hub.clear_faults()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model folder: a card, a text in a folder below, weights."""
+    """A model folder: a card, a text in a subfolder, weights."""
     folder = tmp_path / "folder"
     (folder / "notes").mkdir(parents=True)
     (folder / "README.md").write_text(CARD, encoding="utf-8")
@@ -65,14 +65,14 @@ def folder(tmp_path):
 
 @pytest.fixture
 def published(api, folder, request):
-    """The folder in a repository of its own; its id."""
+    """The id of a new repository with the folder's files."""
     repo = api.create_repo(f"me/{request.node.name.removeprefix('test_')}").repo_id
     api.upload_folder(repo_id=repo, folder_path=folder)
     return repo
 
 
 def download(hub, tmp_path, repo, file, token=False, **options) -> bytes:
-    """A file's bytes, by way of an empty cache."""
+    """A file's bytes, downloaded to an empty cache."""
     cache = tmp_path / f"cache-{time.monotonic_ns()}"
     return Path(hf_hub_download(repo, file, endpoint=hub.url, token=token, cache_dir=cache, **options)).read_bytes()
 
@@ -81,7 +81,7 @@ def status(error) -> int:
     return error.value.response.status_code
 
 
-def test_a_folder_comes_back_as_it_was(hub, api, folder, published, tmp_path):
+def test_an_uploaded_folder_is_downloaded_unchanged(hub, api, folder, published, tmp_path):
     for path in ("README.md", "notes/first.txt", "model.safetensors"):
         assert download(hub, tmp_path, published, path) == (folder / path).read_bytes()
     info = api.model_info(published, files_metadata=True)
@@ -98,17 +98,17 @@ def test_a_folder_comes_back_as_it_was(hub, api, folder, published, tmp_path):
     assert [found.path for found in api.get_paths_info(published, ["notes/first.txt", "none"])] == ["notes/first.txt"]
 
 
-def test_what_is_listed(api, published):
+def test_lists_and_filters(api, published):
     assert published in [model.id for model in api.list_models(author="me", filter=["llama", "license:mit"])]
-    (by_base,) = api.list_models(search="WHAT_IS_LISTED", filter="base_model:finetune:me/base")
+    (by_base,) = api.list_models(search="LISTS_AND_FILTERS", filter="base_model:finetune:me/base")
     assert by_base.id == published
     assert not list(api.list_models(author="me", filter="no-such-tag"))
     assert not list(api.list_models(author="another"))
-    (with_card,) = api.list_models(search="what_is_listed", full=True, cardData=True)
+    (with_card,) = api.list_models(search="lists_and_filters", full=True, cardData=True)
     assert with_card.card_data.base_model == "me/base" and with_card.sha == api.model_info(published).sha
 
 
-def test_each_commit_stays(hub, api, folder, published, tmp_path):
+def test_earlier_commits_stay_readable(hub, api, folder, published, tmp_path):
     first = api.model_info(published).sha
     api.create_tag(published, tag="v1")
     api.create_branch(published, branch="try/this")
@@ -129,10 +129,10 @@ def test_each_commit_stays(hub, api, folder, published, tmp_path):
     assert status(error) == 412
     commits = len(api.list_repo_commits(published))
     api.upload_file(path_or_fileobj=folder / "README.md", path_in_repo="README.md", repo_id=published)
-    assert len(api.list_repo_commits(published)) == commits  # nothing had changed
+    assert len(api.list_repo_commits(published)) == commits  # without a change there is no commit
 
 
-def test_a_private_repository_is_there_for_its_owner_only(hub, api, published, tmp_path):
+def test_a_private_repository_is_visible_to_its_owner_only(hub, api, published, tmp_path):
     api.update_repo_settings(published, private=True)
     assert download(hub, tmp_path, published, "model.safetensors", token=hub.token("me", "read")) == WEIGHTS
     for token in (False, hub.token("another")):
@@ -142,7 +142,7 @@ def test_a_private_repository_is_there_for_its_owner_only(hub, api, published, t
     assert published in [model.id for model in api.list_models()]
 
 
-def test_a_gated_repository_shows_itself_but_not_its_files(hub, api, published, tmp_path):
+def test_a_gated_repository_shows_its_description_but_not_its_files(hub, api, published, tmp_path):
     api.update_repo_settings(published, gated="manual")
     another = hub.token("another", "read")
     assert api.model_info(published, token=another).gated == "manual"
@@ -155,7 +155,7 @@ def test_a_gated_repository_shows_itself_but_not_its_files(hub, api, published, 
     assert download(hub, tmp_path, published, "model.safetensors", token=another) == WEIGHTS
 
 
-def test_who_may_write(hub, api, published):
+def test_write_permissions(hub, api, published):
     assert api.whoami()["name"] == "me"
     reader = HfApi(endpoint=hub.url, token=hub.token("me", "read"))
     assert reader.whoami()["auth"]["accessToken"]["role"] == "read"
@@ -181,7 +181,7 @@ def test_who_may_write(hub, api, published):
     assert not api.repo_exists(published)
 
 
-def test_what_is_not_there(hub, api, published, tmp_path):
+def test_missing_repositories_revisions_and_files(hub, api, published, tmp_path):
     with pytest.raises(EntryNotFoundError):
         download(hub, tmp_path, published, "none.txt")
     with pytest.raises(RevisionNotFoundError):
@@ -194,12 +194,12 @@ def test_what_is_not_there(hub, api, published, tmp_path):
         assert answer.status_code == 404 and "error" in answer.json(), path
 
 
-def test_a_card_with_broken_yaml_is_refused(api, published):
+def test_a_card_with_invalid_yaml_is_refused(api, published):
     with pytest.raises(ValueError, match="Invalid metadata"):
         api.upload_file(path_or_fileobj=b"---\ntags: [\n---\n", path_in_repo="README.md", repo_id=published)
 
 
-def test_a_refusal_that_passes_is_asked_again(hub, api, published, tmp_path):
+def test_clients_retry_temporary_errors(hub, api, published, tmp_path):
     before = len(hub.requests)
     hub.fault("503", match="resolve", method="HEAD")
     assert download(hub, tmp_path, published, "README.md").decode() == CARD
@@ -215,7 +215,7 @@ def test_a_refusal_that_passes_is_asked_again(hub, api, published, tmp_path):
     assert download(hub, tmp_path, published, "x.txt") == b"x"
 
 
-def test_a_download_that_was_cut_goes_on_where_it_was(hub, api, published, tmp_path):
+def test_a_cut_download_resumes(hub, api, published, tmp_path):
     large = os.urandom(11 * 2**20)  # the client writes 10 MiB at a time
     api.upload_file(path_or_fileobj=large, path_in_repo="large.gguf", repo_id=published)
     hub.fault("cut", match="resolve", after=len(large) - 1000)
@@ -223,21 +223,21 @@ def test_a_download_that_was_cut_goes_on_where_it_was(hub, api, published, tmp_p
     assert (hub.requests[-1].range, hub.requests[-1].status) == (f"bytes={10 * 2**20}-", 206)
 
 
-def test_an_upload_that_was_cut_is_sent_again(hub, api, published, tmp_path):
+def test_a_cut_upload_is_sent_again(hub, api, published, tmp_path):
     weights = WEIGHTS + b"cut"
     hub.fault("cut", match="^/api/lfs/", after=len(weights) // 2)
     api.upload_file(path_or_fileobj=weights, path_in_repo="model.safetensors", repo_id=published)
     assert download(hub, tmp_path, published, "model.safetensors") == weights
 
 
-def test_a_commit_whose_answer_is_lost_was_made(hub, api, published, tmp_path):
+def test_a_commit_whose_answer_is_lost_exists(hub, api, published, tmp_path):
     hub.fault("cut", match="/commit/")
     with pytest.raises(httpx2.RemoteProtocolError):
         api.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=published)
     assert download(hub, tmp_path, published, "x.txt") == b"x"
 
 
-def test_wrong_bytes_arrive_unnoticed(hub, api, published, tmp_path):
+def test_clients_do_not_notice_wrong_bytes(hub, api, published, tmp_path):
     wrong = WEIGHTS[:1000] + bytes([WEIGHTS[1000] ^ 0xFF]) + WEIGHTS[1001:]
     hub.fault("corrupt", match="resolve", at=1000)
     assert download(hub, tmp_path, published, "model.safetensors") == wrong
@@ -250,7 +250,7 @@ def test_wrong_bytes_arrive_unnoticed(hub, api, published, tmp_path):
     assert download(hub, tmp_path, published, "model.safetensors") == wrong + b"corrupt"
 
 
-def test_a_hub_may_be_slow_or_silent(hub, api, published, tmp_path):
+def test_slow_and_stalled_answers(hub, api, published, tmp_path):
     hub.fault("slow", match="resolve", rate=2e6)
     started = time.monotonic()
     assert download(hub, tmp_path, published, "model.safetensors") == WEIGHTS
@@ -284,7 +284,7 @@ def test_a_killed_client_loses_nothing(hub, api, published, tmp_path):
         assert download(hub, tmp_path, published, name) == (checkpoint / name).read_bytes()
 
 
-def test_a_hub_of_its_own_process_and_what_it_kept(tmp_path, folder):
+def test_a_hub_in_its_own_process_and_its_saved_data(tmp_path, folder):
     command = [sys.executable, "-m", "local_hub", str(tmp_path / "hub"), "--account", "me"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
         url = process.stdout.readline().strip()
@@ -323,7 +323,7 @@ def test_spaces_and_collections(api, published):
     assert (item.item_id, item.note) == (published, "the first")
 
 
-def test_the_libraries_load_from_it(hub, api):
+def test_libraries_load_from_it(hub, api):
     api.create_repo("me/nano")
     api.upload_folder(repo_id="me/nano", folder_path=NANO)
     api.create_repo("me/nano-emoji", private=True)
