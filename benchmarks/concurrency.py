@@ -29,7 +29,7 @@ def measure(quick: bool) -> list[Figure]:
     model, engine = nano(), Engine()
     files = model.files
     tokens_per_second(engine, files, tokens)
-    engine._bases[model.base].is_end = lambda token: False  # type: ignore[method-assign]  # answers of one length
+    engine._batches[model.base].base.tokenizer.is_end = lambda token: False  # type: ignore[method-assign]  # answers of one length
     one: dict[int, list[float]] = {count: [] for count in counts}
     two: dict[int, list[float]] = {count: [] for count in counts}
     for _ in range(rounds):

@@ -28,8 +28,8 @@ def question(number: int = 0) -> str:
 
 def bare_rate(base: LoadedBase, prompt: list[int], tokens: int) -> float:
     """Tokens/s of `llama_decode` and llama.cpp's greedy sampler, with nothing around them."""
-    base.clear()
-    base.decode([(base.sequences[0], prompt)])
+    base.cache.clear()
+    base.decode([(base.cache.sequences[0], prompt)])
     sampler = cpp.llama_sampler_init_greedy()
     token = (cpp.llama_token * 1)(cpp.llama_sampler_sample(sampler, base.context, -1))
     with timed() as watch:
@@ -37,18 +37,18 @@ def bare_rate(base: LoadedBase, prompt: list[int], tokens: int) -> float:
             cpp.llama_decode(base.context, cpp.llama_batch_get_one(token, 1))
             token[0] = cpp.llama_sampler_sample(sampler, base.context, -1)
     cpp.llama_sampler_free(sampler)
-    base.clear()
+    base.cache.clear()
     return (tokens - 1) / watch.seconds
 
 
 def against_bare_loop(engine: Engine, model: TimedModel, rounds: int, tokens: int) -> list[Figure]:
     """The engine's tokens/s against the bare loop's, in turns."""
-    base = engine._bases[model.base]
-    prompt = base.encode([Message(role="user", content=question())])
+    base = engine._batches[model.base].base
+    prompt = base.tokenizer.encode([Message(role="user", content=question())])
     ours, bare = [], []
     for _ in range(rounds):
         ours.append(ask(engine, model.files[0], question(), tokens).tokens_per_second)
-        base.use(model.adapters[0])
+        base.use_adapter(model.adapters[0])
         bare.append(bare_rate(base, prompt, tokens))
     ratio = median(a / b for a, b in zip(ours, bare, strict=True))
     return [
@@ -60,13 +60,13 @@ def against_bare_loop(engine: Engine, model: TimedModel, rounds: int, tokens: in
 
 def adapter_switches(engine: Engine, model: TimedModel, rounds: int, switches: int) -> list[Figure]:
     """What a switch adds to the first token, and resident memory over many switches."""
-    base, (first, second) = engine._bases[model.base], model.files
+    base, (first, second) = engine._batches[model.base].base, model.files
     stay: list[float] = []
     switch: list[float] = []
     for number in range(rounds):
         ask(engine, first, question(number), 2)
         for files, seconds in ((first, stay), (second, switch)):
-            base.clear()  # a switch has to read the whole prompt, so the other one does so as well
+            base.cache.clear()  # a switch has to read the whole prompt, so the other one does so as well
             seconds.append(ask(engine, files, question(number), 2).first_token_seconds)
     process, resident = psutil.Process(), []
     for number in range(switches):

@@ -21,7 +21,7 @@ import psutil
 from benchmarks.report import Figure, timed
 from benchmarks.timed_models import ask, nano
 from inference.engines import ModelFiles
-from inference.engines.llamacpp.engine import MOST_ADAPTERS, Engine
+from inference.engines.llamacpp.engine import MAX_ADAPTERS, Engine
 from inference.settings import PROJECT
 from training.export.gguf import converters
 
@@ -79,7 +79,7 @@ def page_figures(catalog: Path, count: int, rounds: int) -> list[Figure]:
 
 def first_token(engine: Engine, model: ModelFiles) -> float:
     """Seconds to the first token of a question whose prompt is read from its beginning."""
-    engine._bases[model.base].clear()
+    engine._batches[model.base].base.cache.clear()
     return ask(engine, model, "What does 🐼 mean?", 2).first_token_seconds
 
 
@@ -97,18 +97,18 @@ def engine_figures(files: list[Path], rounds: int, switches: int) -> list[Figure
     models = [ModelFiles(nano().base, file) for file in files]
     engine, process, resident = Engine(), psutil.Process(), []
     ask(engine, models[0], "hello", 8)
-    for some in (models[:1], models[:MOST_ADAPTERS], models):
+    for some in (models[:1], models[:MAX_ADAPTERS], models):
         for model in some * rounds:
             first_token(engine, model)
         resident.append(process.memory_info().rss / 1e6)
-    loaded = switch_times(engine, models[:MOST_ADAPTERS], switches)
+    loaded = switch_times(engine, models[:MAX_ADAPTERS], switches)
     read_again = switch_times(engine, models, switches)
     engine.close()
     size = files[0].stat().st_size / 1e6
-    each = (resident[1] - resident[0]) / (MOST_ADAPTERS - 1)
+    each = (resident[1] - resident[0]) / (MAX_ADAPTERS - 1)
     return [
         Figure(f"resident memory per loaded adapter, MB (its file has {size:.2f})", f"{each:.2f}"),
-        Figure(f"resident memory after {MOST_ADAPTERS} adapters, after all, MB",
+        Figure(f"resident memory after {MAX_ADAPTERS} adapters, after all, MB",
                f"{resident[1]:.0f}, {resident[2]:.0f}"),
         Figure("a switch adds to the first token, ms: 50th, 99th percentile", loaded),
         Figure("the same for an adapter that was unloaded and is read again", read_again),
@@ -117,7 +117,7 @@ def engine_figures(files: list[Path], rounds: int, switches: int) -> list[Figure
 
 def measure(quick: bool) -> list[Figure]:
     """Measure a hundred adapters, or with `quick` one more than the engine keeps loaded."""
-    count, rounds, switches = (MOST_ADAPTERS + 1, 1, 4) if quick else (100, 5, 300)
+    count, rounds, switches = (MAX_ADAPTERS + 1, 1, 4) if quick else (100, 5, 300)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = write_catalog(folder, count)

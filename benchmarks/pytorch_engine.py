@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.report import Figure, timed
 from benchmarks.timed_models import ask, write_base
 from inference.engines import Message, ModelFiles
-from inference.engines.pytorch.engine import Engine, compute_dtype
+from inference.engines.pytorch.engine import Engine
+from inference.engines.pytorch.loading import compute_dtype
 from inference.settings import PROJECT
 
 QUESTION = "What does 🐙 mean?"
@@ -99,11 +100,12 @@ def measure(quick: bool) -> list[Figure]:
     with timed_base(device) as folder:
         files, engine = ModelFiles(folder), Engine(str(device))
         answer_all(engine, files, 1, 1)
-        base = engine._base
-        assert base
-        base.ends = set()  # answers of one length
+        batch = engine._batch
+        assert batch
+        tokenizer = batch.runner.tokenizer
+        tokenizer.end_ids = set()  # answers of one length
         rates = engine_rates(engine, files, counts, tokens, rounds)
-        prompt, rows = base.encode([Message(role="user", content=QUESTION)]), len(base.rows)
+        prompt, rows = tokenizer.encode([Message(role="user", content=QUESTION)]), len(batch.rows)
         engine.close()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=compute_dtype(device), device_map={"": device})
         size = sum(weight.nbytes for weight in model.parameters())

@@ -92,7 +92,7 @@ def llamacpp() -> Iterator[Served]:
     from inference.engines.llamacpp.engine import Engine
 
     engine = Engine(threads=1)
-    yield gguf_models(engine, lambda: engine._bases[NANO / "nano-Q8_0.gguf"].steps)
+    yield gguf_models(engine, lambda: engine._batches[NANO / "nano-Q8_0.gguf"].decode_steps)
     engine.close()
 
 
@@ -111,7 +111,7 @@ def pytorch() -> Iterator[Served]:
 
     engine = Engine(device="cpu")
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken_folders, ModelFiles, lambda: engine._base.steps)
+    yield Served(engine, *files, broken_folders, ModelFiles, lambda: engine._batch.decode_steps)
     engine.close()
 
 
@@ -182,7 +182,7 @@ def broken_folders(folder: Path) -> dict[str, ModelFiles]:
         "lacking's weights don't match": ModelFiles(lacking),
         "pickled can't be loaded": ModelFiles(pickled),
         "garbled can't be loaded": ModelFiles(garbled),
-        "adapter absent is no folder": ModelFiles(NANO, folder / "absent"),
+        "adapter absent is not a folder": ModelFiles(NANO, folder / "absent"),
         "adapter pickle is a pickle": ModelFiles(NANO, pickle),
         "adapter half can't be read": ModelFiles(NANO, half),
         "rank 0": ModelFiles(NANO, adapter("rank-0", r=0)),
@@ -192,7 +192,7 @@ def broken_folders(folder: Path) -> dict[str, ModelFiles]:
         "wide doesn't fit the base": ModelFiles(
             NANO, weights("wide", lambda t: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in t.items()})
         ),
-        "extra has tensors that are no LoRA": ModelFiles(
+        "extra has tensors that are not LoRA": ModelFiles(
             NANO, weights("extra", lambda t: t | {norm: tensors["model.layers.0.input_layernorm.weight"].clone()})
         ),
     }
@@ -440,7 +440,7 @@ def test_a_pass_that_is_given_ahead_changes_no_answer(served):
         return ask(served.engine, served.emoji, question)[0], drawn, figures.completion_tokens
 
     one_by_one = [asked(question) for question in QUESTIONS]
-    served.engine._base.looks_ahead = True  # as on a GPU
+    served.engine._batch.looks_ahead = True  # as on a GPU
     try:
         assert [asked(question) for question in QUESTIONS] == one_by_one
         with ThreadPoolExecutor(4) as visitors:  # "hello" was never taught, and in company another token may win
@@ -448,4 +448,4 @@ def test_a_pass_that_is_given_ahead_changes_no_answer(served):
                 found[0] for found in one_by_one[:-1]
             ]
     finally:
-        served.engine._base.looks_ahead = False
+        served.engine._batch.looks_ahead = False

@@ -1,4 +1,4 @@
-"""What only the remote engine does: a server that goes away, a key, a server that does each thing wrong."""
+"""The remote engine: its key, a server that stops and starts again, and a server for each possible error."""
 
 from __future__ import annotations
 
@@ -36,16 +36,15 @@ def remote(server):
     engine.close()
 
 
-def test_lists_what_the_server_serves(remote):
+def test_lists_the_models_of_the_server(remote):
     assert remote.models() == SERVED
-    assert remote.state() == "ready"
 
 
-def test_the_terminal_lists_and_asks_what_is_served(server):
-    away = {"ENGINE": "auto", "REMOTE_URL": server.url, "REMOTE_API_KEY": KEY}
-    done = command("inference", "models", **away)
+def test_the_terminal_lists_and_asks_the_models_of_the_server(server):
+    variables = {"ENGINE": "auto", "REMOTE_URL": server.url, "REMOTE_API_KEY": KEY}
+    done = command("inference", "models", **variables)
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [[name, "served"] for name in SERVED]
-    done = command("inference", "ask", "nano-emoji", "What does 🐼 mean?", "--temperature", "0", "--json", **away)
+    done = command("inference", "ask", "nano-emoji", "What does 🐼 mean?", "--temperature", "0", "--json", **variables)
     record = json.loads(done.stdout)
     assert record["engine"] == "remote" and "panda" in record["answer"] and KEY not in done.stdout + done.stderr
 
@@ -57,19 +56,20 @@ def test_a_wrong_key_is_refused(server):
     engine.close()
 
 
-def test_a_server_may_go_away_and_come_back(server, remote):
+def test_a_server_that_stops_can_be_used_again_after_it_started(server, remote):
     server.stop()
     with pytest.raises(LabError, match="can't be reached"):
         ask(remote, "nano", "What does 🐼 mean?")
-    assert remote.state() == "away"
+    with pytest.raises(LabError, match="can't be reached"):
+        remote.models()
     server.start()
     server.wait()
     assert "panda" in ask(remote, "nano", "What does 🐼 mean?")[0]
-    assert remote.state() == "ready"
+    assert remote.models() == SERVED
 
 
-ASKED: Counter[str] = Counter()
-LEFT = threading.Event()
+REQUESTS: Counter[str] = Counter()
+CLOSED = threading.Event()
 faults = FastAPI()
 
 
@@ -93,7 +93,7 @@ def list_models(fault: str):
 
 @faults.post("/{fault}/v1/chat/completions")
 async def complete(fault: str, request: Request):
-    ASKED[fault] += 1
+    REQUESTS[fault] += 1
     body = await request.json()
     match fault:
         case "401" | "400":
@@ -102,9 +102,9 @@ async def complete(fault: str, request: Request):
             return refusal(int(fault))
         case "429":
             return refusal(429, headers={"retry-after": "300"})
-        case "429-once" if ASKED[fault] == 1:
+        case "429-once" if REQUESTS[fault] == 1:
             return refusal(429, headers={"retry-after": "1"})
-        case "503-twice" if ASKED[fault] <= 2:
+        case "503-twice" if REQUESTS[fault] <= 2:
             return refusal(503)
         case "no-usage" if "stream_options" in body:
             return refusal(400, "unknown field stream_options")
@@ -142,12 +142,12 @@ async def parts(fault: str):
         yield "data: [DONE]\n\n"
     finally:
         if fault == "endless":
-            LEFT.set()
+            CLOSED.set()
 
 
 @pytest.fixture(scope="module")
 def faulty():
-    """Makes an engine for one fault."""
+    """Creates an engine on a server with the given fault."""
     import uvicorn
 
     port = free_port()
@@ -170,56 +170,56 @@ def faulty():
 
 
 @pytest.mark.parametrize(
-    ("fault", "sentence"),
+    ("fault", "message"),
     [
         ("401", "refuses the key .*REMOTE_API_KEY"),
         ("404", "serves no model “m”"),
         ("429", "too many requests .*in 300 s"),
-        ("500", "fault of its own .status 500"),
+        ("500", "internal error .status 500"),
         ("400", "refuses the request .status 400, what is Bearer …"),
-        ("html", "something else than OpenAI's API"),
-        ("no-list", "something else than OpenAI's API"),
-        ("not-json", "something else than OpenAI's API"),
-        ("silent", "said nothing for 1 s"),
+        ("html", "did not answer as OpenAI's API specifies"),
+        ("no-list", "did not answer as OpenAI's API specifies"),
+        ("not-json", "did not answer as OpenAI's API specifies"),
+        ("silent", "sent nothing for 1 s"),
     ],
 )
-def test_what_goes_wrong_is_one_sentence_without_the_key(faulty, caplog, fault, sentence):
+def test_each_error_has_a_message_without_the_key(faulty, caplog, fault, message):
     caplog.set_level("DEBUG")
     engine = faulty(fault)
-    with pytest.raises(LabError, match=sentence) as raised:
+    with pytest.raises(LabError, match=message) as raised:
         ask(engine, "m", "hello")
-    told = "".join(traceback.format_exception(raised.value)) + caplog.text + repr(engine)
-    assert KEY not in told
+    shown = "".join(traceback.format_exception(raised.value)) + caplog.text + repr(engine)
+    assert KEY not in shown
     assert raised.value.__cause__ is None and raised.value.__context__ is None
 
 
 @pytest.mark.parametrize("fault", ["break", "no-end", "error", "stall"])
-def test_what_came_before_a_break_is_kept(faulty, fault):
+def test_the_text_before_an_interruption_is_kept(faulty, fault):
     chunks = []
     with pytest.raises(LabError, match="in the middle of the answer"):
         for chunk in faulty(fault).stream("m", [Message(role="user", content="hello")], Sampling(0), lambda: False):
             chunks.append(chunk.text)
     assert "".join(chunks) == "Hello 🇸🇪"
-    assert ASKED[fault] == 1
+    assert REQUESTS[fault] == 1
 
 
 @pytest.mark.parametrize(("fault", "times"), [("503-twice", 3), ("429-once", 2)])
-def test_asks_again_before_the_first_token_and_says_so(faulty, fault, times):
+def test_retries_before_the_first_token_and_shows_it(faulty, fault, times):
     question = [Message(role="user", content="hello")]
     chunks = list(faulty(fault).stream("m", question, Sampling(0), lambda: False))
     assert "".join(chunk.text for chunk in chunks) == "Hello 🇸🇪!"
-    assert ASKED[fault] == times
-    assert sum("asking again" in (chunk.waiting or "") for chunk in chunks) == times - 1
+    assert REQUESTS[fault] == times
+    assert sum("trying again" in (chunk.waiting or "") for chunk in chunks) == times - 1
 
 
-def test_figures_come_from_the_server_where_it_counts(faulty):
+def test_figures_come_from_the_server_if_it_counts_tokens(faulty):
     answer, figures = ask(faulty("ok"), "m", "hello")
     assert (figures.prompt_tokens, figures.cached_tokens, figures.completion_tokens) == (22, 7, 9)
     same, figures = ask(faulty("no-usage"), "m", "hello")
     assert answer == same == "Hello 🇸🇪!" and figures.completion_tokens == 4
 
 
-def test_the_oldest_turns_go_where_the_context_is_too_short(faulty):
+def test_the_oldest_turns_are_dropped_if_the_context_is_too_short(faulty):
     answer, figures = ask(faulty("short"), "m", "1", "a", "2", "b", "3")
     assert answer and figures.dropped_turns == 2
     with pytest.raises(LabError, match="too long.*Shorten it"):
@@ -234,10 +234,10 @@ def test_stop_works_while_the_server_is_silent_and_closes_the_connection(faulty)
     for chunk in faulty("endless").stream("m", [Message(role="user", content="hi")], Sampling(0), lambda: bool(seen)):
         if chunk.text:
             seen.append(chunk.text)
-    assert len(seen) == 1 and LEFT.wait(3)
+    assert len(seen) == 1 and CLOSED.wait(3)
 
 
-def test_closing_the_engine_ends_an_answer_under_way_and_the_next_question_opens_it(faulty):
+def test_closing_the_engine_cancels_an_answer_and_the_next_question_opens_it_again(faulty):
     engine = faulty("endless")
     chunks = engine.stream("m", [Message(role="user", content="hello")], Sampling(0), lambda: False)
     assert any(chunk.text for chunk in chunks)

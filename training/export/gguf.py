@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 import llama_cpp.llama_cpp as cpp
 import typer
 
-from inference.engines.llamacpp.engine import Log
+from inference.engines.llamacpp.loading import Log
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
 from inference.settings import cache_folder

@@ -20,12 +20,13 @@ import llama_cpp.llama_cpp as cpp
 import numpy as np
 import torch
 import typer
+import yaml
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from inference.engines import Message
-from inference.engines.llamacpp.engine import PROMPT_BATCH, LoadedBase, cores
+from inference.engines.llamacpp.engine import compute_threads
+from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
 from inference.errors import LabError
-from inference.validation import load_yaml
 from training.evaluation.resolve_model import files_of
 from training.export.gguf import ADAPTER, Record, base_folder, convert_model, load_model, step, tokenizer_folder
 from training.run_record import read_run_record, write_run_record
@@ -94,7 +95,7 @@ class Reference:
 def conversations() -> list[list[Message]]:
     """What is asked, as chat messages."""
     asked = []
-    for entry in load_yaml(CONVERSATIONS.read_text(encoding="utf-8")):
+    for entry in yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8")):
         turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(entry["turns"])]
         system = [Message(role="system", content=entry["system"])] if "system" in entry else []
         asked.append([*system, *turns])
@@ -146,8 +147,8 @@ def answer(model: PreTrainedModel, messages: list[Message], prompt: list[int]) -
 
 def logits_of(base: LoadedBase, tokens: list[int]) -> torch.Tensor:
     """llama.cpp's logits after each of the tokens, float32 (tokens, vocabulary)."""
-    base.clear()
-    size = cpp.llama_vocab_n_tokens(base.vocab)
+    base.cache.clear()
+    size = cpp.llama_vocab_n_tokens(base.tokenizer.vocab)
     rows = []
     for start in range(0, len(tokens), PROMPT_BATCH):
         part = tokens[start : start + PROMPT_BATCH]
@@ -178,7 +179,7 @@ def prompts_equal(base: LoadedBase, tokenizer: PreTrainedTokenizerBase, messages
     """Whether llama.cpp's engine writes the prompt that transformers does, and gives it the same token ids."""
     text, ids = prompt_of(tokenizer, messages)  # anew, since a template may put the time into it
     try:
-        return base.template.render(messages) == text, base.encode(messages) == ids
+        return base.tokenizer.template.render(messages) == text, base.tokenizer.encode(messages) == ids
     except LabError:
         return False, False
 
@@ -189,8 +190,8 @@ def compare(
     """Run what PyTorch was asked through a GGUF model, an adapter on it or none. `known` is `references`' result."""
     cpp.llama_backend_init()
     try:
-        with Record() as log, closing(LoadedBase(gguf, cores(), log)) as base:
-            base.use(adapter)
+        with Record() as log, closing(LoadedBase(gguf, compute_threads(), log)) as base:
+            base.use_adapter(adapter)
             return measure(tokenizer, known, base)
     except LabError as error:
         return Parity(adapter and gguf.name, reason=str(error))
@@ -205,7 +206,7 @@ def measure(tokenizer: PreTrainedTokenizerBase, known: list[Reference], base: Lo
         same.append(first)
         alike.append(prompts_equal(base, tokenizer, reference.messages))
         # Where each first choice after the prompt is the same, so is the answer, if it ends in the same place.
-        ends = not reference.ended or cpp.llama_vocab_is_eog(base.vocab, reference.tokens[-1])
+        ends = not reference.ended or cpp.llama_vocab_is_eog(base.tokenizer.vocab, reference.tokens[-1])
         answers += bool(first[reference.prompt - 1 :].all()) and ends
     kind = cpp.llama_model_ftype(base.model)
     figures = {

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from inference.engines.pytorch.rows import FUSED
+from inference.engines.pytorch.kv_cache import FUSED
 from inference.errors import LabError
 from training import data
 from training.data.training_template import training_template

@@ -1,8 +1,8 @@
-"""Jinja for templates that strangers wrote: sandboxed, and bounded in time and memory.
+"""Jinja for untrusted templates: sandboxed, and bounded in time and memory.
 
-Jinja's own sandbox keeps a template from Python's internals, not from looping or growing for ever. Here each turn of a
-loop, each call of a macro or block and each operation counts against one budget and one deadline, what an operation
-gives is measured before it is computed, and only the filters and methods that chat templates use are there.
+Jinja's own sandbox blocks access to Python's internals, but a template can still loop forever or make huge values. Here
+each turn of a loop, each call of a macro or block and each operation counts against one budget and one deadline. The
+size of a result is checked before it is computed. Only the filters and methods that chat templates use are available.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from typing import Any, cast
 
 from jinja2 import Template, TemplateError, Undefined, nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.visitor import NodeTransformer
 
-LONGEST = 10_000_000  # characters of a text; a prompt of 4,096 tokens has some 20,000
-MOST_ITEMS = 20_000  # of a list with all that it holds
-MOST_BITS = 4_096  # of a number
-TURNS = 200_000  # of loops, calls and operations together
+MAX_LENGTH = 10_000_000  # characters of a text; a prompt of 4,096 tokens has some 20,000
+MAX_ITEMS = 20_000  # of a list, those of nested lists included
+MAX_BITS = 4_096  # of an integer
+MAX_TURNS = 200_000  # of loops, calls and operations together
 SECONDS = 1.0
 
 FILTERS = (
@@ -37,9 +39,9 @@ SCALARS = (str, int, float, bool, type(None), Undefined)
 
 
 class Generation(Extension):
-    """The marks around what the assistant says, for training: here they are nothing."""
+    """The tag `generation`, which marks the assistant's text for training. Here it does nothing."""
 
-    tags = frozenset(["generation"])
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """See `jinja2.ext.Extension`."""
@@ -48,8 +50,8 @@ class Generation(Extension):
 
 
 class Bounded(ImmutableSandboxedEnvironment):
-    """The environment of one template. What goes too far raises jinja2.sandbox.SecurityError; other errors of the
-    template's are jinja's and Python's own."""
+    """The environment of one template. Raises jinja2.sandbox.SecurityError if the template exceeds a bound. Other
+    errors are Jinja's and Python's own."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -67,44 +69,44 @@ class Bounded(ImmutableSandboxedEnvironment):
         self._turns, self._deadline = 0, 0.0
 
     def render(self, template: Template, **names: object) -> str:
-        """The template's text; the budget begins anew."""
-        self._turns, self._deadline = TURNS, time.monotonic() + SECONDS
+        """The template's text, with a new budget and a new deadline."""
+        self._turns, self._deadline = MAX_TURNS, time.monotonic() + SECONDS
         return self.concat(template.generate(**names))
 
-    def _generate(self, source: nodes.Template, *arguments: object, **more: object) -> str:
-        return super()._generate(Count().visit(source), *arguments, **more)
+    def _generate(self, source: nodes.Template, *arguments: Any, **options: Any) -> str:
+        return super()._generate(BoundsInserter().visit(source), *arguments, **options)
 
     def tick(self) -> str:
-        """One more turn; nothing to print."""
+        """Count a turn. Returns an empty text, so that templates can call it."""
         self._turns -= 1
         if self._turns < 0 or time.monotonic() > self._deadline:
             raise SecurityError("it computes for too long")
         return ""
 
     def counted(self, items: Iterable) -> Iterator:
-        """What a loop goes over."""
+        """The items of a loop; each one is a turn."""
         for item in items:
             self.tick()
             yield item
 
     def measured(self, value: object) -> object:
-        """A list, tuple or mapping as it is written in the template, if it isn't too large with all it holds."""
+        """The value itself, after a check that a list, tuple or mapping has at most MAX_ITEMS nested items."""
         self.tick()
-        left, waiting = MOST_ITEMS, [value]
-        while waiting:
-            part = waiting.pop()
+        left, unchecked = MAX_ITEMS, [value]
+        while unchecked:
+            part = unchecked.pop()
             if isinstance(part, Mapping):
-                part = part.values()
+                part = list(part.values())
             elif not isinstance(part, (list, tuple)):
                 continue
             left -= len(part)
             if left < 0:
                 raise SecurityError("a list becomes too long")
-            waiting += part
+            unchecked += part
         return value
 
     def scalar(self, value: object) -> object:
-        """What may be printed: text, numbers, nothing; a list that holds itself many times would never end."""
+        """The value itself, after a check that it is a text, a number or nothing. A printed list could be huge."""
         if not isinstance(value, SCALARS):
             raise SecurityError(f"it prints a {type(value).__name__}")
         return value
@@ -114,15 +116,15 @@ class Bounded(ImmutableSandboxedEnvironment):
         return str(self.scalar(value))
 
     def concat(self, parts: Iterable[str]) -> str:
-        """All texts as one."""
-        found, length = [], 0
+        """Join the parts of a text."""
+        checked, length = [], 0
         for part in parts:
             self.tick()
             length += len(part)
-            if length > LONGEST:
+            if length > MAX_LENGTH:
                 raise SecurityError("a text becomes too long")
-            found.append(part)
-        return "".join(found)
+            checked.append(part)
+        return "".join(checked)
 
     def joined(self, parts: Iterable) -> str:
         """The operator `~`."""
@@ -130,78 +132,78 @@ class Bounded(ImmutableSandboxedEnvironment):
 
     def join(self, items: Iterable, between: str = "", attribute: str | None = None) -> str:
         """The filter `join`."""
-        found = [str(self.scalar(self.getattr(item, attribute) if attribute else item)) for item in items]
-        return self.concat(part for item in found for part in (between, item))[len(between) if found else 0 :]
+        texts = [str(self.scalar(self.getattr(item, attribute) if attribute else item)) for item in items]
+        return self.concat(part for text in texts for part in (between, text))[len(between) if texts else 0 :]
 
     def replace(self, text: str, old: str, new: str, count: int = -1) -> str:
         """The filter and method `replace`."""
         text, old, new = self.text(text), self.text(old), self.text(new)
-        self._fits(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+        self._check_length(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
         return text.replace(old, new, -1 if count is None else count)
 
-    def to_json(self, value: object, indent: int | None = None, **options: object) -> str:
-        """The filter `tojson`, as transformers has it: nothing is escaped for HTML."""
+    def to_json(self, value: object, indent: int | None = None, **options: Any) -> str:
+        """The filter `tojson` as in transformers, without escapes for HTML."""
         encoder = json.JSONEncoder(ensure_ascii=options.get("ensure_ascii", False), indent=indent and min(indent, 16))
         return self.concat(encoder.iterencode(value))
 
     def indent(self, text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
         """The filter `indent`."""
         before, lines = " " * min(int(width), 64), self.text(text).split("\n")
-        self._fits(len(text) + len(lines) * len(before))
+        self._check_length(len(text) + len(lines) * len(before))
         return "\n".join(before + line if (i or first) and (line or blank) else line for i, line in enumerate(lines))
 
-    def _fits(self, length: int) -> None:
+    def _check_length(self, length: int) -> None:
         self.tick()
-        if length > LONGEST:
+        if length > MAX_LENGTH:
             raise SecurityError("a text becomes too long")
 
-    def call_binop(self, context: object, operator_: str, left: object, right: object) -> object:
-        """`left` operator `right`, unless what they give is too large."""
+    def call_binop(self, context: Context, operator_: str, left: Any, right: Any) -> Any:
+        """`left` operator `right`, after a check that the result is not too large."""
         numbers = [value for value in (left, right) if isinstance(value, (int, float))]
         if len(numbers) == 2 and operator_ in ("*", "**", "+"):
             times = abs(right) if operator_ == "**" else 1
-            whole = all(isinstance(value, int) for value in numbers)
-            if whole and left.bit_length() * times + right.bit_length() > MOST_BITS:
+            integers = all(isinstance(value, int) for value in numbers)
+            if integers and left.bit_length() * times + right.bit_length() > MAX_BITS:
                 raise SecurityError("a number becomes too large")
         elif operator_ in ("*", "**"):
             raise SecurityError("it repeats texts or lists")
         elif operator_ == "%" and len(numbers) < 2:
             raise SecurityError("it formats with %")
         elif operator_ == "+" and isinstance(left, str) and isinstance(right, str):
-            self._fits(len(left) + len(right))
+            self._check_length(len(left) + len(right))
         result = super().call_binop(context, operator_, left, right)
         return self.measured(result) if isinstance(result, (list, tuple)) else result
 
-    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
-        """Of texts and numbers only some methods: others make much of little ("".center)."""
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Allow only METHODS of texts and numbers. Others make huge values from small ones ("".center)."""
         if isinstance(obj, (str, bytes, int, float)):
             return isinstance(obj, str) and attr in METHODS
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: object) -> None:
-        """`format` is none of the methods; the sandbox would let it through."""
+        """None: `format` is not one of METHODS, but Jinja's sandbox would allow it."""
 
-    def call(self, context: object, obj: object, *arguments: object, **more: object) -> object:
-        """Calls count, and `replace` is measured."""
+    def call(self, context: Context, obj: Any, *arguments: Any, **options: Any) -> Any:
+        """Call a function. Each call is a turn, and `replace` checks the length of its result."""
         self.tick()
-        if isinstance(of := getattr(obj, "__self__", None), str) and obj.__name__ == "replace":
-            return self.replace(of, *arguments)
-        return super().call(context, obj, *arguments, **more)
+        if isinstance(text := getattr(obj, "__self__", None), str) and obj.__name__ == "replace":
+            return self.replace(text, *arguments)
+        return super().call(context, obj, *arguments, **options)
 
 
-class Count(NodeTransformer):
-    """Puts the bounds into a template's syntax tree."""
+class BoundsInserter(NodeTransformer):
+    """Inserts calls of `Bounded`'s checks into a template's syntax tree."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
-        """Each turn counts."""
+        """Count each turn of a loop."""
         if node.recursive:
             raise SecurityError("it has a recursive loop")
         self.generic_visit(node)
-        node.iter = applied("counted", node.iter)
+        node.iter = filtered("counted", cast(nodes.Expr, node.iter))
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
-        """Each call counts."""
+        """Count each call of a macro or block."""
         self.generic_visit(node)
         call = nodes.Call(nodes.Name("ticked", "load"), [], [], None, None)
         node.body.insert(0, nodes.Output([call]).set_lineno(node.lineno, True))
@@ -210,24 +212,28 @@ class Count(NodeTransformer):
     visit_Block = visit_CallBlock = visit_Macro
 
     def visit_List(self, node: nodes.Expr) -> nodes.Expr:
-        """What is written is measured."""
+        """Check the size of a list, tuple or mapping that is written in the template."""
         self.generic_visit(node)
-        loads = getattr(node, "ctx", "load") == "load"
-        return applied("measured", node) if loads else node
+        is_value = getattr(node, "ctx", "load") == "load"  # else the target of an assignment
+        return filtered("measured", node) if is_value else node
 
     visit_Tuple = visit_Dict = visit_List
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
-        """`a ~ b` is measured."""
+        """Check the length of `a ~ b`."""
         self.generic_visit(node)
-        return applied("joined", nodes.List(node.nodes).set_lineno(node.lineno))
+        texts = nodes.List(node.nodes)
+        texts.set_lineno(node.lineno)
+        return filtered("joined", texts)
 
 
-def applied(name: str, node: nodes.Expr) -> nodes.Filter:
-    """`node | name`"""
-    return nodes.Filter(node, name, [], [], None, None).set_lineno(node.lineno, True)
+def filtered(name: str, node: nodes.Expr) -> nodes.Filter:
+    """The expression `node | name`."""
+    result = nodes.Filter(node, name, [], [], None, None)
+    result.set_lineno(node.lineno, True)
+    return result
 
 
 def refuse(message: str) -> None:
-    """What `raise_exception` does."""
+    """The function `raise_exception`, by which a template refuses a conversation."""
     raise TemplateError(message)

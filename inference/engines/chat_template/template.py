@@ -1,8 +1,8 @@
 """From chat messages to token ids, through the chat template that comes with the model.
 
-The template runs in a sandbox. What a message says stays text: where it spells a special token
-(`<|eot_id|>`), the spelling is hidden from the template's output until the special tokens are found. This module
-knows nothing of llama.cpp: it is handed a tokenizer for plain text and the special tokens' ids.
+The template runs in a sandbox. The text of a message stays text: if it spells a special token (`<|eot_id|>`), a
+placeholder replaces the spelling until the special tokens of the prompt are found. The module knows no runtime: it gets
+a function that tokenizes plain text, and the ids of the special tokens.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from inference.errors import LabError
 
 
 class ChatTemplate:
-    """A chat template and the special tokens it may use.
+    """A chat template and the special tokens that it may use.
 
     Args:
-        source: the jinja template.
-        special: each special token's spelling and id.
-        tokenize: ids of a text in which nothing is special.
-        bos, eos: the spellings of the two tokens that a template may ask for by name.
+        source: the Jinja template.
+        special: the spelling and the id of each special token.
+        tokenize: gives the token ids of a text without special tokens.
+        bos, eos: the spellings of the template's variables `bos_token` and `eos_token`.
+
+    Raises:
+        LabError: the template is not valid.
     """
 
     def __init__(
@@ -36,31 +39,35 @@ class ChatTemplate:
         try:
             self._template = self._environment.from_string(source)
         except (TemplateError, RecursionError) as error:
-            raise LabError(f"The model's chat template is not valid ({error}): use another copy of it.") from error
+            raise LabError(
+                f"The model's chat template is not valid ({error}): use another copy of the model."
+            ) from error
         self._special = dict(special)
         self._tokenize = tokenize
         self._names = {"bos_token": bos, "eos_token": eos}
-        # Longest first, so that no token hides in a longer one.
+        # Longest first, because a special token may be a part of a longer one.
         longest_first = sorted(filter(None, special), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, up to where the answer begins."""
+        """The prompt as text, up to the beginning of the answer. Raises LabError if the template fails or refuses."""
         try:
             return self._environment.render(
                 self._template, messages=messages, add_generation_prompt=True, **self._names
             )
         except SecurityError as error:
-            raise LabError(f"The model's chat template can't be used ({error}): use another copy of it.") from error
+            raise LabError(
+                f"The model's chat template can't be used ({error}): use another copy of the model."
+            ) from error
         except TemplateError as error:
-            reason = f"The model's chat template refuses this conversation ({error}): start a new one."
-            raise LabError(reason) from error
+            message = f"The model's chat template refuses this conversation ({error}): start a new one."
+            raise LabError(message) from error
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            reason = f"The model's chat template fails ({type(error).__name__}: {error}): use another copy of it."
-            raise LabError(reason) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise LabError(f"The model's chat template fails ({reason}): use another copy of the model.") from error
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's token ids."""
+        """The prompt's token ids. Raises LabError as `render` does."""
         hidden: list[str] = []
         nonce = secrets.token_hex(8)
 
@@ -74,7 +81,7 @@ class ChatTemplate:
         position = 0
         for found in [*self._pattern.finditer(prompt), None]:
             text = prompt[position : found.start() if found else None]
-            text = re.sub(f"\ue000{nonce}(\\d+)\ue001", lambda place: hidden[int(place[1])], text)
+            text = re.sub(f"\ue000{nonce}(\\d+)\ue001", lambda match: hidden[int(match[1])], text)
             tokens += self._tokenize(text) if text else []
             if found:
                 tokens.append(self._special[found[0]])
@@ -82,13 +89,13 @@ class ChatTemplate:
         return tokens
 
 
-def fit(
+def fit_to_context(
     messages: Sequence[Message], encode: Callable[[Sequence[Message]], list[int]], limit: int
 ) -> tuple[list[int], int]:
-    """The prompt's tokens, at most `limit` of them, and how many of the oldest turns were dropped for that.
+    """The prompt's token ids, at most `limit`, and how many of the oldest turns were dropped for that.
 
-    Whole turns go (a question and its answer), the system prompt stays. Raises LabError where the question alone
-    is too long.
+    A turn is a question and its answer. The system prompt is kept. Raises LabError if the last question alone is too
+    long.
     """
     system = [m for m in messages[:1] if m["role"] == "system"]
     turns = list(messages[len(system) :])

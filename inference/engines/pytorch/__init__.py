@@ -1,1 +1,1 @@
-"""The PyTorch engine: safetensors models on a GPU or a CPU."""
+"""The PyTorch engine: safetensors models on a GPU or a CPU. `zerogpu` is its form for ZeroGPU Spaces."""

@@ -1,12 +1,12 @@
-"""The PyTorch engine where the GPU is lent: on a ZeroGPU Space, answering a question is one call that has a GPU.
+"""The PyTorch engine on a ZeroGPU Space, which lends its GPU to single function calls.
 
-The package `spaces`, which is there on such a Space, forks a process for the call, lends it the GPU and pickles what
-goes in and comes out. `pytorch.Engine` runs in that process and loads from the disk; `spaces` may use the process again
-for the next question, and what was loaded is still there. So questions are answered one a process, not in a batch, and
-nothing is compiled: few processes live long enough for that. Elsewhere the decorator does nothing, which is how it is
-tested, beside a test with `spaces`' own processes and no GPU in them. Not run on ZeroGPU yet.
+The package `spaces`, which such a Space has, forks a process for a call, lends it the GPU, and pickles the arguments
+and results. `pytorch.engine` runs in that process and loads from the disk. `spaces` may use the process again for the
+next question; the model is then still loaded. So each process answers one question at a time, not a batch. Nothing is
+compiled, because few processes live long enough. Without ZeroGPU the decorator does nothing. The tests use that, and
+`spaces`' own processes without a GPU. It has not run on ZeroGPU yet.
 
-It must be imported before the page is launched, since ZeroGPU asks then what will want its GPU; `app.py` does so.
+It must be imported before the page is launched, because ZeroGPU asks then which functions need its GPU. `app.py` does.
 """
 
 from __future__ import annotations
@@ -22,40 +22,41 @@ import spaces
 import torch
 
 from inference.engines import AnswerScore, Chunk, Message, ModelFiles, Sampling
-from inference.engines.pytorch import engine as pytorch
+from inference.engines.pytorch.engine import Engine as PyTorchEngine
 from inference.errors import LabError
 
-SECONDS = 60  # of GPU for one question, loading included; ZeroGPU's own default. It ends what takes longer.
+SECONDS = 60  # of GPU time for one question, with loading; ZeroGPU's default. A longer call is ended
+POLL = 0.05  # seconds between two checks of `cancelled`
 
 
 @functools.cache
-def own_engine() -> pytorch.Engine:
-    """The engine of this process. A call of `answer` finds it here as it can be handed only what can be pickled."""
-    return pytorch.Engine()
+def process_engine() -> PyTorchEngine:
+    """The engine of this process. It is not an argument of the calls, because an engine cannot be pickled."""
+    return PyTorchEngine()
 
 
 @spaces.GPU(duration=SECONDS)
 def answer(files: ModelFiles, messages: list[Message], sampling: Sampling, stop: Path) -> Iterator[Chunk | LabError]:
-    """What `Engine.stream` yields, in the process that has the GPU; ends when the file `stop` appears. An error is
-    yielded, since of one that is raised `spaces` tells only the class."""
+    """Run `Engine.stream` in the process that has the GPU, until the file `stop` exists. A LabError is yielded, because
+    `spaces` passes on only the class of a raised error."""
     try:
-        yield from own_engine().stream(files, messages, sampling, stop.exists)
+        yield from process_engine().stream(files, messages, sampling, stop.exists)
     except LabError as error:
         yield error
 
 
 @spaces.GPU(duration=SECONDS)
-def likelihood(files: ModelFiles, messages: list[Message], text: str) -> AnswerScore | LabError:
-    """What `Engine.score` returns, in the process that has the GPU; an error as `answer` has it."""
+def score_answer(files: ModelFiles, messages: list[Message], text: str) -> AnswerScore | LabError:
+    """Run `Engine.score` in the process that has the GPU. A LabError is returned, see `answer`."""
     try:
-        return own_engine().score(files, messages, text)
+        return process_engine().score(files, messages, text)
     except LabError as error:
         return error
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """The scheduler's refusals and the process's end, which come as gradio's errors, in a sentence."""
+def translate_zerogpu_errors() -> Iterator[None]:
+    """Raise LabError for the errors of ZeroGPU, such as a refusal or a process that ended."""
     try:
         yield
     except LabError:
@@ -69,57 +70,57 @@ class Engine:
     """Runs transformers models on a GPU that is lent for one question at a time."""
 
     def __init__(self) -> None:
-        torch.compiler.set_stance("force_eager")  # the processes are forked from this one
+        torch.compiler.set_stance("force_eager")  # inherited by the processes that are forked from this one
 
     @classmethod
     def from_environment(cls) -> Engine:
-        """See `inference.engines.Engine`: there is nothing to set."""
+        """See `inference.engines.Engine`. It has no settings of its own."""
         return cls()
 
     def in_memory(self, files: ModelFiles) -> bool:
-        """Never for sure: which process will answer is not known before."""
+        """Always False, because it is not known which process will answer."""
         return False
 
     def close(self) -> None:
-        """Free this process's memory; the others end with it."""
-        own_engine().close()
+        """Free the memory of this process. The other processes end with it."""
+        process_engine().close()
 
     def stream(
         self, files: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Iterator[Chunk]:
-        """See `inference.engines.Engine.stream`. While a GPU is waited for, `cancelled()` has to wait, too."""
+        """See `inference.engines.Engine.stream`. An answer cannot be cancelled while it waits for a GPU."""
         with tempfile.TemporaryDirectory() as folder:
             stop, ended = Path(folder) / "stop", threading.Event()
-            watching = threading.Thread(target=watch, args=(cancelled, stop, ended), daemon=True)
-            watching.start()
-            pieces = answer(files, list(messages), sampling, stop)
+            watcher = threading.Thread(target=forward_cancel, args=(cancelled, stop, ended), daemon=True)
+            watcher.start()
+            chunks = answer(files, list(messages), sampling, stop)
             try:
-                with refusals():
-                    for piece in pieces:
-                        if isinstance(piece, LabError):
-                            raise piece
-                        if not (piece.text and stop.exists()):  # the other process may be some tokens ahead
-                            yield piece
+                with translate_zerogpu_errors():
+                    for chunk in chunks:
+                        if isinstance(chunk, LabError):
+                            raise chunk
+                        if not (chunk.text and stop.exists()):  # the other process may be a few tokens ahead
+                            yield chunk
                         if cancelled():
                             stop.touch()
             finally:
                 stop.touch()
-                pieces.close()
+                chunks.close()
                 ended.set()
-                watching.join()
+                watcher.join()
 
     def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> AnswerScore:
         """See `inference.engines.Engine.score`."""
-        with refusals():
-            found = likelihood(files, list(messages), answer)
-            if isinstance(found, LabError):
-                raise found
-        return found
+        with translate_zerogpu_errors():
+            result = score_answer(files, list(messages), answer)
+            if isinstance(result, LabError):
+                raise result
+        return result
 
 
-def watch(cancelled: Callable[[], bool], stop: Path, ended: threading.Event) -> None:
-    """Pass `cancelled()` on as the file `stop`, also while nothing is yielded."""
-    while not ended.wait(0.05):
+def forward_cancel(cancelled: Callable[[], bool], stop: Path, ended: threading.Event) -> None:
+    """Create the file `stop` when `cancelled()` returns True, even while no chunk arrives."""
+    while not ended.wait(POLL):
         if cancelled():
             stop.touch()
             return

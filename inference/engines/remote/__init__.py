@@ -1,1 +1,1 @@
-"""The remote engine: models on an OpenAI-compatible server. `engine` has the class, `chat_completion` one request."""
+"""The remote engine: models on an OpenAI-compatible server. `engine` has the engine, the others serve it."""

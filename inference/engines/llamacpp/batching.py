@@ -1,0 +1,215 @@
+"""Continuous batching on one GGUF base: requests join and leave between two tokens.
+
+Each request has a sequence of the KV cache. Requests under one adapter get their next token in one forward pass.
+Between these passes the adapter is switched and a part of a waiting prompt is read (prefill). A request without company
+computes exactly what it would alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inference.engines.llamacpp.kv_cache import MAX_CONTEXT, CachedSequence
+from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
+from inference.engines.llamacpp.sampler import Sampler
+from inference.engines.request import WAITING, Finished, Outcome, Request
+
+SHARED_PROMPT_BATCH = 128  # tokens of a prompt read at once beside other requests: fewer, so that they wait less
+SCORED_BATCH = 64  # tokens whose logits are in memory at once for a score: 33 MB for a vocabulary of 128,000
+RESERVED_ANSWER = 512  # tokens of an answer for which there must be room when it starts
+
+
+@dataclass(eq=False)
+class SequenceRequest(Request):
+    """A request on a llama.cpp base.
+
+    Attributes:
+        base_bytes: the memory that its base needs; 0 before it is known.
+        sequence: its part of the KV cache; None before it is admitted and while it is preempted.
+        reserved_cells: the cells of the cache that it may count on.
+        prefilled_at: a counter: when a part of its prompt was last read.
+    """
+
+    base_bytes: int = 0
+    sequence: CachedSequence | None = None
+    sampler: Sampler | None = None
+    reserved_cells: int = 0
+    prefilled_at: int = 0
+
+    @property
+    def cached_sequence(self) -> CachedSequence:
+        """The sequence of a request that is active."""
+        assert self.sequence is not None
+        return self.sequence
+
+    @property
+    def pending_tokens(self) -> int:
+        """How many tokens must be decoded before the next one can be chosen, or before the score is known."""
+        return len(self.tokens) - len(self.cached_sequence.tokens) - self.scoring
+
+    @property
+    def decoding(self) -> bool:
+        """Whether the prompt is read, so that each pass gives one token."""
+        return not self.scoring and self.pending_tokens == 1
+
+    def free_sampler(self) -> None:
+        """Free the sampler's memory."""
+        if self.sampler:
+            self.sampler.close()
+            self.sampler = None
+
+
+class ContinuousBatch:
+    """A base and its requests: `active` ones have a sequence, the oldest first; `preempted` ones gave theirs up because
+    the cache was full. `size` is the base's memory in bytes, `decode_steps` counts the passes of one token."""
+
+    def __init__(self, base: LoadedBase, size: int) -> None:
+        self.base, self.size = base, size
+        self.active: list[SequenceRequest] = []
+        self.preempted: list[SequenceRequest] = []
+        self.decode_steps = 0
+        self._counter = itertools.count(1)
+
+    @property
+    def requests(self) -> list[SequenceRequest]:
+        """All admitted requests."""
+        return [*self.active, *self.preempted]
+
+    def admit(self, request: SequenceRequest) -> bool:
+        """Start a request. Returns False if no sequence or too little room is free. Raises LabError if it is longer
+        than the context."""
+        n_ctx = self.base.n_ctx
+        if not request.tokens:
+            request.encode(self.base.tokenizer.encode, self.base.tokenizer.is_end, n_ctx)
+            answer = min(request.sampling.max_tokens, RESERVED_ANSWER)
+            request.reserved_cells = min(n_ctx, len(request.tokens) + answer)
+        return not self.preempted and self._activate(request)
+
+    def _activate(self, request: SequenceRequest) -> bool:
+        """Give a request the sequence that shares most of its prompt, and room."""
+        reserved = sum(max(other.reserved_cells, len(other.tokens)) for other in self.active)
+        if self.active and reserved + request.reserved_cells > MAX_CONTEXT:
+            return False
+        # The last token is decoded again even if it is cached, because its logits are needed.
+        last = (request.answer_start or len(request.tokens)) - 1
+        sequence = self.base.cache.acquire(request.tokens[:last], request.files.adapter)
+        if sequence is None:
+            return False
+        request.sequence, request.prefilled_at = sequence, next(self._counter)
+        if not request.generated:
+            request.cached_tokens = len(sequence.tokens)
+        if not request.scoring and request.sampler is None:
+            request.sampler = Sampler(request.sampling)
+        self.active.append(request)
+        return True
+
+    def step(self) -> None:
+        """Compute the next token of each answer, and read a part of the prompt that has waited longest."""
+        for request in self.requests:
+            if request.cancelled.is_set():
+                self.finish(request, Finished("cancelled"))
+        while self.preempted and self._activate(self.preempted[0]):
+            del self.preempted[0]
+        # The adapter that is active on the context comes first, so that two adapters need one switch a step.
+        adapters = dict.fromkeys(request.files.adapter for request in self.active)
+        for adapter in sorted(adapters, key=lambda each: each != self.base.adapter):
+            self._decode_next_tokens(adapter)
+        prefilling = [request for request in self.active if not request.decoding]
+        if prefilling:
+            self._prefill(min(prefilling, key=lambda request: request.prefilled_at))
+
+    def _decode_next_tokens(self, adapter: Path | None) -> None:
+        """One pass for all requests under an adapter whose prompt is read."""
+
+        def decoding() -> list[SequenceRequest]:
+            return [each for each in self.active if each.decoding and each.files.adapter == adapter]
+
+        while not self.base.cache.make_room(len(decoding())):
+            self._preempt(self.active[-1])
+        if requests := decoding():
+            self.base.use_adapter(adapter)
+            self.base.decode([(request.cached_sequence, request.tokens[-1:]) for request in requests])
+            self.decode_steps += 1
+            for row, request in enumerate(requests):
+                self._sample(request, row)
+
+    def _prefill(self, request: SequenceRequest) -> None:
+        """Read the next part of a prompt, or of an answer to score."""
+        start, end = len(request.cached_sequence.tokens), len(request.tokens)
+        size = PROMPT_BATCH if len(self.active) == 1 else SHARED_PROMPT_BATCH
+        in_answer = request.scoring and start >= request.answer_start - 1
+        if in_answer:
+            end, size = end - 1, SCORED_BATCH
+        elif request.scoring:
+            end = request.answer_start - 1
+        part = request.tokens[start : min(end, start + size)]
+        while not self.base.cache.make_room(len(part)):
+            self._preempt(self.active[-1])
+            if request.sequence is None:
+                return
+        self.base.use_adapter(request.files.adapter)
+        with self.base.aborting(request.cancelled.is_set):
+            completed = self.base.decode([(request.cached_sequence, part)], all_logits=in_answer)
+        request.prefilled_at = next(self._counter)
+        if not completed:
+            return self.finish(request, Finished("cancelled"))
+        if in_answer:
+            self._add_scores(request, start, len(part))
+        if request.pending_tokens == 0:
+            if request.scoring:
+                self.finish(request, request.score())
+            else:
+                self._sample(request, len(part) - 1)
+
+    def _add_scores(self, request: SequenceRequest, start: int, count: int) -> None:
+        """Score the tokens that follow the `count` tokens from index `start`, which were just decoded."""
+        targets = np.array(request.tokens[start + 1 : start + 1 + count])
+        logits = self.base.logits(count)
+        best = logits.max(-1)
+        target_logits = logits[np.arange(count), targets]
+        sums = np.exp(logits - best[:, None]).sum(-1, dtype=np.float64)
+        log_likelihood = float((target_logits - best - np.log(sums)).sum())
+        request.add_score(log_likelihood, bool((logits.argmax(-1) == targets).all()))
+
+    def _sample(self, request: SequenceRequest, row: int) -> None:
+        """Choose the next token by the logits in `row` of the pass, report it, and finish the answer if it ends."""
+        if request.generated >= request.sampling.max_tokens:
+            return self.finish(request, Finished("length"))
+        assert request.sampler is not None
+        token = request.sampler.sample(self.base.context, row)
+        if self.base.tokenizer.is_end(token):
+            return self.finish(request, Finished("stop"))
+        request.tokens.append(token)
+        request.generated += 1
+        request.events.put((self.base.tokenizer.piece(token), time.perf_counter()))
+        if request.generated >= request.sampling.max_tokens or len(request.tokens) > self.base.n_ctx:
+            self.finish(request, Finished("length"))
+
+    def _preempt(self, request: SequenceRequest) -> None:
+        """Give a request's cells to older ones. It reads its text again when there is room for all of its answer."""
+        self._release(request)
+        remaining = request.sampling.max_tokens - request.generated
+        request.reserved_cells = min(self.base.n_ctx, len(request.tokens) + remaining)
+        request.log_likelihood, request.greedy = 0.0, True
+        request.events.put(WAITING)
+        self.preempted.append(request)
+
+    def finish(self, request: SequenceRequest, outcome: Outcome) -> None:
+        """Report a request's outcome and free what it held."""
+        request.free_sampler()
+        if request.sequence:
+            self._release(request)
+            self.base.cache.trim_idle()
+        elif request in self.preempted:
+            self.preempted.remove(request)
+        request.events.put(outcome)
+
+    def _release(self, request: SequenceRequest) -> None:
+        self.base.cache.release(request.cached_sequence)
+        request.sequence = None
+        self.active.remove(request)

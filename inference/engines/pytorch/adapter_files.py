@@ -1,0 +1,118 @@
+"""LoRA adapters in PEFT's format: from a folder to the matrices of each layer, or an error message.
+
+A folder must hold `adapter_config.json` and `adapter_model.safetensors` with plain LoRA of its base and nothing else.
+No pickle is opened and no code that comes with an adapter runs. PEFT reads the configuration and tells which tensors
+belong to it, but does not run them. `mixed_lora` puts the matrices on a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from inference import catalog
+from inference.errors import LabError
+
+LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
+# These initializations change the base, and the adapter's file does not hold the changed base.
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@contextmanager
+def translate_adapter_errors(folder: Path) -> Iterator[None]:
+    """Raise LabError for the errors that an adapter's files cause."""
+    try:
+        yield
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise LabError(f"The adapter {folder.name} can't be read ({reason}): download or export it again.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise LabError(
+            f"The adapter {folder.name} doesn't fit its base ({reason}): choose the base it was trained on."
+        ) from error
+
+
+def check_adapter_files(folder: Path) -> None:
+    """Raise LabError unless the folder has a configuration and safetensors."""
+    if not folder.is_dir():
+        raise LabError(f"The adapter {folder.name} is not a folder on this disk: download or export it again.")
+    missing = [f for f in ("adapter_config.json", "adapter_model.safetensors") if not (folder / f).is_file()]
+    if missing and (folder / "adapter_model.bin").is_file():
+        raise LabError(
+            f"The adapter {folder.name} is a pickle (adapter_model.bin), which can run any code when it is opened: "
+            "save it as safetensors."
+        )
+    if missing:
+        raise LabError(f"The adapter {folder.name} has no {missing[0]}: download or export it again.")
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The adapter's configuration. Raises LabError unless it is LoRA on an unchanged base."""
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise LabError(f"The adapter {folder.name} is not LoRA ({config.peft_type}): choose a LoRA adapter.")
+    if min([config.r, *(config.rank_pattern or {}).values()]) < 1:
+        raise LabError(f"The adapter {folder.name} has rank {config.r} and changes nothing: export it again.")
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.startswith(CHANGED_BASE):
+        raise LabError(
+            f"The adapter {folder.name} was initialized with {start}, which changes the base: convert it to plain LoRA."
+        )
+    config.init_lora_weights, config.inference_mode = True, True
+    return config
+
+
+def read_adapter(folder: Path, base: PretrainedConfig) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The matrices of each adapted layer, by the layer's name: A (r, in), and B (out, r) times the scaling.
+
+    Raises LabError unless the file holds exactly the tensors, in the shapes, that its configuration makes on this base.
+    """
+    check_adapter_files(folder)
+    with translate_adapter_errors(folder):
+        config = read_config(folder)
+        with torch.device("meta"):  # shapes without memory
+            bare = AutoModelForCausalLM.from_config(base)
+            config.base_model_name_or_path = bare.name_or_path  # PEFT warns about the trainer's name for it
+            adapted = get_peft_model(bare, config, low_cpu_mem_usage=True)
+        expected = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in list(file.keys())}
+        check_tensors(folder, expected, found)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        matrices = {}
+        for layer in (name.removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)):
+            adapted_layer: Any = adapted.get_submodule(layer)
+            scaled = tensors[layer + LORA_B].float() * adapted_layer.scaling["default"]
+            matrices[layer.removeprefix("base_model.model.")] = tensors[layer + LORA_A], scaled
+        return matrices
+
+
+def check_tensors(folder: Path, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
+    """Raise LabError if a file has other tensors or shapes than plain LoRA on this base."""
+    if strange := sorted(found.keys() - expected.keys() | {n for n in found if not n.endswith((LORA_A, LORA_B))}):
+        raise LabError(
+            f"The adapter {folder.name} has tensors that are not LoRA of this base ({shorten(strange[0])}): "
+            "choose the base it was trained on, or train it again as plain LoRA."
+        )
+    if missing := sorted(expected.keys() - found.keys()):
+        raise LabError(f"The adapter {folder.name} lacks tensors ({shorten(missing[0])}): download or export it again.")
+    if other := next((name for name in expected if expected[name] != found[name]), None):
+        raise LabError(
+            f"The adapter {folder.name} doesn't fit the base ({shorten(other)} is {found[other]}, the base needs "
+            f"{expected[other]}): choose the base it was trained on."
+        )
+
+
+def shorten(name: str) -> str:
+    """A tensor's name without the common prefix and without unprintable characters, at most 80 characters."""
+    return catalog.shorten(name.removeprefix("base_model.model.").removeprefix("model."), 80)

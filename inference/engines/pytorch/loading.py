@@ -1,0 +1,125 @@
+"""Loading a transformers folder: the model in the precision that fits, and its tokenizer.
+
+Only safetensors are opened, and no code that comes with a model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
+from transformers import PreTrainedModel as Model
+
+from inference.engines import Message
+from inference.engines.chat_template.template import ChatTemplate
+from inference.engines.pytorch.kv_cache import ATTENTION, MEMORY_SHARE
+from inference.errors import LabError
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 if the device computes in it, else float16 on a GPU and float32 on a CPU."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The model's configuration. Raises LabError for attention that the row cache cannot serve."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        raise LabError(f"{folder.name} has layers without full attention: use the llama.cpp engine for it.")
+    return config
+
+
+def load_model(folder: Path, config: PretrainedConfig, device: torch.device) -> Model:
+    """The base in `compute_dtype`, or in 4 bits (NF4) on a GPU without room for 16 bits. Raises LabError if the weights
+    do not match the configuration."""
+    dtype, quantization = compute_dtype(device), None
+    if device.type == "cuda":
+        with torch.device("meta"):
+            size = 2 * AutoModelForCausalLM.from_config(config).num_parameters()
+        if size > MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=dtype,
+        quantization_config=quantization,
+        device_map={"": device},
+        attn_implementation=ATTENTION,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    # transformers would fill missing weights with random numbers.
+    wrong = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
+    if wrong:
+        raise LabError(
+            f"{folder.name}'s weights don't match its config.json ({wrong[0]}): download or export it again."
+        )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def translate_base_errors(folder: Path) -> Iterator[None]:
+    """Raise LabError for the errors that a base's files cause."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LabError(f"{folder.name} needs more memory than is available: choose a smaller model.") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise LabError(f"{folder.name} can't be loaded ({reason}): download or export it again.") from error
+
+
+class Tokenizer:
+    """A folder's tokenizer and chat template. Raises LabError if there is no chat template.
+
+    Attributes:
+        backend: the tokenizer of the library `tokenizers`.
+        end_ids: the tokens that end an answer.
+    """
+
+    def __init__(self, folder: Path, model: Model) -> None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.backend = tokenizer.backend_tokenizer
+        source = tokenizer.chat_template
+        if not isinstance(source, str):
+            raise LabError(f"{folder.name} has no chat template: use an instruct model.")
+        special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        # Whether the model wants a BOS. It must be checked before special tokens are turned off below.
+        bos = tokenizer.bos_token_id
+        self._bos = bos if bos is not None and tokenizer.encode("a")[:1] == [bos] else None
+        self.backend.encode_special_tokens = True  # the spelling of a special token in a text stays text
+        self._template = ChatTemplate(
+            source, special, self.tokenize, tokenizer.bos_token or "", tokenizer.eos_token or ""
+        )
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        ends = tokenizer.eos_token_id if ends is None else ends
+        self.end_ids: set[int] = {ends} if isinstance(ends, int) else set(ends or ())
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of plain text. No BOS is added and special tokens in the text stay text."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a prompt, with exactly one BOS if the model wants one."""
+        tokens = self._template.encode(messages)
+        while self._bos is not None and tokens[:1] == [self._bos]:
+            tokens = tokens[1:]
+        return tokens if self._bos is None else [self._bos, *tokens]
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return token in self.end_ids

@@ -1,0 +1,122 @@
+"""Linear layers with all LoRA adapters of a base at once, so that one pass serves rows with different adapters.
+
+PEFT's own way to mix adapters (`adapter_names`) loops over Python lists in each layer, which would be compiled again
+for each mix. Here the adapters of a layer lie side by side as columns of one pair of matrices, and a mask selects the
+columns of each row's adapter. That is the same sum in two matrix products of a fixed shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from inference.engines.pytorch.adapter_files import read_adapter
+
+INITIAL_COLUMNS = 64  # four adapters of rank 16. Doubled when they are full, which compiles the step again
+MAX_COLUMNS = 1024  # each column costs every token a little. Beyond it all adapters are removed until they are needed
+
+
+class MixedLora(nn.Module):
+    """A linear layer and all adapters on it: `a` is (columns, in), `b` is (out, columns).
+
+    `mask` (rows, columns) is 1 if a column belongs to the row's adapter, else 0. All layers share one mask tensor.
+    """
+
+    mask: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __init__(self, linear: nn.Linear, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("a", mask.new_zeros(mask.shape[1], linear.in_features), persistent=False)
+        self.register_buffer("b", mask.new_zeros(linear.out_features, mask.shape[1]), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` (rows, tokens, in) to (rows, tokens, out)."""
+        low_rank = nn.functional.linear(x, self.a) * self.mask[: len(x), None]
+        return self.linear(x) + nn.functional.linear(low_rank, self.b)
+
+    def grow(self, mask: torch.Tensor) -> None:
+        """Add columns of zeros up to the number of columns of a new `mask`."""
+        added = mask.shape[1] - len(self.a)
+        self.mask = mask
+        self.a, self.b = nn.functional.pad(self.a, (0, 0, 0, added)), nn.functional.pad(self.b, (0, added))
+
+    def write(self, start: int, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Write an adapter's `a` (r, in) and scaled `b` (out, r) from column `start` on."""
+        self.a[start : start + len(a)] = a.to(self.a)
+        self.b[:, start : start + len(a)] = b.to(self.b)
+
+
+class AdapterColumns:
+    """All adapters on a model, and which columns each one has. `like` gives the dtype and device of the mask.
+
+    Attributes:
+        columns: an adapter's first column and the one after its last.
+        mask: (rows, columns), see `MixedLora`.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: PretrainedConfig, rows: int, like: torch.Tensor) -> None:
+        self._model, self._config = model, config
+        self.columns: dict[Path, tuple[int, int]] = {}
+        self.mask = like.new_zeros(rows, INITIAL_COLUMNS)
+        self._selected: list[Path | None] = []
+
+    @property
+    def layers(self) -> list[MixedLora]:
+        """The layers that have had an adapter."""
+        return [module for module in self._model.modules() if isinstance(module, MixedLora)]
+
+    def add(self, adapter: Path, in_use: bool) -> None:
+        """Read an adapter from its folder and put it on the model. Raises LabError if it does not fit; then nothing has
+        changed.
+
+        If there are too many columns, all other adapters are removed, unless one of them is `in_use`.
+        """
+        layers = read_adapter(adapter, self._config)
+        start = max((end for _, end in self.columns.values()), default=0)
+        rank = max(len(a) for a, _ in layers.values())
+        if start + rank > MAX_COLUMNS and not in_use:
+            self._remove_all()
+            start = 0
+        self._reserve(start + rank)
+        for name, (a, b) in layers.items():
+            layer = self._model.get_submodule(name)
+            if not isinstance(layer, MixedLora):
+                layer = MixedLora(cast(nn.Linear, layer), self.mask)
+                self._model.set_submodule(name, layer)
+            layer.write(start, a, b)
+        self.columns[adapter] = start, start + rank
+
+    def select(self, adapters: list[Path | None]) -> None:
+        """Set the adapter of each of the first rows for the next pass; None means the bare base."""
+        if adapters == self._selected:
+            return
+        self._selected = adapters
+        mask = torch.zeros(len(adapters), self.mask.shape[1], dtype=self.mask.dtype)
+        for row, adapter in enumerate(adapters):
+            if adapter is not None:
+                mask[row, slice(*self.columns[adapter])] = 1
+        self.mask[: len(adapters)].copy_(mask)
+
+    def _reserve(self, count: int) -> None:
+        """Double the columns until there are `count`."""
+        rows, columns = self.mask.shape
+        while columns < count:
+            columns *= 2
+        if columns > self.mask.shape[1]:
+            self.mask, self._selected = self.mask.new_zeros(rows, columns), []
+            for layer in self.layers:
+                layer.grow(self.mask)
+
+    def _remove_all(self) -> None:
+        for layer in self.layers:
+            layer.b.zero_()
+        self.columns.clear()
+        self._selected = []

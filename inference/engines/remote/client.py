@@ -1,0 +1,77 @@
+"""The connection to a server: an OpenAI client on an event loop in a thread of its own.
+
+On the event loop, a cancelled request closes its connection at once, even while the server sends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import openai
+
+CONNECT_TIMEOUT = 5.0  # seconds
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Connection:
+    """An open client, its event loop, and the thread of the loop."""
+
+    client: openai.AsyncOpenAI
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+
+
+class Client:
+    """Runs requests to the server at `url`. The first request opens the connection."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self._url, self._api_key = url, api_key
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+
+    def submit(self, request: Callable[[openai.AsyncOpenAI], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Start a request, which gets the OpenAI client. It can be cancelled through its future."""
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._open()
+            return asyncio.run_coroutine_threadsafe(request(self._connection.client), self._connection.loop)
+
+    def close(self) -> bool:
+        """Cancel all requests and close the connections. Returns False if none was open."""
+        with self._lock:
+            if self._connection is None:
+                return False
+            connection, self._connection = self._connection, None
+            asyncio.run_coroutine_threadsafe(self._cancel_all(connection.client), connection.loop).result()
+            connection.loop.call_soon_threadsafe(connection.loop.stop)
+            connection.thread.join()
+            connection.loop.close()
+            return True
+
+    def _open(self) -> Connection:
+        client = openai.AsyncOpenAI(
+            base_url=self._url,
+            # Without a key the client would send that of OPENAI_API_KEY, which belongs to another server.
+            api_key=self._api_key or "none",
+            max_retries=0,  # the engine retries, so that the visitor can see and stop it
+            # The engine has its own timeout without a token, because servers send comments to keep the stream alive.
+            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT),
+        )
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, name="remote engine", daemon=True)
+        thread.start()
+        return Connection(client, loop, thread)
+
+    async def _cancel_all(self, client: openai.AsyncOpenAI) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await client.close()

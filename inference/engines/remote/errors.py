@@ -1,0 +1,139 @@
+"""What can go wrong with a server: which errors are worth a retry, and the message for each one.
+
+A message holds nothing of the client's exceptions except the reason of a bad request, without the key.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+import openai
+
+from inference.catalog import shorten
+from inference.errors import LabError
+from inference.validation import nearest
+
+MAX_ATTEMPTS = 4  # of one question, before its first token
+FIRST_DELAY = 0.5  # seconds before the second attempt; doubled for each further one
+MAX_DELAY = 20.0  # seconds; if a server asks for a longer pause (Retry-After), there is no retry
+TOO_LONG = re.compile(r"context.{0,40}(length|window|size)|(prompt|input).{0,40}too long", re.IGNORECASE | re.DOTALL)
+
+
+class StreamEnded(Exception):
+    """The stream ended before the answer did."""
+
+
+class UnexpectedResponse(Exception):
+    """The response is not what OpenAI's API specifies."""
+
+
+# What a server or the network can cause. Any other exception is a bug in this package.
+SERVER_ERRORS = (openai.APIError, TimeoutError, StreamEnded, UnexpectedResponse, LabError)
+
+
+def is_too_long(error: Exception) -> bool:
+    """Whether the server reports that the conversation exceeds the model's context."""
+    code = error.code if isinstance(error, openai.APIError) else None
+    return code == "context_length_exceeded" or bool(TOO_LONG.search(str(error)))
+
+
+def retry_after(error: openai.APIStatusError) -> float | None:
+    """The pause in seconds that the server asks for (RFC 9110, section 10.2.3: seconds or a date)."""
+    value = error.response.headers.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def retry_delay(error: Exception, attempt: int) -> float | None:
+    """Seconds until the next attempt; None if a retry is useless."""
+    backoff = FIRST_DELAY * 2 ** (attempt - 1)
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code != 429 and error.status_code < 500:
+            return None
+        pause = retry_after(error)
+        if pause is None:
+            return backoff
+        return pause if pause <= MAX_DELAY else None
+    return backoff if isinstance(error, openai.APIConnectionError) else None
+
+
+def unknown_model(host: str, model: str, models: Sequence[str]) -> LabError:
+    """The error for a model that the server does not have; `models` are those that it lists."""
+    names = [name for name in models if name != model]  # the server may have removed it after the list was read
+    choices = ", ".join(names) or "none"
+    return LabError(f"{host} serves no model “{shorten(model)}”{nearest(model, names)}: choose one of {choices}.")
+
+
+@dataclass(frozen=True)
+class ErrorMessages:
+    """Messages about the server at `host`. `silence` is the timeout in seconds without a token; `api_key` is removed
+    from the server's text."""
+
+    host: str
+    silence: float
+    api_key: str | None
+
+    def interrupted(self, error: Exception) -> LabError:
+        """The message for an error after the first token."""
+        what = f"sent nothing for {self.silence:.0f} s" if isinstance(error, TimeoutError) else "ended the stream"
+        return LabError(f"{self.host} {what} in the middle of the answer: what came is kept, ask again.")
+
+    def not_listed(self, error: Exception) -> LabError:
+        """The message for an error while the list of models was read."""
+        return self.unreachable() if isinstance(error, TimeoutError) else self.not_answered(error)
+
+    def unreachable(self) -> LabError:
+        """The message for a server that does not respond."""
+        return LabError(f"{self.host} can't be reached: start it, or check the network and REMOTE_URL.")
+
+    def not_answered(self, error: Exception) -> LabError:
+        """The message for an error before the first token."""
+        match error:
+            case LabError():
+                return error
+            case UnexpectedResponse():
+                return LabError(f"{self.host} did not answer as OpenAI's API specifies: check REMOTE_URL.")
+            case openai.APIStatusError():
+                return LabError(self._status(error))
+            case TimeoutError():
+                return LabError(
+                    f"{self.host} sent nothing for {self.silence:.0f} s: it is overloaded or stuck, ask again later."
+                )
+            case openai.APIConnectionError():
+                return self.unreachable()
+        return LabError(
+            f"{self.host} ended the stream before it answered: the conversation may be too long for it. Shorten it, or "
+            "look into the server's log."
+        )
+
+    def _status(self, error: openai.APIStatusError) -> str:
+        status = error.status_code
+        if status in (401, 403):
+            return f"{self.host} refuses the key (status {status}): set REMOTE_API_KEY to a valid one."
+        if status == 404:
+            return f"{self.host} has no OpenAI API at this address (status 404): check the path in REMOTE_URL."
+        if status == 429:
+            pause = retry_after(error)
+            when = f"in {pause:.0f} s" if pause else "in a minute"
+            return f"{self.host} has too many requests (status 429): ask again {when}."
+        if status >= 500:
+            return f"{self.host} has an internal error (status {status}): ask again later, or look into its log."
+        if is_too_long(error):
+            return f"The question is too long for the model at {self.host}. Shorten it."
+        reason = self._reason(error)
+        return f"{self.host} refuses the request (status {status}{reason}): change the question or its settings."
+
+    def _reason(self, error: openai.APIStatusError) -> str:
+        body = error.body if isinstance(error.body, dict) else {}
+        reason = str(body.get("message") or "")
+        if self.api_key:
+            reason = reason.replace(self.api_key, "…")
+        return f", {shorten(reason, 200).rstrip('.')}" if reason else ""

@@ -1,0 +1,162 @@
+"""One question on its way through an engine that runs models in this process, and its answer as a stream of chunks."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from inference.engines import AnswerScore, Chunk, Figures, Message, ModelFiles, Sampling
+from inference.engines.chat_template.template import fit_to_context
+from inference.engines.text_stream import TextStream
+from inference.errors import LabError
+
+POLL = 0.05  # seconds between two checks of `cancelled`
+WAITING = "waiting for another answer to end"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer."""
+
+    reason: Literal["stop", "length", "cancelled"]
+
+
+# What the scheduler's thread reports: a status ("loading"), a token (its bytes and the time of `perf_counter`), or the
+# end: a finished answer, a score or an error.
+Outcome = Finished | AnswerScore | BaseException
+Event = str | tuple[bytes, float] | Outcome
+
+
+@dataclass(eq=False)
+class Request:
+    """A question to answer, or an `answer` to score. The scheduler's thread puts what happens into `events`.
+
+    Attributes:
+        answer: the answer to score; None if one is to be generated.
+        cancelled: set when nobody reads the answer any more.
+        tokens: token ids of the prompt and the answer so far. A request for a score has the whole answer from the
+            beginning; it starts at index `answer_start`.
+        generated: the number of generated tokens.
+        log_likelihood, greedy: the score of the part that was decoded, see `AnswerScore`.
+    """
+
+    files: ModelFiles
+    messages: Sequence[Message]
+    sampling: Sampling
+    answer: str | None = None
+    started_at: float = field(default_factory=time.perf_counter)
+    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    reported_waiting: bool = False
+    tokens: list[int] = field(default_factory=list)
+    answer_start: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    dropped_turns: int = 0
+    generated: int = 0
+    log_likelihood: float = 0.0
+    greedy: bool = True
+
+    @property
+    def scoring(self) -> bool:
+        """Whether a given answer is scored."""
+        return self.answer is not None
+
+    def encode(
+        self, encode: Callable[[Sequence[Message]], list[int]], is_end: Callable[[int], bool], n_ctx: int
+    ) -> None:
+        """Set `tokens`, at most `n_ctx`. `encode` gives a conversation's token ids, and `is_end` finds end-of-turn
+        tokens. Raises LabError if the text is longer."""
+        if self.answer is None:
+            reserved = min(self.sampling.max_tokens, n_ctx // 4)  # tokens that are left for the answer at least
+            self.tokens, self.dropped_turns = fit_to_context(self.messages, encode, n_ctx - reserved)
+        else:
+            self.tokens, self.answer_start = encode_with_answer(self.messages, self.answer, encode, is_end)
+            if len(self.tokens) > n_ctx:
+                raise LabError(
+                    f"The answer to score is too long: with its question it has {len(self.tokens):,} tokens and this "
+                    f"model reads at most {n_ctx:,}. Shorten it."
+                )
+        self.prompt_tokens = len(self.tokens)
+
+    def add_score(self, log_likelihood: float, greedy: bool) -> None:
+        """Add the score of the next part of the answer."""
+        self.log_likelihood += log_likelihood
+        self.greedy = self.greedy and greedy
+
+    def report_waiting(self) -> None:
+        """Report once that the question has to wait for other answers."""
+        if not self.reported_waiting:
+            self.reported_waiting = True
+            self.events.put(WAITING)
+
+    def score(self) -> AnswerScore:
+        """The score of the answer, after all of it was decoded."""
+        return AnswerScore(self.log_likelihood, len(self.tokens) - self.answer_start, self.greedy)
+
+
+def encode_with_answer(
+    messages: Sequence[Message],
+    answer: str,
+    encode: Callable[[Sequence[Message]], list[int]],
+    is_end: Callable[[int], bool],
+) -> tuple[list[int], int]:
+    """The token ids of a conversation and its answer up to the end-of-turn token, and the index of the answer's first
+    token. If the last token of the prompt merges with the answer's first letters, the merged token is the first.
+
+    Raises LabError if the chat template writes no end-of-turn token.
+    """
+    prompt = encode(messages)
+    tokens = encode([*messages, Message(role="assistant", content=answer)])
+    start = next((i for i, (a, b) in enumerate(zip(prompt, tokens, strict=False)) if a != b), len(prompt))
+    end = next((i for i in range(start, len(tokens)) if is_end(tokens[i])), None)
+    if end is None or start == 0:
+        raise LabError(
+            "Answers of this model cannot be scored, because its chat template writes no end-of-turn token after an "
+            "answer: use another model."
+        )
+    return tokens[: end + 1], start
+
+
+def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
+    """Read a request's events as the chunks of its answer. However the reading ends, `request.cancelled` is set."""
+    text, received = TextStream(), 0
+    first_at = latest_at = 0.0
+    reason: Literal["stop", "length", "cancelled"] = "cancelled"
+    try:
+        while not cancelled():
+            try:
+                event = request.events.get(timeout=POLL)
+            except queue.Empty:
+                continue
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, Finished):
+                reason = event.reason
+                break
+            if isinstance(event, str):
+                yield Chunk(waiting=event)
+            elif isinstance(event, tuple):
+                piece, latest_at = event
+                first_at, received = first_at or latest_at, received + 1
+                if complete := text.feed(piece):
+                    yield Chunk(text=complete)
+    finally:
+        request.cancelled.set()
+    if rest := text.finish():
+        yield Chunk(text=rest)
+    yield Chunk(
+        figures=Figures(
+            prompt_tokens=request.prompt_tokens,
+            cached_tokens=request.cached_tokens,
+            completion_tokens=received,
+            seconds_to_first_token=first_at - request.started_at if received else None,
+            tokens_per_second=(received - 1) / (latest_at - first_at) if received > 1 else None,
+            finish_reason=reason,
+            dropped_turns=request.dropped_turns,
+        )
+    )
