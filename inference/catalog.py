@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData, metadata_load
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
-from inference.validation import explain, load_yaml, nearest, where_not_yaml
+from inference.validation import explain, nearest, where_not_yaml
 
 
 class CatalogRow(BaseModel):
@@ -131,7 +131,7 @@ class Catalog:
     def read(cls, path: Path, namespace: str | None = None) -> Catalog:
         """The catalog in the file `path`. Raises LabError with the key and the fix if the file is invalid."""
         try:
-            values = load_yaml(path.read_text(encoding="utf-8"))
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
             rows = CatalogFile.model_validate(values).models
         except (OSError, UnicodeDecodeError) as error:
             raise LabError(f"The catalog {path.name} cannot be read ({error}): check the path.") from error

@@ -1,5 +1,5 @@
-"""The one kind of error a person sees: a sentence that names the thing, the reason and the mend."""
+"""The error that users see: a sentence with the thing, the reason and the fix."""
 
 
 class LabError(Exception):
-    """Something the user can mend. The message is one sentence, fit for the page and the terminal (exit code 2)."""
+    """A problem that the user can fix. The page and the terminal (exit code 2) show its message, one sentence."""

@@ -1,4 +1,4 @@
-"""YAML that a person wrote, and what is wrong with it in one sentence: the key, the reason, the nearest valid name."""
+"""YAML files that people write, and errors in them as one sentence: the key, the reason, the nearest valid name."""
 
 from __future__ import annotations
 
@@ -9,34 +9,23 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-# libyaml, which PyYAML's wheels have, reads a hundred model cards in 0.02 s for 0.18.
-FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def load_yaml(text: str) -> object:
-    """What a text says: lists, mappings and plain values, no objects. Raises yaml.YAMLError."""
-    try:
-        return yaml.load(text, FAST)
-    except yaml.YAMLError:
-        return yaml.safe_load(text)  # says better what is wrong, and where
-
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean “X”?)", or nothing where no known name is near."""
+    """A suggestion: " (did you mean “X”?)", or "" if no known name is similar."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean “{close[0]}”?)" if close else ""
 
 
 def where_not_yaml(error: yaml.YAMLError) -> str:
-    """What is wrong with a YAML file, and in which line."""
+    """The problem of a YAML file, with its line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return f"line {mark.line + 1}: {problem}" if mark else problem
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """What to mend first of what `error` says about data for `model`."""
-    # A misspelt key is also a missing one; the misspelling is what to mend.
+    """The first thing to fix in data for `model`, as a sentence."""
+    # A misspelt key is reported as missing, too; the misspelling is the cause.
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     where = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
@@ -51,7 +40,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The field names of `model`, or of the part of it that `path` leads to (numbers are places in a list)."""
+    """The field names of `model`, or of the part of it that `path` leads to (numbers are list indices)."""
     for part in path:
         if isinstance(part, int):
             continue

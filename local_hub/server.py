@@ -119,6 +119,16 @@ def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
         key.write_bytes(secrets.token_bytes(32))
     app.state.key = key.read_bytes()
 
+    add_error_handlers(app)
+    add_control_routes(app, faults, log)
+    for module in (collection, repositories, transfer, spaces):
+        app.include_router(module.router)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer errors in the Hub's format."""
+
     @app.exception_handler(HubError)
     async def refused(request: Request, error: HubError) -> JSONResponse:
         return JSONResponse(error.body, error.status, error.headers)
@@ -132,6 +142,10 @@ def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
         if any(problem["loc"][0] == "path" for problem in error.errors()):
             return JSONResponse({"error": NOT_FOUND}, 404)
         return JSONResponse({"error": [problem["msg"] for problem in error.errors()]}, 400)
+
+
+def add_control_routes(app: FastAPI, faults: Faults, log: deque[RecordedRequest]) -> None:
+    """The routes that control this Hub from another process."""
 
     @app.post("/__fault__")
     async def activate(fault: Fault) -> dict:
@@ -150,10 +164,6 @@ def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
     @app.get("/__requests__")
     async def requests() -> list[dict]:
         return [asdict(record) for record in log]
-
-    for module in (collection, repositories, transfer, spaces):
-        app.include_router(module.router)
-    return app
 
 
 class LocalHub:

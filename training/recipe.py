@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from inference.errors import LabError
 from inference.run_records import RENAMED, with_current_names
 from inference.settings import PROJECT
-from inference.validation import explain, load_yaml, nearest, where_not_yaml
+from inference.validation import explain, nearest, where_not_yaml
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -190,7 +190,7 @@ def recipe_names(folder: Path = RECIPES) -> list[str]:
 def read_fields(path: Path, kind: str = "recipe") -> dict[str, Any]:
     """The unvalidated fields of a recipe, or of another `kind` of YAML file. Raises LabError if it holds no mapping."""
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise LabError(f"{path.name} is not UTF-8 text ({error.reason}): save it as UTF-8.") from error
     except yaml.YAMLError as error:
@@ -236,6 +236,6 @@ def parse_value(key: str, text: str) -> object:
     except ValueError:
         pass
     try:
-        return load_yaml(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise LabError(f"The value of “{key}” is not valid YAML ({where_not_yaml(error)}): fix it.") from error
