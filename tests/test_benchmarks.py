@@ -1,0 +1,49 @@
+"""Each benchmark runs to its end on the nano models, and `python -m benchmarks` prints one table."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conftest import assert_refused, command
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.report import Unavailable, measure
+
+pytestmark = pytest.mark.xdist_group("benchmarks")  # one after another: each wants the cores for itself
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_gives_figures(name):
+    try:
+        figures = measure(name, quick=True)
+    except Unavailable as reason:
+        assert name == "transcription_errors" and "espeak-ng" in str(reason)
+        return
+    assert figures and all(re.search(r"\d", figure.value) for figure in figures)
+    assert len({figure.what for figure in figures}) == len(figures)
+
+
+def test_one_table_with_machine_and_versions_and_the_reason_of_what_does_not_run_here():
+    done = command("benchmarks", "transcription_errors", "concurrency", "--quick", PATH="")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "python -m benchmarks transcription_errors concurrency --quick" in lines[0]
+    assert all(
+        re.search(pattern, done.stdout) for pattern in (r"- Date: \d{4}-", r"\d+ cores", r"torch \d", r"gradio \d")
+    )
+    assert lines.count("| benchmark | what | measured | expected |") == 1
+    assert any(line.startswith("| transcription_errors | not run here | It needs espeak-ng") for line in lines)
+    assert any(re.match(r"\| concurrency \| questions at once: 2; .* \| [\d,]+, [\d,]+ \|", line) for line in lines)
+    assert "[2/2] concurrency: done" in done.stderr
+
+
+def test_a_benchmark_that_fails_is_listed_and_does_not_stop_the_others():
+    done = command("benchmarks", "page_start", "concurrency", "--quick", CATALOG="/nowhere/catalog.yaml")
+    assert done.returncode == 1
+    assert "| page_start | failed | RuntimeError: app.py ended" in done.stdout
+    assert "| concurrency | questions at once: 1" in done.stdout
+
+
+def test_an_unknown_benchmark_is_refused():
+    assert_refused(command("benchmarks", "concurency"), "no benchmark “concurency”", "concurrency")
