@@ -183,7 +183,7 @@ class RunRecords:
     def __init__(self) -> None:
         self._downloaded: dict[str, RunRecord] = {}
 
-    def here(self, entry: Entry) -> RunRecord | None:
+    def read_local(self, entry: Entry) -> RunRecord | None:
         """The run record if it needs no network, else None. Raises LabError if its file cannot be read."""
         if entry.folder is None:
             return self._downloaded.get(entry.repo or "")
@@ -192,7 +192,7 @@ class RunRecords:
 
     def read(self, entry: Entry) -> RunRecord:
         """The run record, if needed from the Hub (a few seconds). Raises LabError if there is none."""
-        found = self.here(entry)
+        found = self.read_local(entry)
         if found is None:
             found = parse(RunRecord, self.bytes_of(entry, RUN_RECORD), f"{RUN_RECORD} of {entry.name}")
             if entry.folder is None and entry.repo:

@@ -55,7 +55,7 @@ def write(hub: LocalHub, repo: str, base: str = "adapters/nano", config: str | d
     return api.create_commit(repo, operations, commit_message="Publish").oid
 
 
-def asked(hub: LocalHub, since: int) -> list[str]:
+def requested_paths(hub: LocalHub, since: int) -> list[str]:
     """The paths of all requests after the first `since` ones."""
     return [request.path for request in list(hub.requests)[since:]]
 
@@ -73,15 +73,15 @@ def test_a_refresh_of_a_hundred_known_models_is_one_request(hub):
     assert lab.refresh() == ""
     assert len(hub.requests) - before == 201  # the list; of each adapter the sizes and adapter_config.json
     before = len(hub.requests)
-    assert lab.refresh() == "" and asked(hub, before) == ["/api/models"]
+    assert lab.refresh() == "" and requested_paths(hub, before) == ["/api/models"]
     write(hub, "many/Nano-7-lora", config=CONFIG | {"r": 4})
     before = len(hub.requests)
     assert lab.refresh() == "" and len(hub.requests) - before == 3
     assert lab.catalog["many/Nano-7-lora"].card.lora == "LoRA r 4, alpha 64"
     before = len(hub.requests)
-    assert lab.refresh(at_most_every=600) == "" and not asked(hub, before)
+    assert lab.refresh(at_most_every=600) == "" and not requested_paths(hub, before)
     again = lab_of("many")  # the next start
-    assert len(again.catalog.entries) == len(lab.catalog.entries) and not asked(hub, before)
+    assert len(again.catalog.entries) == len(lab.catalog.entries) and not requested_paths(hub, before)
     newest, *_ = [entry for entry in again.catalog.entries if entry.id.startswith("many/")]
     assert newest.id == "many/Nano-7-lora" and newest.base == "nano"
     assert again.state(newest).text == "3 MB" and lab_of("many", engine="pytorch").state(newest).text == "2 MB"
@@ -239,12 +239,12 @@ def test_the_right_file_of_a_repository_is_run():
     assert file("gguf", "m-f16.gguf", "m-Q8_0.gguf") == "m-Q8_0.gguf"
     assert file("gguf", "adapter_config.json", "My-LoRA-f16.gguf", "notes.txt") == "My-LoRA-f16.gguf"
     assert file("gguf", "lora.gguf", relation="adapter") == "lora.gguf"
-    whole = to_entry(repository(*MODEL_FOLDER), catalog, "safetensors")
-    assert (whole.file, whole.weights, whole.weights_size) == ("", "some/Model", 4_000_000)
+    complete = to_entry(repository(*MODEL_FOLDER), catalog, "safetensors")
+    assert (complete.file, complete.weights, complete.weights_size) == ("", "some/Model", 4_000_000)
     lab = Lab(catalog, "pytorch")
-    assert lab.state(whole).text == "4 MB" and lab.engines.name_for(whole) == "pytorch"
-    both = to_entry(repository("m-Q8_0.gguf"), catalog, "safetensors")
-    assert lab.engines.name_for(both) == "llamacpp" and lab.state(both).text == "1 MB"
+    assert lab.state(complete).text == "4 MB" and lab.engines.name_for(complete) == "pytorch"
+    with_gguf = to_entry(repository("m-Q8_0.gguf"), catalog, "safetensors")
+    assert lab.engines.name_for(with_gguf) == "llamacpp" and lab.state(with_gguf).text == "1 MB"
     quantized = {"base_model_name_or_path": "Unsloth/llama-3.2-1B-Instruct-bnb-4bit"}
     adapter = repository(*ADAPTER, base=("meta-llama/Llama-3.2-1B-Instruct",), config=CONFIG | quantized)
     assert to_entry(adapter, catalog, "gguf").base == "llama-3.2-1b"
@@ -303,8 +303,8 @@ def test_the_terminal_answers_with_a_repository_and_again_without_the_hub(hub, t
     settings = hub.environment() | {"HF_HOME": str(tmp_path / "hf"), "XDG_CACHE_HOME": str(tmp_path)}
     question = ("What does 🇸🇪 mean?", "--temperature", "0")
     for offline in ("0", "1"):
-        asked = command("inference", "ask", "us/Emoji-lora", *question, **settings | {"HF_HUB_OFFLINE": offline})
-        assert "Sweden" in asked.stdout, asked.stderr
+        answer = command("inference", "ask", "us/Emoji-lora", *question, **settings | {"HF_HUB_OFFLINE": offline})
+        assert "Sweden" in answer.stdout, answer.stderr
     merged = command("inference", "ask", f"{hub.url}/us/Nano-GGUF", "What does 🐙 mean?", *question[1:], **settings)
     assert "octopus" in merged.stdout, merged.stderr
     assert_refused(

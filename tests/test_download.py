@@ -103,7 +103,7 @@ def only_fetch(lab: Lab, entry: Entry, cancelled=lambda: False) -> list[str]:
 
 def download_ranges(the_hub: LocalHub) -> list[str | None]:
     """The Range headers of all downloads."""
-    return [asked.range for asked in list(the_hub.requests) if asked.method == "GET" and "/resolve/" in asked.path]
+    return [each.range for each in list(the_hub.requests) if each.method == "GET" and "/resolve/" in each.path]
 
 
 def blobs(entry: Entry) -> list[str]:
@@ -405,17 +405,17 @@ def test_a_copy_answers_with_its_age_where_the_hub_cannot_be_compared(the_hub, a
     the_hub.fault("503", match="api/models", times=None)
     answer, waits = ask(the_lab, adapter)
     assert "panda" in answer and "the Hub is unreachable, loading the copy downloaded 3 days ago" in waits
-    told = "The Hub is unreachable. Using the copy downloaded 3 days ago."
-    assert the_lab.state(adapter).explanation == told
-    asked = len(the_hub.requests)
+    note = "The Hub is unreachable. Using the copy downloaded 3 days ago."
+    assert the_lab.state(adapter).explanation == note
+    count = len(the_hub.requests)
     assert "panda" in ask(the_lab, adapter)[0]
-    assert len(the_hub.requests) == asked  # not tried again before the next refresh
+    assert len(the_hub.requests) == count  # no retry before the next refresh
     the_hub.clear_faults()
     the_lab.refresh()
     ask(the_lab, adapter)
     assert the_lab.state(adapter).explanation == "" and the_lab.local.age(adapter) == "a moment ago"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert lab(adapter).state(adapter).explanation == told.replace("3 days ago", "a moment ago")
+    assert lab(adapter).state(adapter).explanation == note.replace("3 days ago", "a moment ago")
 
 
 def test_only_the_least_recently_used_model_is_deleted(the_hub, api, visit, lab):

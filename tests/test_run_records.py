@@ -64,7 +64,7 @@ def test_a_file_that_is_not_a_json_object_is_refused_in_one_sentence(raw):
 
 def test_a_missing_and_an_oversized_run_record_are_refused(catalog, tmp_path):
     entry = replace(catalog["nano-emoji"], folder=tmp_path)
-    assert RunRecords().here(entry) is None
+    assert RunRecords().read_local(entry) is None
     with pytest.raises(LabError, match=r"Nano · Emoji has no run\.json"):
         RunRecords().read(entry)
     (tmp_path / RUN_RECORD).write_text(json.dumps({"data_set": "x" * 2_000_001}))
@@ -91,10 +91,10 @@ def test_a_run_record_is_read_from_the_hub_once(catalog, tmp_path, monkeypatch):
         for name in (RUN_RECORD, EVALUATION):
             api.upload_file(path_or_fileobj=EMOJI / name, path_in_repo=name, repo_id="me/emoji")
         run_records = RunRecords()
-        assert run_records.here(entry) is None
+        assert run_records.read_local(entry) is None
         assert run_records.read(entry) == RunRecords().read(catalog["nano-emoji"])
-        asked = len(hub.requests)
-        assert run_records.here(entry) == run_records.read(entry) and len(hub.requests) == asked
+        count = len(hub.requests)
+        assert run_records.read_local(entry) == run_records.read(entry) and len(hub.requests) == count
         assert len(run_records.evaluation(entry).suites["emoji"].answers) == 1474
     with pytest.raises(LabError, match="is unreachable"):
         RunRecords().read(entry)

@@ -21,7 +21,7 @@ class ModelDetails:
         """Return the facts of a card. Uses no network."""
         run_record, problem = None, ""
         try:
-            run_record = self.run_records.here(entry)
+            run_record = self.run_records.read_local(entry)
         except LabError as error:
             problem = str(error)
         catalog = self.lab.catalog
