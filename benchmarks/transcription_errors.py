@@ -15,7 +15,7 @@ import typer
 from whisper.normalizers import EnglishTextNormalizer
 
 from benchmarks.report import Figure, Unavailable
-from inference.speech.whisper_model import embedded_checkpoint, load_whisper, transcribe_window
+from inference.speech.whisper_model import embedded_whisper, transcribe_window
 from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
 from training.nano.utterances import held_out, synthesize_all
 
@@ -24,7 +24,7 @@ ALL = "all voices"
 
 def error_rates(grammar: Grammar, label: str, count: int) -> dict[str, float]:
     """Word error rate by voice, and of all voices together under ALL."""
-    model, normalize = load_whisper(str(embedded_checkpoint())), EnglishTextNormalizer()
+    model, normalize = embedded_whisper(), EnglishTextNormalizer()
     spoken: dict[str, list[str]] = defaultdict(list)
     transcripts: dict[str, list[str]] = defaultdict(list)
     utterances = held_out(count, grammar)

@@ -1,5 +1,4 @@
-"""What the tests share: a catalog of the embedded models, an f16 base to compare with PyTorch, and the app with a
-browser at it."""
+"""What tests share: embedded models, models with random weights, recordings, the commands, the app and a browser."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.fixture(scope="session")
 def engine():
-    """A llama.cpp engine; one thread, since two test processes share two cores."""
+    """A llama.cpp engine with one thread, because two test processes share two cores."""
     from inference.engines.llamacpp.engine import Engine
 
     engine = Engine(threads=1)
@@ -64,22 +63,22 @@ def nano() -> ModelFiles:
 
 @pytest.fixture(scope="session")
 def emoji() -> ModelFiles:
-    """The emoji adapter on it."""
+    """The base with the emoji adapter."""
     return ModelFiles(NANO / "nano-Q8_0.gguf", EMOJI / "adapter-f16.gguf")
 
 
 @pytest.fixture(scope="session")
 def half_precision_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base as f16, by llama.cpp's converter."""
-    from training.export.gguf import convert
+    """The base as a GGUF file in f16, written by llama.cpp's converter."""
+    from training.export.convert import run_converter
 
     out = tmp_path_factory.mktemp("f16") / "nano-f16.gguf"
-    convert("convert_hf_to_gguf.py", str(NANO), "--outtype", "f16", "--outfile", str(out))
+    run_converter("convert_hf_to_gguf.py", str(NANO), "--outtype", "f16", "--outfile", str(out))
     return out
 
 
 def ask(engine, files: ModelFiles, *texts: str, sampling: Sampling = GREEDY, cancelled=lambda: False):
-    """The answer and the figures of a conversation's last question; `texts` alternate between user and assistant."""
+    """Return the answer to a conversation and its figures; `texts` alternate between user and assistant."""
     messages = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(texts)]
     chunks = list(engine.stream(files, messages, sampling, cancelled))
     return "".join(chunk.text for chunk in chunks), chunks[-1].figures
@@ -95,7 +94,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 
 @contextmanager
 def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environment: str) -> Iterator[str]:
-    """The app as its user starts it, `python app.py` unless told otherwise, on a free port; its address."""
+    """Start `python app.py`, or Python with `arguments`, on a free port and yield its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,7 +118,7 @@ def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environmen
 
 
 def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
-    """Exit code 2, one sentence with `words` in it, no traceback."""
+    """Assert exit code 2 and a message that has `words` and no traceback."""
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     for word in words:
@@ -128,7 +127,7 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory) -> Path:
-    """The shipped emoji run, exported and compared, in a folder of its own."""
+    """A copy of the shipped emoji run, exported, with a parity report."""
     folder = Path(shutil.copytree(EMOJI, tmp_path_factory.mktemp("run") / "nano-emoji"))
     done = command("training", "export", str(folder))
     assert done.returncode == 0, done.stderr
@@ -137,10 +136,10 @@ def run(tmp_path_factory) -> Path:
 
 
 def write_random_model(folder: Path, **shape: int) -> None:
-    """A model of random weights, whose answers never end, as a folder and as model.gguf in it (f16)."""
+    """Write a model with random weights, whose answers never end, to `folder`, and as `model.gguf` (f16) in it."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from training.export.gguf import convert
+    from training.export.convert import run_converter
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     tokenizer.save_pretrained(folder)
@@ -149,14 +148,14 @@ def write_random_model(folder: Path, **shape: int) -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, **shape,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    model.lm_head.weight.data[[*tokenizer.added_tokens_decoder]] = 0  # below the best of so many random scores
+    model.lm_head.weight.data[[*tokenizer.added_tokens_decoder]] = 0  # so that no end token has the highest score
     model.save_pretrained(folder)
-    convert("convert_hf_to_gguf.py", str(folder), "--outtype", "f16", "--outfile", str(folder / "model.gguf"))
+    run_converter("convert_hf_to_gguf.py", str(folder), "--outtype", "f16", "--outfile", str(folder / "model.gguf"))
 
 
 @pytest.fixture(scope="session")
 def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The catalog and one more entry, "Babble": random weights, large enough that its endless answer can be stopped."""
+    """The catalog with one more entry, "Babble": random weights, slow enough to stop its endless answer."""
     folder = Path(shutil.copytree(PROJECT / "adapters", tmp_path_factory.mktemp("catalog") / "adapters"))
     write_random_model(
         folder / "babble", hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, num_attention_heads=16,
@@ -169,13 +168,13 @@ def catalog_with_a_slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a quick `base` of random weights, whose answers never end, and `first` and `second`, two copies of
-    an adapter on it, also as adapter.gguf."""
+    """A folder with a small `base` of random weights, whose answers never end, and two copies of an adapter for it,
+    `first` and `second`, each also as `adapter.gguf`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from training.export.gguf import convert
+    from training.export.convert import run_converter
 
     folder = tmp_path_factory.mktemp("endless")
     torch.manual_seed(0)
@@ -189,7 +188,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model.save_pretrained(folder / "first")
     arguments = ["--base", str(folder / "base"), "--outfile", str(folder / "first" / "adapter.gguf")]
-    convert("convert_lora_to_gguf.py", str(folder / "first"), *arguments)
+    run_converter("convert_lora_to_gguf.py", str(folder / "first"), *arguments)
     shutil.copytree(folder / "first", folder / "second")
     return folder
 
@@ -202,9 +201,9 @@ def votes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory, catalog_with_a_slow_model, votes_file) -> Iterator[str]:
-    """The app, one for all tests of the page, with a Hub that is away."""
+    """The address of one app for all tests of the page. Its Hub is unreachable."""
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": "", "VOTES": str(votes_file)}
-    environment["VOTES_REPO"] = "me/votes"  # on a Hub that is away: nobody must notice
+    environment["VOTES_REPO"] = "me/votes"  # the Hub is unreachable: the page must work all the same
     environment["CATALOG"] = str(catalog_with_a_slow_model)
     with running_app(tmp_path_factory.mktemp("app") / "log", **environment) as url:
         yield url
@@ -212,7 +211,7 @@ def address(tmp_path_factory, catalog_with_a_slow_model, votes_file) -> Iterator
 
 @contextmanager
 def open_page(address: str, microphone: Path | None = None) -> Iterator:
-    """A fresh page, which must not ask anything of another host; its browser hears the WAV as its microphone."""
+    """Open a page, which must not request anything from another host. The WAV file is the browser's microphone."""
     from playwright.sync_api import sync_playwright
 
     flags = list(FLAGS)
@@ -244,7 +243,8 @@ def write_wav(path: Path, samples: np.ndarray) -> Path:
 @pytest.fixture(scope="session")
 def question_aloud(tmp_path_factory) -> Path:
     """“Could you find the emoji for a panda?” as a WAV, the only format that Chromium plays as its microphone."""
-    return write_wav(tmp_path_factory.mktemp("voice") / "question.wav", decode(RECORDINGS / "find_the_emoji.flac"))
+    sound = decode(RECORDINGS / "find_the_emoji.flac")
+    return write_wav(tmp_path_factory.mktemp("voice") / "question.wav", sound.samples)
 
 
 def speak(page, recorder: str) -> None:
@@ -255,7 +255,7 @@ def speak(page, recorder: str) -> None:
 
 
 def stop_a_long_answer(page, ask, button: str, figures: str) -> None:
-    """Ask Babble for much, `ask(page, text)`, press Escape, and see under the answer that it was stopped."""
+    """Ask Babble with `ask(page, text)`, press Escape, and see below the answer that it was stopped."""
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("number input for Max tokens").fill("2048")
     page.keyboard.press("Tab")

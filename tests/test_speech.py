@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from inference.errors import LabError
 from inference.speech import SAMPLE_RATE, Transcriber, Transcript, decode
-from inference.speech.whisper_model import WINDOW
+from inference.speech.whisper_model import WINDOW, load_whisper
 
 QUESTION = "Which emoji shows a panda?"
 pytestmark = [pytest.mark.xdist_group("speech")]
@@ -36,7 +37,7 @@ def transcriber() -> Transcriber:
 @pytest.fixture(scope="module")
 def spoken() -> np.ndarray:
     """`QUESTION` in a voice that training never had, at 16 kHz."""
-    return decode(RECORDINGS / "which_emoji.flac")
+    return decode(RECORDINGS / "which_emoji.flac").samples
 
 
 def transcribe(transcriber: Transcriber, source: str | Path | bytes) -> Transcript:
@@ -121,7 +122,7 @@ def test_a_bad_recording_gives_one_sentence_and_the_next_one_works(transcriber, 
     refused("text.wav", b"This is a text, not a sound.\n" * 50, "not a readable recording")
     mp3 = write(tmp_path / "a.mp3", spoken, 44_100, "libmp3lame", "fltp").read_bytes()
     (tmp_path / "half.mp3").write_bytes(mp3[: len(mp3) // 2])
-    assert decode(tmp_path / "half.mp3").size > spoken.size / 3
+    assert decode(tmp_path / "half.mp3").samples.size > spoken.size / 3
     lies = bytearray(good)
     lies[40:44] = (0xFFFFFFF0).to_bytes(4, "little")  # 2^31 samples of two bytes
     (tmp_path / "lies.wav").write_bytes(lies)
@@ -136,7 +137,7 @@ def test_infinite_and_nan_samples_count_as_silence(tmp_path):
     data = path.read_bytes()
     start = data.index(b"data") + 8
     path.write_bytes(data[:start] + sound.tobytes()[: len(data) - start])
-    assert np.abs(decode(path)).max() == 0
+    assert np.abs(decode(path).samples).max() == 0
 
 
 def test_a_recording_of_four_hours_is_refused_before_it_is_decoded(tmp_path):
@@ -190,7 +191,7 @@ def test_an_unknown_model_and_a_full_disk_are_named_in_the_error(tmp_path, spoke
 
     monkeypatch.setattr("whisper.load_model", full)
     with pytest.raises(LabError, match="could not be saved .No space left on device.: free some disk space"):
-        transcribe(Transcriber("base"), tmp_path / "a.wav")
+        load_whisper("base")
 
 
 def test_the_error_names_the_network_if_no_model_is_available(tmp_path, spoken, monkeypatch):
@@ -211,3 +212,55 @@ def test_the_terminal_transcribes_and_asks_by_voice(tmp_path, spoken):
     asked = command("inference", "ask", "nano-emoji", "--audio", path, "--temperature", "0", **offline)
     assert "🐼" in asked.stdout and f"transcript: {QUESTION}" in asked.stderr and "Offline speech model" in asked.stderr
     assert_refused(command("inference", "transcribe", str(tmp_path / "none.wav")), "none.wav", "check the path")
+
+
+def test_damage_and_joined_files_and_opposite_channels_keep_the_words(transcriber, spoken, tmp_path):
+    """A packet that cannot be decoded, a format that changes on the way, channels that cancel each other out."""
+    m4a = bytearray(write(tmp_path / "a.m4a", np.tile(spoken, 2), 44_100, "aac", "fltp").read_bytes())
+    middle = m4a.index(b"mdat") + len(m4a) // 2
+    m4a[middle : middle + 40] = bytes(40)
+    (tmp_path / "hole.m4a").write_bytes(m4a)
+    found = transcribe(transcriber, tmp_path / "hole.m4a")
+    assert found.duration > 1.8 * spoken.size / SAMPLE_RATE and QUESTION.split()[-1] in found.text
+
+    half = write(tmp_path / "mono.mp3", spoken[: spoken.size // 2], 22_050, "libmp3lame", "fltp").read_bytes()
+    rest = write(tmp_path / "stereo.mp3", spoken[spoken.size // 2 :], 44_100, "libmp3lame", "fltp", "stereo")
+    (tmp_path / "joined.mp3").write_bytes(half + rest.read_bytes())
+    assert decode(tmp_path / "joined.mp3").seconds == pytest.approx(spoken.size / SAMPLE_RATE, abs=0.3)
+
+    with av.open(str(tmp_path / "antiphase.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=SAMPLE_RATE, layout="stereo")
+        pair = (np.stack([spoken, -spoken], 1).reshape(1, -1) * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(pair, format="s16", layout="stereo")
+        frame.sample_rate = SAMPLE_RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert transcribe(transcriber, tmp_path / "antiphase.wav").text == QUESTION
+
+
+def test_a_language_may_carry_its_region_and_an_unknown_one_is_refused(transcriber, spoken, tmp_path):
+    path = write_wav(tmp_path / "a.wav", spoken)
+    *_, found = transcriber.transcribe(path, "en-US")
+    assert found.text == QUESTION
+    for language, match in (("xx", "does not know the language “xx”"), ("not a code!", "not a code")):
+        with pytest.raises(LabError, match=match):
+            list(transcriber.transcribe(path, language))
+    assert transcribe(transcriber, path).text == QUESTION
+
+
+def test_a_stopped_transcription_makes_way_for_the_next_one(transcriber, spoken, tmp_path):
+    long = write_wav(tmp_path / "long.wav", np.tile(spoken, 40))
+    started = time.perf_counter()
+    steps = list(transcriber.transcribe(long, cancelled=lambda: time.perf_counter() - started > 0.5))
+    assert not any(isinstance(step, Transcript) for step in steps)
+    assert transcribe(transcriber, write_wav(tmp_path / "a.wav", spoken)).text == QUESTION
+
+
+def test_a_speech_process_that_dies_is_one_sentence_and_the_next_recording_works(transcriber, spoken, tmp_path):
+    path = write_wav(tmp_path / "a.wav", spoken)
+    list(transcriber.load())
+    steps = transcriber.transcribe(path)
+    next(steps)
+    transcriber._child.process.kill()
+    with pytest.raises(LabError, match="Speech recognition crashed"):
+        list(steps)
+    assert transcribe(transcriber, path).text == QUESTION

@@ -40,6 +40,18 @@ class Channel:
             raise ValueError("a message is not a list")
         return message
 
+    def send_descriptor(self, descriptor: int) -> None:
+        """Pass an open file on."""
+        with self._sending:
+            socket.send_fds(self._connection, [b"f"], [descriptor])
+
+    def receive_descriptor(self) -> int:
+        """Take the open file that the other end passed on. Raises EOFError if there is none."""
+        _, descriptors, _, _ = socket.recv_fds(self._connection, 1, 1)
+        if not descriptors:
+            raise EOFError
+        return descriptors[0]
+
     def close(self) -> None:
         """Close this end; the other end gets EOFError."""
         self._connection.close()

@@ -35,7 +35,7 @@ SECCOMP_MODE_FILTER = 2
 # include/uapi/linux/landlock.h
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 RULE_PATH_BENEATH = 1
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, IOCTL_DEV = 1, 2, 4, 8, 1 << 15
 RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 # What Python, its libraries and the C library read.
 SYSTEM = (
@@ -66,10 +66,11 @@ AF_UNIX = 1
 
 @dataclass(frozen=True)
 class Limits:
-    """`readable` are folders and files besides the system's own; `memory` (bytes) bounds private memory, `cpu_seconds`
-    the CPU time of the whole process; None is no limit."""
+    """What a child may use. `readable` are folders and files besides the system's own, `devices` may also be written.
+    `memory` (bytes) bounds private memory, `cpu_seconds` the CPU time of the process; None is no limit."""
 
     readable: Sequence[str] = ()
+    devices: Sequence[str] = ()
     memory: int | None = None
     cpu_seconds: int | None = None
     open_files: int = 512
@@ -97,7 +98,7 @@ def confine(limits: Limits, parent: int) -> list[str]:
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return in_force
     in_force.append("no new privileges")
-    if restrict_files(libc, limits.readable):
+    if restrict_files(libc, limits):
         in_force.append("landlock")
     if restrict_system_calls(libc):
         in_force.append("seccomp")
@@ -121,8 +122,8 @@ def limit_resources(limits: Limits) -> list[str]:
     return ["resource limits"]
 
 
-def restrict_files(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
-    """Landlock: read what is below `readable` and the system's folders, execute the interpreter, write to /dev/null."""
+def restrict_files(libc: ctypes.CDLL, limits: Limits) -> bool:
+    """Landlock: read what is below the given and the system's folders, execute the interpreter, write to devices."""
     abi = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     if abi < 1:
         return False
@@ -133,8 +134,10 @@ def restrict_files(libc: ctypes.CDLL, readable: Sequence[str]) -> bool:
         return False
     try:
         prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
-        folders = {*SYSTEM, *prefixes, *readable}
-        rules = {path: READ_FILE | READ_DIR for path in folders} | {"/dev/null": READ_FILE | WRITE_FILE}
+        folders = {*SYSTEM, *prefixes, *limits.readable}
+        rules = {path: READ_FILE | READ_DIR for path in folders} | dict.fromkeys(
+            ("/dev/null", *limits.devices), READ_FILE | WRITE_FILE | READ_DIR | IOCTL_DEV
+        )
         executable = os.path.realpath(sys.executable)
         for path in (os.path.dirname(executable), "/lib", "/lib64", "/usr/lib"):  # the interpreter and ld.so
             rules[path] = READ_FILE | READ_DIR | EXECUTE

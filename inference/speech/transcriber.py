@@ -1,4 +1,4 @@
-"""Transcribe recordings with one Whisper model, which is loaded at the first one.
+"""Transcribe recordings with one Whisper model, which is loaded at the first one, in a process of its own.
 
 If the model named in the environment cannot be downloaded, the embedded speech model transcribes and a note says so.
 Speech is English, or what WHISPER_MODEL knows. Speaker labels, translation and time stamps are not supported.
@@ -6,36 +6,35 @@ Speech is English, or what WHISPER_MODEL knows. Speaker labels, translation and 
 
 from __future__ import annotations
 
+import os
+import re
+import select
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.error import URLError
+from typing import Any
 
-import numpy as np
+import psutil
 
 from inference.errors import LabError
-from inference.speech.audio import MAX_SECONDS, SAMPLE_RATE, decode
-from inference.speech.whisper_model import (
-    EMBEDDED,
-    download_progress,
-    embedded_checkpoint,
-    load_whisper,
-    transcribe_samples,
-)
-
-if TYPE_CHECKING:
-    import whisper
+from inference.processes.child import Child
+from inference.processes.confinement import Limits
+from inference.settings import PROJECT, zero_gpu
+from inference.speech.audio import MAX_SECONDS
+from inference.speech.whisper_model import EMBEDDED, WHISPER_CACHE, downloaded_bytes
 
 EMBEDDED_NOTE = "Offline speech model: it knows short English questions about emoji in synthetic voices."
-NO_SPEECH_MESSAGE = (
-    "No speech was recognised. Speak louder or closer to the microphone, and check that it is the right one."
-)
-SILENCE = 10 ** (-60 / 20)  # a peak below -60 dB of full scale is no voice at any distance
-POLL_SECONDS = 0.25  # between two progress reports while the model loads
+POLL_SECONDS = 0.1  # between two checks of `cancelled`
+LOAD_SECONDS = 120.0  # for the libraries and the checkpoint
+DECODE_SECONDS = 20.0
+# For a recording of n seconds: the first number and n times the second. Large models on slow CPUs need that much.
+TRANSCRIBE_SECONDS = (60.0, 10.0)
+MEMORY = 0.75  # of the machine's memory at most
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Transcript:
     """The text of a recording.
 
     `language` is a code such as "en", `duration` the length of the recording (s), `seconds` the time that
-    transcription took. `note` is a sentence about the model, or "".
+    transcription took. `note` is a sentence about the model or a damaged file, or "".
     """
 
     text: str
@@ -62,7 +61,7 @@ class TranscriptionProgress:
 
 
 class Transcriber:
-    """One Whisper model and its loading. `name` is one of Whisper's own names or the path of a checkpoint.
+    """One Whisper model in a confined process. `name` is one of Whisper's own names or the path of a checkpoint.
 
     Transcribes one recording at a time, because Whisper already uses every core.
     """
@@ -72,66 +71,182 @@ class Transcriber:
         self.max_seconds = max_seconds
         self.note = ""  # a sentence about the loaded model
         self.loaded_name = name  # "nano-speech" if the embedded model replaces `name`
-        self._model: whisper.Whisper | None = None
+        self._child: Child | None = None
         self._lock = threading.Lock()
 
     def transcribe(
-        self, source: str | Path | bytes, language: str | None = None
+        self, source: str | Path | bytes, language: str | None = None, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[TranscriptionProgress | Transcript]:
-        """Yield progress, then the transcript. `language` is a code such as "en"; None detects it.
+        """Yield progress, then the transcript; nothing more once `cancelled` returns True. `language` is a code such as
+        "en" or "en-US"; None detects it.
 
         Raises:
             LabError: the recording is not readable or holds no speech, or the model cannot be loaded.
         """
         started = time.perf_counter()
-        audio = decode(source, self.max_seconds)
-        if np.abs(audio).max() < SILENCE:
-            raise LabError(NO_SPEECH_MESSAGE)
-        yield from self.load()
-        yield TranscriptionProgress("transcribing")
-        with self._lock:
-            text, detected = transcribe_samples(self._load(), audio, language)
-        if not text:
-            raise LabError(NO_SPEECH_MESSAGE)
-        yield Transcript(
-            text,
-            detected,
-            duration=round(audio.size / SAMPLE_RATE, 2),
-            seconds=round(time.perf_counter() - started, 3),
-            model=self.loaded_name,
-            note=self.note,
-        )
+        code = language_code(language)
+        with open_descriptor(source) as descriptor:
+            yield from self._take_turn(cancelled)
+            if not self._lock.locked() or cancelled():
+                return
+            try:
+                yield from self._load(cancelled)
+                yield TranscriptionProgress("transcribing")
+                duration = 0.0
+                for kind, *values in self._talk(["transcribe", code, self.max_seconds], descriptor, cancelled):
+                    if kind == "decoded":
+                        (duration,) = values
+                    else:
+                        text, detected, damage = values
+                        yield Transcript(
+                            text,
+                            detected,
+                            duration=round(duration, 2),
+                            seconds=round(time.perf_counter() - started, 3),
+                            model=self.loaded_name,
+                            note=" ".join(filter(None, (damage, self.note))),
+                        )
+            finally:
+                self._lock.release()
 
     def load(self) -> Iterator[TranscriptionProgress]:
         """Load the model if it is not in memory, and yield progress. The page does so while its visitor speaks."""
-        if self._model is not None:
+        if not self._lock.acquire(blocking=False):
+            return  # another visitor's recording loads it
+        try:
+            yield from self._load(lambda: False)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the process and free its memory."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+
+    def _take_turn(self, cancelled: Callable[[], bool]) -> Iterator[TranscriptionProgress]:
+        while not self._lock.acquire(timeout=POLL_SECONDS):
+            if cancelled():
+                return
+            yield TranscriptionProgress("waiting for another recording")
+
+    def _load(self, cancelled: Callable[[], bool]) -> Iterator[TranscriptionProgress]:
+        if self._child is not None and self._child.alive:
             return
-        loading: Future[whisper.Whisper] = Future()
+        yield TranscriptionProgress("loading the speech model")
+        self.note, self.loaded_name = "", self.name
+        self._child = start_process(self.name)
+        try:
+            ((kind, *_),) = self._talk(["load", self.name], None, cancelled) or [["cancelled"]]
+            if kind == "missing":
+                problem = yield from download(self.name, cancelled)
+                if problem and not EMBEDDED.is_file():
+                    raise LabError(problem)
+                if problem:
+                    self.loaded_name, self.note = EMBEDDED.parent.name, f"{EMBEDDED_NOTE} {problem}"
+                list(self._talk(["load", "" if problem else self.name], None, cancelled))
+        except BaseException:
+            self.close()
+            raise
 
-        def work() -> None:
+    def _talk(self, message: list[Any], descriptor: int | None, cancelled: Callable[[], bool]) -> list[list[Any]]:
+        """Send a message and return the replies; the process ends if it is silent for too long or `cancelled`."""
+        child = self._child
+        if child is None:
+            return []
+        replies: list[list[Any]] = []
+        try:
+            child.channel.send(*message)
+            if descriptor is not None:
+                child.channel.send_descriptor(descriptor)
+            limit = time.monotonic() + (LOAD_SECONDS if message[0] == "load" else DECODE_SECONDS)
+            while True:
+                if cancelled():
+                    self.close()
+                    return []
+                if time.monotonic() > limit:
+                    self.close()
+                    raise LabError("This recording took too long and was given up: send a shorter one.")
+                if not select.select([child.socket], [], [], POLL_SECONDS)[0]:
+                    continue
+                reply = child.channel.receive()
+                if reply[0] == "error":
+                    raise LabError(reply[1])
+                replies.append(reply)
+                if reply[0] != "decoded":
+                    return replies
+                first, factor = TRANSCRIBE_SECONDS
+                limit = time.monotonic() + first + factor * reply[1]
+        except (EOFError, OSError, ValueError) as error:
+            if self._child is None:  # `close` was called meanwhile
+                return []
+            reason = child.exit_reason()
+            self.close()
+            raise LabError(f"Speech recognition crashed ({reason}): send another recording, or try again.") from error
+
+
+def start_process(name: str) -> Child:
+    """Start the speech process; it can read Whisper's checkpoints and nothing else of the user's."""
+    devices = glob("/dev/nvidia*") + ["/dev/shm"] if Path("/dev/nvidiactl").exists() else []
+    readable = [str(WHISPER_CACHE), str(EMBEDDED.parent)]
+    if Path(name).is_file():
+        readable.append(str(Path(name).resolve()))
+    limits = Limits(
+        readable=readable, memory=None if devices else int(MEMORY * psutil.virtual_memory().total), devices=devices
+    )
+    return Child("inference.speech.process", ["cpu" if zero_gpu() or not devices else "cuda"], limits)
+
+
+def download(name: str, cancelled: Callable[[], bool]) -> Generator[TranscriptionProgress, None, str]:
+    """Download a checkpoint and yield progress. Returns a sentence if that failed, else ""."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "inference.speech.download", name],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=PROJECT,
+        text=True,
+    )
+    while process.poll() is None:
+        if cancelled():
+            process.kill()
+        size = downloaded_bytes(name)
+        yield TranscriptionProgress(f"downloading the speech model, {size / 1e6:.0f} MB so far")
+        time.sleep(POLL_SECONDS)
+    problem, _ = process.communicate()
+    if process.returncode == 0:
+        return ""
+    return problem.strip() or f"Whisper {name} could not be downloaded: set WHISPER_MODEL to a file."
+
+
+def language_code(text: str | None) -> str | None:
+    """The language part of a code such as "en-US"; None for "" or None. Whether Whisper knows it is checked when it is
+    used. Raises LabError if the text is not a code."""
+    if not text:
+        return None
+    found = re.fullmatch(r"([A-Za-z]{2,3})([-_][A-Za-z0-9]{2,8})*", text.strip())
+    if not found:
+        raise LabError("The language is not a code: use one such as “en” or “de-AT”, or leave it out.")
+    return found[1].lower()
+
+
+class open_descriptor:
+    """The file descriptor of a recording, read-only; `source` is a path or the content."""
+
+    def __init__(self, source: str | Path | bytes) -> None:
+        self._source = source
+
+    def __enter__(self) -> int:
+        if isinstance(self._source, bytes):
+            self._descriptor = os.memfd_create("recording")
+            os.write(self._descriptor, self._source)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
+        else:
             try:
-                loading.set_result(self._load())
-            except Exception as error:
-                loading.set_exception(error)
+                self._descriptor = os.open(self._source, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise LabError(f"The recording cannot be opened ({error.strerror}): send it again.") from error
+        return self._descriptor
 
-        threading.Thread(target=work, daemon=True).start()  # a daemon thread does not keep the process from ending
-        while not loading.done():
-            yield TranscriptionProgress(download_progress(self.name) or "loading the speech model")
-            wait([loading], timeout=POLL_SECONDS)
-        loading.result()
-
-    def _load(self) -> whisper.Whisper:
-        with _LOADING:
-            if self._model is None:
-                try:
-                    self._model = load_whisper(self.name)
-                except LabError as error:
-                    if not isinstance(error.__cause__, URLError) or not EMBEDDED.is_file():
-                        raise
-                    self._model = load_whisper(str(embedded_checkpoint()))
-                    self.loaded_name = EMBEDDED.parent.name
-                    self.note = f"{EMBEDDED_NOTE} {error}"
-            return self._model
-
-
-_LOADING = threading.Lock()  # two recordings at once share one download
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)

@@ -6,7 +6,6 @@ retried. A longer recording goes through Whisper's own windowing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 from inference.errors import LabError
-from inference.settings import PROJECT, cache_folder, zero_gpu
+from inference.settings import PROJECT
 from inference.speech.audio import SAMPLE_RATE, Samples
 
 if TYPE_CHECKING:
     import whisper
 
 WINDOW = 30  # seconds that Whisper's encoder reads at once
+# Where `whisper.load_model` keeps its downloads.
+WHISPER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "whisper"
 EMBEDDED = PROJECT / "adapters" / "nano-speech" / "model.safetensors"
 UNUSED_TOKEN_BIAS = -60.0  # a logit that no token is sampled with
 TEMPERATURES = (0.0, 0.4, 0.8)  # greedy first; higher ones if the text repeats itself or is unlikely
@@ -35,8 +36,9 @@ NO_SPEECH = 0.6
 CERTAINLY_NO_SPEECH = 0.9
 
 
-def load_whisper(name: str) -> whisper.Whisper:
-    """Load a Whisper model by its name or its checkpoint's path: float16 on a GPU, float32 on a CPU.
+def load_whisper(name: str, device: str | None = None) -> whisper.Whisper:
+    """Load a Whisper model by its name or its checkpoint's path: float16 on a GPU, float32 on a CPU. `device` None is
+    the GPU if there is one.
 
     Raises:
         LabError: the name is unknown, the download fails, or the checkpoint is damaged. The cause of a failed
@@ -48,8 +50,7 @@ def load_whisper(name: str) -> whisper.Whisper:
     if name not in known and not Path(name).is_file():
         raise LabError(f"There is no speech model {name}: set WHISPER_MODEL to a file or one of {', '.join(known)}.")
     try:
-        # On ZeroGPU, CUDA is available only inside calls that borrow the GPU.
-        model = whisper.load_model(name, "cpu" if zero_gpu() else None).eval()
+        model = whisper.load_model(name, device).eval()
     except URLError as error:
         reason = getattr(error.reason, "strerror", None) or error.reason
         raise LabError(
@@ -71,20 +72,15 @@ def damaged_checkpoint(name: str) -> LabError:
     return LabError(f"{Path(name).name} is damaged or not a Whisper checkpoint: delete it, or set another file.")
 
 
-def download_progress(name: str) -> str | None:
-    """Return a status text with the size of Whisper's own download of `name` so far; None if there is no download."""
-    import whisper
-
-    url = whisper._MODELS.get(name)
-    if url is None:
-        return None
-    default = Path("~/.cache").expanduser()
-    file = Path(os.environ.get("XDG_CACHE_HOME") or default) / "whisper" / url.rsplit("/", 1)[-1]
-    return f"downloading the speech model, {file.stat().st_size / 1e6:.0f} MB so far" if file.is_file() else None
+def downloaded_bytes(name: str) -> int:
+    """Bytes of Whisper's own download of `name` so far. Imports nothing heavy."""
+    if Path(name).name != name:
+        return 0  # a path
+    return max((file.stat().st_size for file in WHISPER_CACHE.glob(f"{name}*.pt")), default=0)
 
 
-def embedded_checkpoint() -> Path:
-    """Build a checkpoint that `whisper.load_model` reads from the embedded model. Built once and cached.
+def embedded_whisper() -> whisper.Whisper:
+    """Build the embedded model.
 
     The embedded file holds only the rows of the tokens in use. Every other token gets a first component that makes it
     impossible: the decoder's last layer norm gives 1 there, so the component acts as a bias (see
@@ -95,28 +91,22 @@ def embedded_checkpoint() -> Path:
     """
     import torch
     from safetensors import safe_open
-    from whisper.model import sinusoids
+    from whisper.model import ModelDimensions, Whisper, sinusoids
 
     if not EMBEDDED.is_file():
         raise LabError("The embedded speech model is missing: make it with `python -m training.nano.speech`.")
-    digest = hashlib.sha256(EMBEDDED.read_bytes()).hexdigest()[:16]
-    target = cache_folder() / f"speech-{digest}.pt"
-    if target.is_file():
-        return target
     with safe_open(EMBEDDED, framework="pt") as packed:
         weights = {name: packed.get_tensor(name) for name in packed.keys()}  # noqa: SIM118 (not a dict)
-        dims = json.loads(packed.metadata()["dims"])
+        dims = ModelDimensions(**json.loads(packed.metadata()["dims"]))
     tokens, rows = weights.pop("tokens"), weights.pop("rows")
-    table = torch.zeros(dims["n_vocab"], dims["n_text_state"], dtype=rows.dtype)
+    table = torch.zeros(dims.n_vocab, dims.n_text_state, dtype=rows.dtype)
     table[:, 0] = UNUSED_TOKEN_BIAS
     table[tokens.long()] = rows
     weights["decoder.token_embedding.weight"] = table
-    weights["encoder.positional_embedding"] = sinusoids(dims["n_audio_ctx"], dims["n_audio_state"])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.part")
-    torch.save({"dims": dims, "model_state_dict": weights}, partial)
-    partial.replace(target)
-    return target
+    weights["encoder.positional_embedding"] = sinusoids(dims.n_audio_ctx, dims.n_audio_state)
+    model = Whisper(dims)
+    model.load_state_dict(weights)
+    return model.eval()
 
 
 def transcribe_samples(model: whisper.Whisper, audio: Samples, language: str | None) -> tuple[str, str]:
@@ -124,6 +114,10 @@ def transcribe_samples(model: whisper.Whisper, audio: Samples, language: str | N
 
     `language` is a code such as "en"; None detects it.
     """
+    from whisper.tokenizer import LANGUAGES
+
+    if language is not None and language not in LANGUAGES:
+        raise LabError(f"Whisper does not know the language “{language}”: use a code such as “en”, or leave it out.")
     transcribe = transcribe_window if audio.size <= WINDOW * SAMPLE_RATE else transcribe_windows
     return transcribe(model, audio, language)
 

@@ -1,9 +1,9 @@
-"""What the embedded speech model hears: short English questions about emoji, and random words, spoken by espeak-ng.
+"""What the embedded speech model is trained on: short English questions about emoji, and random words, by espeak-ng.
 
-A model that hears only known questions learns the questions and stops listening; so a third of all utterances are words
-in no order, drawn from the names of all emoji and a list of common English words, and a quarter are questions with some
-words replaced, added or left out. Noise and silence are
-among the examples, marked as no speech. Voices and the forms of `training.data.emoji.phrasing.EVALUATION` are held out.
+A model that only gets known questions learns the questions and ignores the sound. So a third of the utterances are
+random words, from the names of all emoji and a list of common English words; a quarter are questions with some words replaced,
+added or left out. Noise and silence are examples, too, marked as no speech. Some voices, and the forms of
+`training.data.emoji.phrasing.EVALUATION`, are held out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import typer
 
 from inference.errors import LabError
 from inference.speech import SAMPLE_RATE, decode
-from training.data.emoji.dataset import country, in_words, label
+from training.data.emoji.dataset import choice_label, country, spoken_name
 from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
 from training.data.emoji.unicode import Emoji, emoji_table
 from training.data.emoji.unknown import OTHER_TOPICS
@@ -42,7 +42,7 @@ HELD_OUT_SPEAKERS = ("m7", "f4", "linda", "paul", "edward", "steph", "michel", "
 
 @dataclass(frozen=True)
 class Voice:
-    """An espeak-ng voice: accent and speaker, words a minute, pitch from 0 to 99."""
+    """An espeak-ng voice: accent, speaker, speed in words per minute, pitch from 0 to 99."""
 
     accent: str
     speaker: str
@@ -52,25 +52,25 @@ class Voice:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A text and who says it."""
+    """A text and the voice that says it."""
 
     text: str
     voice: Voice
 
 
 def draw_voice(rng: random.Random, speakers: Sequence[str] = SPEAKERS) -> Voice:
-    """A voice of one of the speakers."""
+    """Draw a voice of one of the speakers."""
     return Voice(rng.choice(ACCENTS), rng.choice(speakers), rng.randint(120, 195), rng.randint(25, 75))
 
 
 def sentence_case(text: str, end: str) -> str:
-    """As Whisper writes: a capital first, a mark last."""
+    """The text as Whisper writes it: a capital first, a punctuation mark last."""
     text = re.sub(r"\bi\b", "I", text)
     return text[0].upper() + text[1:] + end
 
 
 def spoken_thing(rng: random.Random, emoji: Emoji) -> str:
-    """The emoji in words, as a person would say it."""
+    """The emoji in words, drawn as a person might say it."""
     if emoji.is_flag:
         name = emoji.name
         return rng.choice([f"the flag of {country(emoji)}", f"the {name} flag", f"{name}'s flag", name])
@@ -79,7 +79,7 @@ def spoken_thing(rng: random.Random, emoji: Emoji) -> str:
 
 
 def disordered(rng: random.Random, form: str) -> str:
-    """A question's form with some of its words replaced, added or left out; {thing} and its like stay."""
+    """A question's form with some of its words replaced, added or left out; slots such as {thing} stay."""
     words = []
     for word in form.split():
         if rng.random() < 0.15:
@@ -92,13 +92,13 @@ def disordered(rng: random.Random, form: str) -> str:
 
 
 def question(rng: random.Random, grammar: Grammar, change: Callable[[random.Random, str], str] | None = None) -> str:
-    """A spoken question of the grammar's forms, each of them changed by `change`."""
+    """Draw a spoken question from the grammar; `change` may change its form."""
     emoji = rng.choice(emoji_table())
     kind = rng.choices(["find", "words", "choice"], [0.65, 0.28, 0.07])[0]
     form = rng.choice(grammar.forms.get(kind) or grammar.forms["name"])
     form = change(rng, form) if change else form
-    a, b = rng.sample([label(emoji), label(rng.choice(emoji_table()))], 2)
-    words = form.format(emoji=in_words(emoji), thing=spoken_thing(rng, emoji), a=a, b=b)
+    a, b = rng.sample([choice_label(emoji), choice_label(rng.choice(emoji_table()))], 2)
+    words = form.format(emoji=spoken_name(emoji), thing=spoken_thing(rng, emoji), a=a, b=b)
     words = words.replace("the the ", "the ").replace("emoji emoji", "emoji").replace("the emoji the ", "the ")
     opening = rng.choice(grammar.openings) if rng.random() < 0.25 else ""
     ending = rng.choice(["?", "?", "?", "?", ", please?"])
@@ -107,18 +107,18 @@ def question(rng: random.Random, grammar: Grammar, change: Callable[[random.Rand
 
 @cache
 def vocabulary() -> list[str]:
-    """The words of random utterances: half common words, half words of emoji names."""
-    named = sorted({word for e in emoji_table() for word in re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", e.name)})
-    return [*named, *(COMMON_WORDS * round(len(named) / len(COMMON_WORDS)))]
+    """The words of random utterances: half are common words, half are words of emoji names."""
+    names = sorted({word for e in emoji_table() for word in re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", e.name)})
+    return [*names, *(COMMON_WORDS * round(len(names) / len(COMMON_WORDS)))]
 
 
 def random_words(rng: random.Random) -> str:
-    """Words in no order."""
+    """Draw one to nine random words."""
     return sentence_case(" ".join(rng.choices(vocabulary(), k=rng.randint(1, 9))), rng.choice([".", "?"]))
 
 
 def draw_utterance(rng: random.Random) -> Utterance:
-    """An utterance of the training set."""
+    """Draw an utterance of the training set."""
     draw = rng.random()
     if draw < 0.05:
         talk = [words for forms in SMALL_TALK.values() for words in forms]
@@ -134,23 +134,23 @@ def draw_utterance(rng: random.Random) -> Utterance:
 
 
 def held_out(count: int, grammar: Grammar = EVALUATION, seed: int = 2) -> list[Utterance]:
-    """Questions for measuring, in voices that training never had."""
+    """`count` questions for evaluation, in voices that training doesn't have."""
     rng = random.Random(seed)
     return [Utterance(question(rng, grammar), draw_voice(rng, HELD_OUT_SPEAKERS)) for _ in range(count)]
 
 
 def synthesize(utterance: Utterance) -> np.ndarray:
-    """espeak-ng's speech, mono float32 at 16 kHz in [-1, 1]."""
+    """The speech of espeak-ng, mono float32 at 16 kHz in [-1, 1]. Raises LabError if espeak-ng isn't installed."""
     if shutil.which("espeak-ng") is None:
-        raise LabError("espeak-ng is not installed: install Debian's package of that name.")
+        raise LabError("espeak-ng is not installed: run `apt-get install espeak-ng`.")
     voice = utterance.voice
     options = ["-v", f"{voice.accent}+{voice.speaker}", "-s", str(voice.speed), "-p", str(voice.pitch), "--stdout"]
     spoken = subprocess.run(["espeak-ng", *options, utterance.text], capture_output=True, check=True).stdout
-    return decode(spoken)
+    return decode(spoken).samples
 
 
 def synthesize_all(utterances: Sequence[Utterance]) -> list[np.ndarray]:
-    """All of them, a few at a time, as float16 to save memory."""
+    """The speech of all utterances, as float16 to save memory."""
     with ThreadPoolExecutor() as pool, typer.progressbar(length=len(utterances), label="espeak-ng") as bar:
         result = []
         for audio in pool.map(synthesize, utterances):
@@ -160,7 +160,7 @@ def synthesize_all(utterances: Sequence[Utterance]) -> list[np.ndarray]:
 
 
 def no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """Silence, noise, a hum with its overtones, or clicks; float32 at 16 kHz."""
+    """Draw silence, noise, a hum with overtones, or clicks; float32 at 16 kHz."""
     count = int(seconds * SAMPLE_RATE)
     kind = rng.choice(["silence", "white", "brown", "hum", "clicks"])
     level = 10 ** rng.uniform(-4, -0.5)
@@ -175,5 +175,5 @@ def no_speech(rng: np.random.Generator, seconds: float) -> np.ndarray:
     if kind == "clicks":
         return (level * (rng.random(count) < 0.0003) * rng.normal(0, 1, count)).clip(-1, 1).astype(np.float32)
     t = np.arange(count) / SAMPLE_RATE
-    tone = sum(rng.random() ** k * np.sin(2 * np.pi * rng.uniform(45, 65) * (k + 1) * t) for k in range(4))
+    tone = np.sum([rng.random() ** k * np.sin(2 * np.pi * rng.uniform(45, 65) * (k + 1) * t) for k in range(4)], axis=0)
     return (level * tone / 2).clip(-1, 1).astype(np.float32) + rng.normal(0, 1e-4, count).astype(np.float32)
