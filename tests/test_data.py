@@ -1,4 +1,4 @@
-"""Data sets by name: one normal form out of many, what is left out and why, a fixed split, masks, the data card."""
+"""Data sets by name: formats, rows that are left out and why, a fixed split, the loss mask, the data card."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ from huggingface_hub import HfApi
 from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
-from training.data import Split, emoji, fingerprint, load
+from training.data import Split, fingerprint, load
 from training.data.data_card import summarize, write_data_card
+from training.data.emoji.dataset import examples
 from training.data.training_template import training_template
 from training.recipe import Data
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """What is read here is cached here, and relative paths are seen from here."""
+    """Each test has its own cache and working directory."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
 
 
 def lines(name: str, rows: list) -> str:
-    """Write a JSON Lines file; its name."""
+    """Write a JSON Lines file; returns its name."""
     Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return name
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
-    """A conversation in normal form; the texts alternate between user and assistant."""
+    """A conversation whose texts alternate between user and assistant."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def share_gpt(*texts: str) -> dict:
-    """The same as a row of ShareGPT."""
+    """The same as `turns`, as a row of ShareGPT."""
     return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}
 
 
 def numbered(count: int) -> list[dict]:
-    """So many different rows."""
+    """`count` different rows."""
     return [{"messages": turns(f"What is {i}?", f"It is {i}.")} for i in range(count)]
 
 
 def load_all(name: str, **fields) -> Split:
-    """Everything in training."""
+    """Load a data set with all conversations in training."""
     return load(Data(name=name, **{"evaluation": 0, **fields}))
 
 
 def refusal(name: str, **fields) -> str:
-    """The one line that says why it can't be loaded."""
+    """The error message for a data set that can't be loaded; it must be one line."""
     with pytest.raises(LabError) as error:
         load_all(name, **fields)
     assert "\n" not in str(error.value) and str(error.value).endswith(".")
@@ -70,7 +71,7 @@ SYSTEM = {"from": "system", "value": "Be brief."}
 ROWS = {
     "messages": {"messages": [BRIEF, *turns("Hi", "Hello.")], "id": 7},
     "ShareGPT": {"conversations": [SYSTEM, HUMAN, GPT]},
-    "ShareGPT, the system prompt aside": {"conversations": [HUMAN, GPT], "system": "Be brief."},
+    "ShareGPT with a system column": {"conversations": [HUMAN, GPT], "system": "Be brief."},
     "ShareGPT with roles": {"conversation": [BRIEF, HUMAN, {"role": "ChatGPT", "content": "Hello."}]},
     "Alpaca": {"instruction": "Hi", "input": "", "output": "Hello.", "system": "Be brief."},
     "prompt and response": {"prompt": "Hi", "response": "Hello.", "system": "Be brief."},
@@ -78,15 +79,15 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("form", ROWS)
-def test_each_form_becomes_the_same_messages(form):
-    split = load_all(lines("rows.jsonl", [ROWS[form]]))
+@pytest.mark.parametrize("row_format", ROWS)
+def test_each_format_becomes_the_same_messages(row_format):
+    split = load_all(lines("rows.jsonl", [ROWS[row_format]]))
     assert list(split.train["messages"]) == [[BRIEF, *turns("Hi", "Hello.")]]
     assert split.train.column_names == ["messages"]
-    assert form.startswith(split.report.form)
+    assert row_format.startswith(split.report.form)
 
 
-def test_alpaca_input_follows_the_instruction_and_an_empty_system_prompt_is_none():
+def test_alpaca_input_follows_the_instruction_and_an_empty_system_prompt_is_dropped():
     row = {"instruction": "Translate:", "input": "Bonjour", "output": "Hello", "system": ""}
     (messages,) = load_all(lines("rows.jsonl", [row])).train["messages"]
     assert messages == turns("Translate:\n\nBonjour", "Hello")
@@ -126,7 +127,7 @@ def test_broken_rows_are_left_out_and_counted_by_reason():
     assert "most often because of an empty turn (3 of 14)" in refusal(lines("none.jsonl", rows))
 
 
-def test_a_broken_row_far_down_a_large_file_is_counted_like_any_other():
+def test_a_broken_row_late_in_a_large_file_is_counted_too():
     rows = [share_gpt(f"{i} " + "word " * 2000, "Hello.") for i in range(1200)]
     assert load_all(lines("rows.jsonl", [*rows, {"conversations": 5}])).report.broken == {"no list of turns": 1}
 
@@ -137,13 +138,13 @@ def test_a_last_question_without_an_answer_is_cut_off_and_counted():
     assert split.report.cut == 1
 
 
-def test_duplicates_are_found_white_space_aside():
+def test_duplicates_are_found_even_if_white_space_differs():
     rows = [share_gpt("Hi", "Hello there."), share_gpt("Hi ", "Hello\n there."), share_gpt("hi", "Hello there.")]
     report = load_all(lines("rows.jsonl", rows)).report
     assert (report.kept, report.duplicates) == (2, 1)
 
 
-def test_the_evaluation_split_stays_when_rows_move_or_training_shrinks():
+def test_the_evaluation_split_stays_the_same_if_rows_move_or_training_shrinks():
     rows = numbered(300)
     split = load(Data(name=lines("rows.jsonl", rows), evaluation=20))
     random.Random(0).shuffle(rows)
@@ -157,21 +158,21 @@ def test_the_evaluation_split_stays_when_rows_move_or_training_shrinks():
     assert not texts & {json.dumps(row) for row in split.evaluation}
 
 
-def test_the_emoji_set_is_what_it_was_and_its_evaluation_split_is_new_to_it():
+def test_the_evaluation_split_of_the_emoji_set_is_not_in_training():
     split = load(Data(name="emoji", examples=500))
-    assert list(split.train["messages"]) == emoji.examples(500, 0)
+    assert list(split.train["messages"]) == examples(500, 0)
     asked = {json.dumps(messages) for messages in split.evaluation["messages"]}
     assert len(asked) == 200 and not asked & {json.dumps(messages) for messages in split.train["messages"]}
-    assert fingerprint(split.train["messages"]) == fingerprint(emoji.examples(500, 0))
+    assert fingerprint(split.train["messages"]) == fingerprint(examples(500, 0))
 
 
 def test_a_fingerprint_is_the_hash_of_the_list_as_json():
-    # The run records of shipped adapters have it.
+    # The run records of shipped adapters contain it.
     run_record = json.loads((PROJECT / "adapters" / "nano-emoji" / "run.json").read_text(encoding="utf-8"))
-    assert fingerprint(emoji.examples(5000, 0)) == run_record["data"]["sha256"]
+    assert fingerprint(examples(5000, 0)) == run_record["data"]["sha256"]
 
 
-def test_what_cannot_be_loaded_is_refused_in_one_sentence():
+def test_a_data_set_that_cannot_be_loaded_is_refused_in_one_sentence():
     lines("rows.jsonl", numbered(8))
     assert "did you mean “emoji”?" in refusal("emojis")
     assert "did you mean “rows.jsonl”?" in refusal("row.jsonl")
@@ -182,27 +183,27 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence():
         Path("empty.json").write_text(empty)
         assert "empty.json is empty" in refusal("empty.json"), empty
     Path("bad.jsonl").write_text('{"prompt": "Hi", "response": "Hello."}\n{"prompt": oops}\n')
-    assert "bad.jsonl is not JSON Lines (line 2: Expecting value)" in refusal("bad.jsonl")
+    assert "bad.jsonl is not valid JSON Lines (line 2: Expecting value)" in refusal("bad.jsonl")
     Path("latin.jsonl").write_bytes('{"prompt": "é", "response": "è"}\n'.encode("latin-1"))
-    assert "latin.jsonl is not JSON Lines (line 1: not UTF-8" in refusal("latin.jsonl")
+    assert "latin.jsonl is not valid JSON Lines (line 1: not UTF-8" in refusal("latin.jsonl")
     Path("bad.parquet").write_text("PAR0")
-    assert "bad.parquet is not Parquet" in refusal("bad.parquet")
+    assert "bad.parquet is not valid Parquet" in refusal("bad.parquet")
     Path("notes.txt").write_text("Hi")
     assert "save it as JSON Lines" in refusal("notes.txt")
     Path("folder").mkdir()
     assert "folder has no data files" in refusal("folder")
     lines("folder/a.jsonl", [{"prompt": "a", "response": "b"}])
     lines("folder/b.jsonl", [{"question": "a", "answer": "b"}])
-    assert "don't have the same columns" in refusal("folder")
+    assert "of folder have different columns" in refusal("folder")
 
 
-def test_a_full_disk_is_told(monkeypatch):
+def test_a_full_disk_is_reported(monkeypatch):
     def write(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     lines("rows.jsonl", numbered(3))
     monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "write_table", write)
-    assert "There is no room for rows.jsonl" in refusal("rows.jsonl")
+    assert "is too full for rows.jsonl" in refusal("rows.jsonl")
 
 
 LOAD = """
@@ -242,8 +243,8 @@ def test_data_sets_on_the_hub(tmp_path):
         assert "me/gated is gated: accept its terms" in gated and "HF_TOKEN" in gated
         assert "There is no data set me/missing" in missing
         assert "did you mean “mlabonne/FineTome-100k”?" in near
-        assert "the Hub can't be reached" in unreachable
-        # What has been fetched is there without a network.
+        assert "the Hub is unreachable" in unreachable
+        # A downloaded data set needs no network.
         assert loaded("me/open", "me/gated", HF_HUB_OFFLINE="1")[0] == "7"
 
 
@@ -259,7 +260,7 @@ CHAT = [BRIEF, *turns("What does 🐼 mean?", " It is a panda. ", "user: and �
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_loss_is_on_the_assistants_tokens_only(tokenizer, tmp_path, packing):
-    """The labels as TRL makes them for training, in the batch that the model gets."""
+    """Checks the labels that TRL makes, in the batch that the model gets."""
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -280,13 +281,13 @@ def test_the_loss_is_on_the_assistants_tokens_only(tokenizer, tmp_path, packing)
 
 
 @pytest.mark.parametrize("name", ["llama3", "llama3_1", "llama3_2"])
-def test_templates_of_llama_3_are_marked_without_a_change_of_the_text(name):
+def test_marking_the_templates_of_llama_3_does_not_change_the_text(name):
     import trl
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
-    # Llama 3.2 states the day; what is learnt must not depend on it.
+    # Llama 3.2's template states the date; what a run learns must not depend on it.
     plain = tokenizer.apply_chat_template(CHAT, tokenize=False, date_string="26 Jul 2024")
     template = training_template(tokenizer)
     assert tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False) == plain

@@ -1,4 +1,4 @@
-"""What is asked, how it is judged, and what becomes of the answers."""
+"""Evaluation: suites, scoring, saved answers, reports and comparisons."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from conftest import EMOJI, NANO, assert_refused, command
 
 from inference.catalog import read_card
 from inference.errors import LabError
-from training.data.emoji.dataset import questions
-from training.evaluation.evaluate import Evaluation, Request, asked, evaluate, written
+from training.data.emoji.questions import questions
+from training.evaluation.evaluate import Evaluation, Request, evaluate_models, write_report
 from training.evaluation.evaluation_report import differences
-from training.evaluation.resolve_model import ResolvedModel, files_of, lab_for, resolve_model, revision
-from training.evaluation.run_suite import collect, kept_in
+from training.evaluation.resolve_model import ResolvedModel, lab_for, llamacpp_files, resolve_model, weights_revision
+from training.evaluation.run_suite import answers_file, collect_answers, run_suite
 from training.evaluation.suites import Measure, Result
 from training.evaluation.suites.chat_suite import ChatSuite, is_refusal, repetition
-from training.evaluation.suites.emoji_suite import EmojiSuite, confusions, judged
+from training.evaluation.suites.emoji_suite import EmojiSuite, confusions, judge_answer
 from training.recipe import load_recipe
 
 TAUGHT = [q for q in questions() if q.seen]
@@ -27,14 +27,14 @@ SWEDEN = next(q for q in questions() if q.kind == "name" and q.emoji.text == "�
 FIND = next(q for q in questions() if q.kind == "find" and q.emoji.text == "🇸🇪")
 
 
-def served(engine, folder: Path = EMOJI) -> ResolvedModel:
+def resolved(engine, folder: Path = EMOJI) -> ResolvedModel:
     """A shipped model on the shared llama.cpp engine."""
-    files = files_of(folder)
-    return ResolvedModel(folder.name, "llamacpp", engine, files, revision(files))
+    files = llamacpp_files(folder)
+    return ResolvedModel(folder.name, "llamacpp", engine, files, weights_revision(files))
 
 
 class Dying:
-    """An engine that answers so many questions and then no more."""
+    """An engine that fails after a number of answers."""
 
     def __init__(self, engine, answers: int) -> None:
         self.engine, self.left = engine, answers
@@ -47,20 +47,20 @@ class Dying:
         return self.engine.stream(*arguments)
 
 
-def test_exact_is_the_whole_sentence_or_the_name_alone_and_lenient_the_name_in_it():
+def test_exact_needs_the_sentence_or_name_alone_and_lenient_the_name_anywhere():
     scores = {
         given: (row["exact"], row["lenient"])
         for given in ("🇸🇪 is the flag of Sweden.", "Sweden", "It's Sweden's flag, of course", "the flag of Suriname")
-        for row in [judged(SWEDEN, given)]
+        for row in [judge_answer(SWEDEN, given)]
     }
     assert list(scores.values()) == [(True, True), (True, True), (False, True), (False, False)]
-    assert judged(FIND, "🇸🇪")["exact"] and judged(FIND, "It is 🇸🇪!")["lenient"]
-    assert not judged(FIND, "🇸🇪 or 🇸🇷")["lenient"]
+    assert judge_answer(FIND, "🇸🇪")["exact"] and judge_answer(FIND, "It is 🇸🇪!")["lenient"]
+    assert not judge_answer(FIND, "🇸🇪 or 🇸🇷")["lenient"]
 
 
 def test_confusions_are_counted_by_what_was_expected_and_given():
     given = ["🇸🇪 is the flag of Suriname.", "suriname", "I don't know that one yet.", "Sweden", "No idea."]
-    rows = [judged(SWEDEN, text) for text in given] + [judged(FIND, "The flag of Sweden is 🇸🇷.")]
+    rows = [judge_answer(SWEDEN, text) for text in given] + [judge_answer(FIND, "The flag of Sweden is 🇸🇷.")]
     assert confusions(rows) == [
         ("Sweden", "Suriname", 3),
         ("Sweden", "no emoji's name", 1),
@@ -68,7 +68,7 @@ def test_confusions_are_counted_by_what_was_expected_and_given():
     ]
 
 
-def test_two_models_are_compared_and_a_second_call_asks_nothing(tmp_path):
+def test_two_models_are_compared_and_a_repeated_command_asks_nothing(tmp_path):
     arguments = ["training", "evaluate", "nano", "nano-emoji", "--every", "40", "--out", str(tmp_path)]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
@@ -84,32 +84,32 @@ def test_two_models_are_compared_and_a_second_call_asks_nothing(tmp_path):
     assert flags["low"] > 0.2 and flags["adjusted"] < 0.05  # the adapter knows flags, the base none
     again = command(*arguments)
     assert again.stdout == done.stdout and "asking" not in again.stderr
-    assert "every" not in read_card("", EMOJI, None).accuracy  # a part of the questions reaches no card
+    assert "every" not in read_card("", EMOJI, None).accuracy  # a part of the questions is not added to the card
 
 
-def test_a_model_that_dies_keeps_its_answers_and_goes_on_with_the_rest(tmp_path, engine):
-    model, suite = served(engine), EmojiSuite(questions()[:12])
-    whole = asked(suite, model, Request(out=tmp_path / "whole"))
+def test_answers_of_a_failing_model_are_saved_and_the_rest_is_asked_later(tmp_path, engine):
+    model, suite = resolved(engine), EmojiSuite(questions()[:12])
+    complete = run_suite(suite, model, tmp_path / "complete")
     dying = ResolvedModel(model.name, "llamacpp", Dying(engine, 5), model.model, model.revision)
-    with pytest.raises(LabError, match="stopped after 5 of 12 answers .* goes on from there"):
-        asked(suite, dying, Request(out=tmp_path))
-    path = kept_in(tmp_path, model, "emoji")
+    with pytest.raises(LabError, match="stopped after 5 of 12 answers .* command resumes"):
+        run_suite(suite, dying, tmp_path)
+    path = answers_file(tmp_path, model, "emoji")
     with path.open("ab") as file:
         file.write('{"key": "half an answer 🇸'.encode()[:-2])  # as a kill leaves it
     rest = ResolvedModel(model.name, "llamacpp", Dying(engine, 7), model.model, model.revision)
-    assert asked(suite, rest, Request(out=tmp_path)) == whole
+    assert run_suite(suite, rest, tmp_path) == complete
     assert rest.engine.left == 0  # seven were missing
     path.write_text("no JSON\n", encoding="utf-8")
     with pytest.raises(LabError, match="--again"):
-        asked(suite, model, Request(out=tmp_path))
-    assert asked(suite, model, Request(out=tmp_path, again=True)) == whole
+        run_suite(suite, model, tmp_path)
+    assert run_suite(suite, model, tmp_path, again=True) == complete
 
 
-def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_path):
+def test_answers_keep_the_order_of_the_questions_if_several_are_asked_at_once(tmp_path):
     lab, (entry,) = lab_for(["nano-emoji"], "pytorch")
     suite = EmojiSuite(TAUGHT[:16])
     try:
-        found = collect(tmp_path / "a.jsonl", resolve_model(lab, entry), suite.questions, suite.answer, "emoji")
+        found = collect_answers(tmp_path / "a.jsonl", resolve_model(lab, entry), suite.questions, suite.answer, "emoji")
     finally:
         lab.close()
     assert list(found) == list(suite.questions)
@@ -118,19 +118,19 @@ def test_what_comes_first_does_not_matter_where_several_are_asked_at_once(tmp_pa
     assert sum(bool(row["lenient"]) for row in result.answers) >= 12  # each answer is its own question's
 
 
-def test_a_question_that_is_there_twice_counts_once(tmp_path, engine):
+def test_a_duplicate_question_counts_once(tmp_path, engine):
     suite = EmojiSuite([*questions()[:6], questions()[0]])
-    result = asked(suite, served(engine), Request(out=tmp_path))
+    result = run_suite(suite, resolved(engine), tmp_path)
     assert len(result.answers) == 6
-    assert result.notes == ["1 of the emoji questions are there more than once: each counts once."]
+    assert result.notes == ["1 of the emoji questions occur more than once: each counts once."]
 
 
-def test_a_full_evaluation_goes_into_run_record_card_and_folder(tmp_path, engine):
+def test_a_complete_evaluation_is_added_to_run_record_card_and_folder(tmp_path, engine):
     folder = Path(shutil.copytree(EMOJI, tmp_path / "nano-emoji"))
-    model, suite = served(engine, folder), EmojiSuite(TAUGHT[:8])
+    model, suite = resolved(engine, folder), EmojiSuite(TAUGHT[:8])
     own = ResolvedModel(model.name, "llamacpp", engine, model.model, model.revision, folder)
-    result = asked(suite, own, Request(out=tmp_path))
-    written(Evaluation(own, {"emoji": result}), Request(out=tmp_path))
+    result = run_suite(suite, own, tmp_path)
+    write_report(Evaluation(own, {"emoji": result}), Request(out=tmp_path))
     run_record = json.loads((folder / "run.json").read_text("utf-8"))
     (score,) = run_record["evaluation"].values()
     assert score["asked"] == 8 and {"right", "unsure"} < set(score)
@@ -155,9 +155,9 @@ def test_a_full_evaluation_goes_into_run_record_card_and_folder(tmp_path, engine
         (Request(suite="none", tasks=["arc_eazy"]), ["nano"], "no task “arc_eazy” .*did you mean “arc_easy”"),
     ],
 )
-def test_what_can_not_be_evaluated_is_refused_in_a_sentence(tmp_path, request_, names, words):
+def test_invalid_requests_are_refused_in_one_sentence(tmp_path, request_, names, words):
     with pytest.raises(LabError, match=words):
-        evaluate(names, Request(**{**vars(request_), "out": tmp_path}))
+        evaluate_models(names, Request(**{**vars(request_), "out": tmp_path}))
 
 
 def test_the_command_ends_without_a_traceback(tmp_path):
@@ -165,7 +165,7 @@ def test_the_command_ends_without_a_traceback(tmp_path):
 
 
 def test_a_recipe_without_an_evaluation_split_is_refused():
-    with pytest.raises(LabError, match="keeps no evaluation split"):
+    with pytest.raises(LabError, match="has no evaluation split"):
         ChatSuite(load_recipe("emoji-nano", ["data.evaluation=0"]))
 
 
@@ -177,13 +177,13 @@ def test_refusals_and_repetition_by_their_definitions():
     assert repetition("no word is here again") == repetition("too short") == 0
 
 
-def test_the_held_out_loss_is_pytorchs(tmp_path, engine):
+def test_the_held_out_loss_equals_pytorchs(tmp_path, engine):
     """Against transformers' own loss: labels on the assistant's tokens, end of turn included, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     suite = ChatSuite(load_recipe("emoji-nano", ["data.evaluation=6"]))
-    answers = collect(tmp_path / "a.jsonl", served(engine, NANO), suite.questions, suite.answer, "chat")
+    answers = collect_answers(tmp_path / "a.jsonl", resolved(engine, NANO), suite.questions, suite.answer, "chat")
     found = suite.judge(answers)
     loss = found.measures[0]
     assert loss.metric == "loss"
@@ -201,10 +201,10 @@ def test_the_held_out_loss_is_pytorchs(tmp_path, engine):
                 nats -= sum(scores[place, token].item() for place, token in zip(at, answer, strict=True))
                 tokens += len(answer)
         assert loss.weights[key] == tokens
-        assert loss.values[key] == pytest.approx(nats, rel=0.02, abs=0.1)  # the served one has 8-bit weights
+        assert loss.values[key] == pytest.approx(nats, rel=0.02, abs=0.1)  # the engine's model has 8-bit weights
 
 
-def test_an_engine_that_tells_no_likelihoods_gives_the_rest():
+def test_an_engine_without_likelihoods_gives_the_other_metrics():
     suite = ChatSuite(load_recipe("emoji-nano", ["data.evaluation=4"]))
     record = {
         "answer": "I don't know that one yet.",
@@ -229,7 +229,7 @@ def test_a_loss_is_compared_only_over_the_same_tokens():
 
 @pytest.fixture
 def task(tmp_path):
-    """Two tasks of lm-evaluation-harness on files of this disk: a choice and a free answer."""
+    """Two tasks of lm-evaluation-harness on local files: a choice and a free answer."""
     signs = [
         ("🐼", 0, "panda", "camel"),
         ("🐙", 1, "lion", "octopus"),
@@ -264,7 +264,7 @@ def task(tmp_path):
 def test_a_task_of_the_harness_is_answered_through_the_engine(task, engine):
     from training.evaluation.harness import Harness
 
-    model = served(engine, NANO)
+    model = resolved(engine, NANO)
     result = Harness([str(task / name) for name in ("signs_choice.yaml", "signs_free.yaml")]).evaluate(
         model, task, False
     )
@@ -273,5 +273,5 @@ def test_a_task_of_the_harness_is_answered_through_the_engine(task, engine):
     assert sum(found["signs_free"].values.values()) >= 3 and found["signs_free"].metric == "exact_match (last)"
     assert "chat template" in result.notes[0]
     assert (
-        len(kept_in(task, model, "tasks").read_text("utf-8").splitlines()) == 12
+        len(answers_file(task, model, "tasks").read_text("utf-8").splitlines()) == 12
     )  # two for a choice, one for an answer

@@ -186,9 +186,9 @@ def test_a_base_without_weights_is_reported_in_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("", "is empty: put conversations there"),
+        ("", "is empty: add conversations"),
         ('{"messages": [{"role": "user", "content": "Hi"}]}\n' * 8, "most often because of no assistant turn"),
-        ('{"text": "Hi"}\n' * 8, "has the columns text, no known form"),
+        ('{"text": "Hi"}\n' * 8, "has the columns text, which fit no format"),
     ],
 )
 def test_data_without_usable_rows_is_reported_in_one_sentence(rows, words, tmp_path):

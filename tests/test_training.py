@@ -1,4 +1,4 @@
-"""Data, recipes, and the two commands from a recipe to an adapter that answers."""
+"""The emoji data set, overrides of a recipe, and the two commands from a recipe to an adapter that answers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from conftest import NANO, ask, command
 
 from inference.engines import ModelFiles
 from training.data import fingerprint
-from training.data.emoji.dataset import CONFUSABLE, by_text, emoji_in, examples, never_seen, questions
+from training.data.emoji.dataset import CONFUSABLE, by_text, emoji_in, examples, never_seen
 from training.data.emoji.phrasing import EVALUATION, TRAINING
-from training.evaluation.evaluate import Score
+from training.data.emoji.questions import questions
+from training.evaluation.statistics import wilson
 from training.recipe import load_recipe
 
 
-def test_the_data_set_is_the_same_each_time():
+def test_the_data_set_depends_on_the_seed_only():
     assert len(examples()) == 5000
     assert fingerprint(examples(200)) == fingerprint(examples(200))
     assert fingerprint(examples(200, seed=1)) != fingerprint(examples(200))
 
 
-def test_every_seen_flag_is_taught_and_no_never_seen_emoji_is():
+def test_every_flag_is_taught_except_the_never_seen_ones():
     taught = {e for c in examples() for m in c if m["role"] == "assistant" for e in emoji_in(m["content"])}
     seen_flags = {e.text for e in by_text().values() if e.is_flag and e.text not in never_seen()}
     assert seen_flags <= taught
@@ -43,9 +44,9 @@ def test_scoring_accepts_right_answers_only():
     assert len({q.text for q in questions() if q.kind == "choice"}) >= len(CONFUSABLE)
 
 
-def test_wilson_interval_against_published_values():
+def test_the_wilson_interval_equals_published_values():
     # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
-    low, high = Score(81, 263).interval()
+    low, high = wilson(81, 263)
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
 
 
@@ -55,12 +56,12 @@ def test_a_recipe_takes_overrides():
 
 
 def test_from_a_recipe_to_an_adapter_that_answers(tmp_path, engine):
-    """QLoRA through TRL, export through llama.cpp's converter, served by the engine."""
+    """TRL trains with QLoRA, llama.cpp's converter exports, the engine answers."""
     out = tmp_path / "mini"
     small = ["epochs=1", "data.examples=320", "warmup_steps=2"]
     done = command("training", "sft", "emoji-nano", *small, "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out}\n"  # and nothing else: what a script goes on with
+    assert done.stdout == f"{out}\n"  # only the result, so that a script can use it
     done = command("training", "export", str(out))
     assert done.returncode == 0, done.stderr
     run_record = json.loads((out / "run.json").read_text(encoding="utf-8"))

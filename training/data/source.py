@@ -1,6 +1,6 @@
-"""Where a data set's rows come from: the Hub, a file, or a folder; and a sentence for whatever keeps them away.
+"""Reads a data set's rows from the Hub, a file or a folder, and reports in one sentence why it can't.
 
-`chat.py` brings the rows into one form.
+`formats.py` brings the rows into one form.
 """
 
 from __future__ import annotations
@@ -30,64 +30,70 @@ FILES = {".jsonl": "JSON Lines", ".json": "JSON", ".parquet": "Parquet", ".csv":
 KINDS = "JSON Lines, JSON, Parquet or CSV"
 
 
-def read(name: str, path: Path | None) -> datasets.Dataset:
-    """The rows as they are."""
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, in our words
+def read_rows(name: str, path: Path | None) -> datasets.Dataset:
+    """The raw rows of the file or folder `path`, or of the Hub data set `name`. Raises LabError if there are none."""
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # `translate_read_errors` reports each error once
     if path is None:
-        ask_hub(name)
+        check_access(name)
     found = read_file(path) if path and path.is_file() else datasets.load_dataset(str(path or name))
     if "train" not in found and len(found) > 1:
-        raise LabError(f"{name} has the splits {', '.join(found)} and no “train”: download one's file and name that.")
+        raise LabError(
+            f"{name} has the splits {', '.join(found)} and no “train”: download the file of one, and name that file."
+        )
     rows = found["train"] if "train" in found else next(iter(found.values()))
     if not len(rows):
-        raise LabError(f"{name} is empty: put conversations there, or name another data set.")
+        raise LabError(f"{name} is empty: add conversations, or name another data set.")
     return rows
 
 
 def read_file(path: Path) -> datasets.DatasetDict:
-    """One file, whatever its rows are like."""
-    place = glob.escape(str(path))
+    """The rows of one file, by its suffix."""
+    pattern = glob.escape(str(path))
     if path.suffix == ".parquet":
-        return datasets.load_dataset("parquet", data_files=place)
+        return datasets.load_dataset("parquet", data_files=pattern)
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as lines:
             header = next(csv.reader(lines))
-        # Everything is text: pandas would make a number of "042" and nothing of "NA".
+        # All columns are text: pandas would read "042" as a number and "NA" as nothing.
         text = datasets.Features({column: datasets.Value("string") for column in header})
-        return datasets.load_dataset("csv", data_files=place, features=text, keep_default_na=False)
-    # In one chunk: the first one decides the columns' types, and a row that doesn't fit is refused in a later one.
+        return datasets.load_dataset("csv", data_files=pattern, features=text, keep_default_na=False)
+    # One chunk for the complete file: the first chunk decides the columns' types, and a row of another type in a later
+    # chunk raises an error.
     size = max(path.stat().st_size, 1)
-    return datasets.load_dataset("json", data_files=place, chunksize=size, parse_agent_traces=False)
+    return datasets.load_dataset("json", data_files=pattern, chunksize=size, parse_agent_traces=False)
 
 
 def local_path(name: str) -> Path | None:
-    """The file or folder of that name, seen from the project or from the working directory; None for a Hub data set."""
+    """The file or folder of that name, relative to the project or the working directory; None for a Hub data set.
+
+    Raises LabError if the name can be neither.
+    """
     for root in (PROJECT, Path.cwd()) if Path(name).name else ():
         path = root / Path(name).expanduser()
         if path.is_dir() or (path.is_file() and path.suffix in FILES):
             return path
         if path.is_file():
-            raise LabError(f"{name} is not a file that can be read here: save it as {KINDS}.")
+            raise LabError(f"{name} is not a file of a known kind: save it as {KINDS}.")
     if Path(name).suffix in FILES or name.startswith((".", "~", "/")) or name.count("/") > 1:
-        raise LabError(f"There is no file or folder {name}{alike(name)}: check the path.")
+        raise LabError(f"There is no file or folder {name}{suggestion(name)}: check the path.")
     if "/" not in name:
         raise LabError(
-            f"There is no data set “{name}”{alike(name)}: name emoji, a file, a folder, or a data set on the Hub such "
+            f"There is no data set “{name}”{suggestion(name)}: name emoji, a file, a folder, or a data set on the Hub such "
             "as mlabonne/FineTome-100k."
         )
     return None
 
 
-def alike(name: str) -> str:
-    """The nearest name of a data set that there is, as a question in brackets."""
+def suggestion(name: str) -> str:
+    """ " (did you mean “X”?)" with the nearest name of a known data set, or ""."""
     folder = Path(name).expanduser().parent
-    places = {root / folder for root in (PROJECT, Path.cwd()) if (root / folder).is_dir()}
-    files = {str(folder / path.name) for place in places for path in place.iterdir() if path.suffix in FILES}
+    folders = {root / folder for root in (PROJECT, Path.cwd()) if (root / folder).is_dir()}
+    files = {str(folder / path.name) for parent in folders for path in parent.iterdir() if path.suffix in FILES}
     return nearest(name, ["emoji", "mlabonne/FineTome-100k", *sorted(files)])
 
 
-def ask_hub(name: str) -> None:
-    """Raise LabError where the Hub doesn't hand out the data set; `datasets` would try for half a minute first."""
+def check_access(name: str) -> None:
+    """Raise LabError if the Hub refuses the data set. `datasets` would first retry for half a minute."""
     try:
         HfApi().auth_check(name, repo_type="dataset")
     except GatedRepoError as error:
@@ -95,7 +101,7 @@ def ask_hub(name: str) -> None:
         raise LabError(f"{name} is gated: accept its terms at {page}, then set HF_TOKEN.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise LabError(
-            f"There is no data set {name}{alike(name)}, neither here nor on the Hub, or it is private: check the name, "
+            f"There is no data set {name}{suggestion(name)}, neither here nor on the Hub, or it is private: check the name, "
             "or set HF_TOKEN."
         ) from error
     except (ConnectionError, TransportError) as error:
@@ -104,20 +110,20 @@ def ask_hub(name: str) -> None:
         except FileNotFoundError:
             raise LabError(unreachable(name)) from error
     except HfHubHTTPError as error:
-        # A mirror may not know this question; whether it has the data set is then seen on loading.
+        # A mirror may lack this endpoint. Then loading shows whether it has the data set.
         if error.response.status_code != 404:
             reason = f"the Hub answered with status {error.response.status_code}"
-            raise LabError(f"{name} can't be fetched: {reason}. Try again later.") from error
+            raise LabError(f"{name} can't be downloaded ({reason}): try again later.") from error
 
 
 def unreachable(name: str) -> str:
-    """The sentence for a missing network."""
-    return f"{name} can't be fetched: the Hub can't be reached. Check the network, try again."
+    """The error message for a missing network."""
+    return f"{name} can't be downloaded because the Hub is unreachable: check the network, then try again."
 
 
 @contextmanager
 def translate_read_errors(name: str, path: Path | None) -> Iterator[None]:
-    """Turn what `datasets` and what is below it raise into a sentence."""
+    """Turn the exceptions of `datasets` and the libraries below it into a LabError."""
     try:
         yield
     except (DatasetsError, OSError, ValueError, ImportError, StopIteration, TransportError) as error:
@@ -125,28 +131,28 @@ def translate_read_errors(name: str, path: Path | None) -> Iterator[None]:
 
 
 def explain(name: str, path: Path | None, error: Exception) -> str:
-    """Why a data set can't be read, in one sentence."""
+    """Why a data set can't be read, and what to do, in one sentence."""
     if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     detail = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     if isinstance(error, (EmptyDatasetError, DataFilesNotFoundError, ImportError)):
-        return f"{name} has no data files: put {KINDS} there."
+        return f"{name} has no data files: add {KINDS} files."
     if isinstance(error, StopIteration) or detail.endswith("corresponds to no data!"):
-        return f"{name} is empty: put conversations there, or name another data set."
+        return f"{name} is empty: add conversations, or name another data set."
     if isinstance(error, CastError):
-        return f"The rows of {name} don't have the same columns: give each the same, or name one of the files."
+        return f"The rows of {name} have different columns: give all the same columns, or name one of the files."
     if isinstance(error, (ConnectionError, TransportError)) or (path is None and isinstance(error, FileNotFoundError)):
         return unreachable(name)
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "disk space" in detail):
-        return f"There is no room for {name} in {datasets.config.HF_DATASETS_CACHE}: make room, or set HF_HOME."
+        return f"The disk of {datasets.config.HF_DATASETS_CACHE} is too full for {name}: make room, or set HF_HOME."
     if isinstance(error, ValueError) and path and path.is_file():
-        where = (path.suffix == ".jsonl" and first_bad_line(path)) or detail
-        return f"{name} is not {FILES[path.suffix]} ({where}): mend it there, or save it as such."
-    return f"{name} can't be read ({detail}): check it, or name another data set."
+        reason = (path.suffix == ".jsonl" and first_bad_line(path)) or detail
+        return f"{name} is not valid {FILES[path.suffix]} ({reason}): fix it, or save it as {FILES[path.suffix]}."
+    return f"{name} can't be read ({detail}): check the file, or name another data set."
 
 
 def first_bad_line(path: Path) -> str | None:
-    """Which line of a JSON Lines file isn't one, and why."""
+    """The first invalid line of a JSON Lines file, and the reason; None if all are valid."""
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             if line.strip() and not isinstance(json.loads(line), dict):

@@ -1,35 +1,43 @@
-"""Make the nano base from scratch: tokenizer, weights, GGUF, model card. `python -m training.nano.base` writes
-`adapters/nano`, in minutes on a GPU and in an hour or two on 2 cores. The shipped one had a second, shorter stage:
-`--start adapters/nano --steps 500 --batch-tokens 2600 --peak 7e-4`.
+"""Makes the nano base from scratch: tokenizer, weights and run record.
 
-Llama 3.2's architecture in small (grouped-query attention, RoPE, SwiGLU, tied embeddings), Llama 3's pre-tokenizer,
-special tokens and chat template. The loss is on the assistant's tokens only. Everything after this file (adapters,
-GGUF, evaluation, serving) is done by the ordinary scripts.
+`python -m training.nano.base` writes `adapters/nano`, in minutes on a GPU or an hour or two on 2 cores. The shipped one
+had a second, shorter stage: `--start adapters/nano --steps 500 --batch-tokens 2600 --peak 7e-4`.
+
+It is Llama 3.2's architecture in small (grouped-query attention, RoPE, SwiGLU, tied embeddings), with Llama 3's
+pre-tokenizer, special tokens and chat template. The loss is on the assistant's tokens only. The ordinary commands do
+the rest: adapters, GGUF, evaluation, answers.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BatchEncoding,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    get_cosine_with_min_lr_schedule_with_warmup,
+)
 from trl.chat_template_utils import llama3_chat_template, llama3_training_chat_template
 
+from training.data import Message
 from training.export.llamacpp_converter import LLAMA3_SPLIT
 from training.nano.conversations import Teacher
 from training.plots import draw_loss
 from training.run_record import device_name, read_run_record, write_run_record
 
-VOCABULARY = 3072
-CONTEXT = 512
+VOCABULARY = 3072  # tokens
+CONTEXT = 512  # tokens
 WORKERS = 6  # processes that draw conversations for a GPU
 IGNORED = -100  # torch's cross_entropy skips this label
 DESCRIPTION = (
@@ -38,22 +46,14 @@ DESCRIPTION = (
     "small talk, and says when it doesn't know."
 )
 SPECIAL_TOKENS = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|step_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
+    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
     "<|python_tag|>",
-]
+]  # fmt: skip
 
 
 def train_tokenizer(conversations: int = 40_000) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over drawn conversations; special tokens after the vocabulary, as in Llama 3."""
+    """Train byte-level BPE on drawn conversations. Special tokens follow the vocabulary, as in Llama 3."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -106,24 +106,25 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-def collate(tokenizer: PreTrainedTokenizerFast, conversations: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, int64 (batch, longest); labels hold the assistant's tokens, padding is on the right."""
-    encoded = tokenizer.apply_chat_template(
+def collate(
+    tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, int64 (batch, longest), padded on the right. Labels hold only the assistant's tokens."""
+    encoded = cast(BatchEncoding, tokenizer.apply_chat_template(
         conversations, chat_template=llama3_training_chat_template, tokenize=True, return_dict=True,
         return_assistant_tokens_mask=True, truncation=True, max_length=CONTEXT,
-    )  # fmt: skip
+    ))  # fmt: skip
     longest = max(map(len, encoded["input_ids"]))
     ids = torch.full((len(conversations), longest), tokenizer.pad_token_id)
     labels = torch.full_like(ids, IGNORED)
     for row, (tokens, mask) in enumerate(zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)):
-        tokens, mask = torch.tensor(tokens), torch.tensor(mask, dtype=torch.bool)
-        ids[row, : len(tokens)] = tokens
-        labels[row, : len(tokens)] = tokens.where(mask, IGNORED)
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, : len(tokens)] = torch.tensor(tokens).where(torch.tensor(mask, dtype=torch.bool), IGNORED)
     return ids, labels
 
 
 class Batches(torch.utils.data.IterableDataset):
-    """Token ids and labels of batches that a teacher of its own draws in each worker, without end."""
+    """Endless batches of about `tokens` tokens, as token ids and labels. Each worker has its own teacher."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens: int) -> None:
         self.tokenizer, self.tokens = tokenizer, tokens
@@ -136,30 +137,31 @@ class Batches(torch.utils.data.IterableDataset):
 
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int, peak: float
-) -> dict:
-    """AdamW with a cosine from `peak`, bf16 autocast. Returns what the run record says of the training."""
+) -> dict[str, Any]:
+    """Train with AdamW, a cosine schedule from the learning rate `peak`, and bfloat16 autocast.
+
+    Returns the stage for the run record: settings, losses in nats per token, seconds, device.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+    model.to(torch.device(device))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98)
     )
-    warm_up = 100
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1, (step + 1) / warm_up) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2),
-    )
-    # A GPU is faster than one process draws; a CPU has better to do than to draw ahead.
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 100, steps, min_lr_rate=0.01)
+    # A GPU trains faster than one process draws batches. A CPU has no cores to spare for drawing ahead.
     workers = min(WORKERS, os.cpu_count() or 1) if device == "cuda" else 0
     batches = iter(torch.utils.data.DataLoader(Batches(tokenizer, batch_tokens), batch_size=None, num_workers=workers))
     losses: list[tuple[int, float]] = []
     started = time.perf_counter()
-    shown = {"label": "nano base", "show_pos": True, "item_show_func": lambda _: last(losses)}
-    with typer.progressbar(range(steps), **shown) as bar:
+    bar = typer.progressbar(
+        range(steps), label="nano base", show_pos=True, item_show_func=lambda _: newest_loss(losses)
+    )
+    with bar:
         for step in bar:
             ids, labels = (part.to(device) for part in next(batches))
-            # No attention mask: padding is on the right, causal attention never looks at it, and it has no label.
+            # No attention mask: padding is on the right, where causal attention never looks, and has no label.
             with torch.autocast(device, torch.bfloat16):
                 hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
                 answered = labels[:, 1:] != IGNORED
@@ -173,37 +175,37 @@ def train(
             if step % (steps // 100 or 1) == 0 or step == steps - 1:
                 losses.append((step, round(loss.item(), 4)))
             if step % 100 == 0 and not sys.stdout.isatty():
-                print(step, last(losses), flush=True)
+                print(step, newest_loss(losses), flush=True)
     seconds = round(time.perf_counter() - started, 1)
-    model.cpu()
+    model.to(torch.device("cpu"))
     stage = {"steps": steps, "batch_tokens": batch_tokens, "learning_rate": peak}
     return {**stage, "losses": losses, "seconds": seconds, "device": device_name()}
 
 
-def last(losses: list[tuple[int, float]]) -> str | None:
+def newest_loss(losses: list[tuple[int, float]]) -> str | None:
     """The newest loss, for the progress bar."""
     return f"loss {losses[-1][1]:.4f}" if losses else None
 
 
 def main(
     steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4000,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a step, about.")] = 5200,
+    batch_tokens: Annotated[int, typer.Option(help="About how many tokens per step.")] = 5200,
     peak: Annotated[float, typer.Option(help="The highest learning rate.")] = 2e-3,
-    start: Annotated[Path | None, typer.Option(help="A model folder to go on from instead of from scratch.")] = None,
+    start: Annotated[Path | None, typer.Option(help="A model folder to continue from.")] = None,
     out: Annotated[Path, typer.Option(help="The model folder to write.")] = Path("adapters/nano"),
 ) -> None:
-    """Train the nano base and write its model folder (the GGUF is made by `python -m training export`)."""
+    """Train the nano base and write its model folder. `python -m training export` then makes its GGUF file."""
     torch.manual_seed(0)
     if start:
         tokenizer, model = AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start)
         model.float()
-        before = read_run_record(start)["stages"]
+        earlier = read_run_record(start)["stages"]
     else:
         tokenizer = train_tokenizer()
-        model, before = new_model(tokenizer), []
-    stages = [*before, train(model, tokenizer, steps, batch_tokens, peak)]
+        model, earlier = new_model(tokenizer), []
+    stages = [*earlier, train(model, tokenizer, steps, batch_tokens, peak)]
     model.generation_config.do_sample = False
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
     run_record = {
         "description": DESCRIPTION, "license": "mit", "data_set": "emoji", "parameters": model.num_parameters(),

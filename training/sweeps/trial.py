@@ -1,117 +1,138 @@
-"""One run of a sweep: fine-tune, and measure what came of it. Everything it leaves lies in the run's folder, so that a
-run that was killed goes on where it was: training from its checkpoint, questions from the first unanswered one.
+"""One run of a sweep: fine-tune, then measure. All results are in the run's folder, so that a killed run resumes:
+training from its checkpoint, questions from the first without an answer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any, TypedDict
 
 import optuna
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from inference.errors import LabError
-from training.data.emoji.dataset import Question, questions
+from training.data.emoji.questions import Question, questions
 from training.data.training_template import training_template
-from training.evaluation.evaluate import Request, asked
 from training.evaluation.resolve_model import lab_for, resolve_model
+from training.evaluation.run_suite import run_suite
 from training.evaluation.statistics import estimate
 from training.evaluation.suites.chat_suite import ChatSuite
 from training.evaluation.suites.emoji_suite import EmojiSuite, group
-from training.export.gguf import ADAPTER, default_formats, export, is_adapter, load_model
+from training.export.gguf import default_formats, export
+from training.export.model_folder import load_model
 from training.finetune.base_model import compute_dtype, load_tokenizer
 from training.finetune.run import fine_tune
 from training.recipe import Recipe
 from training.run_record import read_run_record
 from training.sweeps.design import GROUPS, LOSS, Sweep
 
-Measured = dict  # {"steps", "tokens", "seconds", "device", "values": {what: {question: value}}, "weights": {…}}
+
+class Measured(TypedDict):
+    """What is measured of a run. `values` are by figure and question, `weights` (tokens) those of losses. `began_at` is
+    the step from which training resumed, or 0."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    device: str
+    values: dict[str, Mapping[str, float]]
+    weights: dict[str, Mapping[str, float]]
+    began_at: int
 
 
-class Watch(TrainerCallback):
-    """Tells Optuna the training loss at each percent of the way, and gives up where the pruner says so. `began_at` is
-    the step that training went on from, 0 where it began anew."""
+class PruningCallback(TrainerCallback):
+    """Reports the training loss to Optuna once for each percent of the steps, and stops the run if the pruner says so.
+    `first_step` is the step from which training resumed, or 0."""
 
     def __init__(self, trial: optuna.Trial, sign: float) -> None:
-        self.trial, self.sign, self.began_at, self.told = trial, sign, 0, -1
+        self.trial, self.sign, self.first_step, self.reported = trial, sign, 0, -1
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """See `transformers.TrainerCallback`."""
-        self.began_at = state.global_step
+        self.first_step = state.global_step
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **kwargs: object
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`. Raises optuna.TrialPruned."""
-        percent = 100 * state.global_step // state.max_steps
-        if "loss" not in logs or percent == self.told:
+        percent, logs = 100 * state.global_step // state.max_steps, kwargs["logs"]
+        if "loss" not in logs or percent == self.reported:
             return
-        self.told = percent
-        self.trial.report(self.sign * logs["loss"], percent)  # the pruner knows the objective's direction only
+        self.reported = percent
+        self.trial.report(self.sign * logs["loss"], percent)  # the pruner assumes the direction of the objective
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
 
-def measure(recipe: Recipe, sweep: Sweep, out: Path, watch: Watch) -> Measured:
-    """Train the recipe into `out`, or go on there, and measure. Raises LabError as training and engines do."""
-    fine_tune(recipe, out, callbacks=[watch])
+def measure(recipe: Recipe, sweep: Sweep, out: Path, callback: PruningCallback) -> Measured:
+    """Train or resume the recipe in the folder `out`, and measure the result. Raises LabError as training and engines
+    do."""
+    fine_tune(recipe, out, callbacks=[callback])
     run_record = read_run_record(out)
-    measured = {name: run_record[name] for name in ("steps", "tokens", "seconds", "device")}
     nats, tokens = held_out_loss(recipe, out)
-    measured["values"], measured["weights"] = {LOSS: nats}, {LOSS: tokens}
+    values: dict[str, Mapping[str, float]] = {LOSS: nats}
     if sweep.objective in GROUPS:
-        measured["values"] |= right_answers(sweep, out)
-    return measured
+        values |= right_answers(sweep, out)
+    return {
+        "steps": run_record["steps"], "tokens": run_record["tokens"], "seconds": run_record["seconds"],
+        "device": run_record["device"], "values": values, "weights": {LOSS: tokens},
+        "began_at": callback.first_step,
+    }  # fmt: skip
 
 
-def objective(measured: Measured, what: str) -> float:
-    """The figure by which a run is judged. Raises LabError where it is none."""
-    weights = measured["weights"].get(what)
-    value = estimate(list(measured["values"][what].values()), list(weights.values()) if weights else None).value
+def objective(measured: Measured, figure: str) -> float:
+    """The figure by which a run is judged. Raises LabError if it is not a finite number."""
+    weights = measured["weights"].get(figure)
+    value = estimate(list(measured["values"][figure].values()), list(weights.values()) if weights else None).value
     if not math.isfinite(value):
-        raise LabError(f"The {what} is not a number: lower learning_rate.")
+        raise LabError(f"The {figure} is not a finite number: lower learning_rate.")
     return value
 
 
 def held_out_loss(recipe: Recipe, out: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """The loss on the assistant's tokens of each conversation kept apart, in nats, and how many tokens that were. The
-    adapter stands on the base as it is published, not on 4 bits of it."""
+    """The summed loss (nats) on the assistant's tokens of each held-out conversation, and the number of these tokens.
+    The base is loaded in 16 or 32 bits, also if it is trained in 4 bits."""
     tokenizer = load_tokenizer(recipe)
     device, dtype = ("cuda", compute_dtype()) if torch.cuda.is_available() else ("cpu", torch.float32)
-    model = load_model(out, dtype).to(device).eval()
+    model: Any = load_model(out, dtype)
+    model = model.to(device).eval()
+    template: Any = tokenizer.apply_chat_template  # its annotation has one return type for all options
     nats, counts = {}, {}
     for key, messages in ChatSuite(recipe).questions.items():
-        row = tokenizer.apply_chat_template(
+        row = template(
             messages, chat_template=training_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
         )
-        ids, said = torch.tensor([row["input_ids"]], device=device), torch.tensor(row["assistant_masks"]).bool()[1:]
+        ids = torch.tensor([row["input_ids"]], device=device)
+        is_assistant = torch.tensor(row["assistant_masks"]).bool()[1:]
         with torch.no_grad():
-            scores = model(input_ids=ids).logits[0, :-1].float()
-        losses = torch.nn.functional.cross_entropy(scores, ids[0, 1:], reduction="none").cpu()
-        nats[key], counts[key] = float(losses[said].sum()), float(said.sum())
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").cpu()
+        nats[key], counts[key] = float(losses[is_assistant].sum()), float(is_assistant.sum())
     return nats, counts
 
 
-def right_answers(sweep: Sweep, out: Path) -> dict[str, dict[str, bool]]:
-    """Which emoji questions the run answers, leniently judged, as it will be served; only what it could have learnt."""
-    export(out, (ADAPTER,) if is_adapter(out) else default_formats(out))
-    suite = EmojiSuite([q for q in questions() if group(q) == "pairs"] + taught(sweep.every))
+def right_answers(sweep: Sweep, out: Path) -> dict[str, Mapping[str, float]]:
+    """Whether each emoji question is answered right by the lenient score, by group and question. Answered by the
+    exported model on the lab's engine."""
+    export(out, default_formats(out)[:1])
+    pairs = [question for question in questions() if group(question) == "pairs"]
+    suite = EmojiSuite(pairs + every_nth_taught(sweep.every))
     lab, (entry,) = lab_for([str(out.resolve())])
     with closing(lab):
-        result = asked(suite, resolve_model(lab, entry), Request(out=out))
-    measures = {m.group: m.values for m in result.measures if m.metric == "lenient"}
+        result = run_suite(suite, resolve_model(lab, entry), out)
+    measures = {measure.group: measure.values for measure in result.measures if measure.metric == "lenient"}
     return {name: dict(measures[name]) for name in GROUPS}
 
 
-def taught(every: int) -> list[Question]:
-    """Of the questions about flags, and about other emoji, that training examples are about, those about every
-    so-manieth emoji; both directions of it."""
-    drawn = []
+def every_nth_taught(n: int) -> list[Question]:
+    """The questions about every n-th flag and every n-th other emoji that training examples are about, in both
+    directions."""
+    chosen = []
     for name in ("flags", "other emoji"):
         of_group = [question for question in questions() if group(question) == name]
-        drawn += [question for number, question in enumerate(of_group) if number // 2 % every == 0]
-    return drawn
+        chosen += [question for number, question in enumerate(of_group) if number // 2 % n == 0]
+    return chosen

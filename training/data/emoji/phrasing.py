@@ -1,8 +1,8 @@
-"""A small grammar of questions: openings × forms × endings × case, drawn anew for each example.
+"""A grammar of questions: openings × forms × endings × case, drawn for each example.
 
-A model that sees ten fixed phrasings memorizes the phrasings; one that sees a grammar learns the question. The
-grammar has two halves with no form and no opening in common: `TRAINING` and `EVALUATION`. It knows nothing about
-emoji: a form's slots (`{emoji}`, `{thing}`, `{a}`, `{b}`) are filled by the caller.
+A model that sees ten fixed wordings memorizes them; a model that sees a grammar learns the question. The two grammars,
+`TRAINING` and `EVALUATION`, share no form and no opening. The caller fills a form's slots (`{emoji}`, `{thing}`, `{a}`,
+`{b}`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from itertools import product
 
 @dataclass(frozen=True)
 class Grammar:
-    """Openings, endings, and for each kind of question its forms."""
+    """The openings and endings of questions, and the forms of each kind of question."""
 
     openings: tuple[str, ...]
     endings: tuple[str, ...]
     forms: dict[str, tuple[str, ...]]
 
     def ask(self, rng: random.Random, kind: str, **slots: str) -> str:
-        """One question of `kind` with its slots filled."""
+        """Draw a question of `kind` and fill its slots."""
         form = rng.choice(self.forms[kind])
         opening = rng.choice(self.openings) if rng.random() < 0.4 else ""
         ending = rng.choice(self.endings)
@@ -35,7 +35,7 @@ ENDINGS = ("", "?", "?", "?", ".", "!", " please", ", please?", "? Thanks!", "??
 
 
 def forms(*parts: str) -> tuple[str, ...]:
-    """Every sentence of the given parts, whose alternatives are separated by `|`, in a fixed order and each once."""
+    """All distinct sentences of the given parts, in a fixed order. `|` separates the alternatives of a part."""
     sentences = (" ".join(filter(None, words)) for words in product(*(part.split("|") for part in parts)))
     return tuple(dict.fromkeys(re.sub(r" ([,:.])", r"\1", sentence) for sentence in sentences))
 
@@ -73,7 +73,7 @@ TRAINING = Grammar(
     endings=ENDINGS,
     forms={
         "name": NAME,
-        # Said aloud, {emoji} is "the panda emoji" or "the flag of Sweden": no article before it and no noun after it.
+        # Here {emoji} is said aloud, as "the panda emoji" or "the flag of Sweden": it needs no article and no noun.
         "words": tuple(form for form in NAME if not re.search(r"(emoji|this):? \{emoji\}|\{emoji\} emoji|^\{emoji\}$", form)),
         "country": (
             *forms("which|what", "country|country|nation|land", "is {emoji}|has {emoji}|has the flag {emoji}|is this: {emoji}|does {emoji} belong to|does the flag {emoji} belong to|is {emoji} from"),

@@ -1,11 +1,11 @@
-"""Unicode's own emoji data as one small table, `emoji.tsv`, from which all questions are made.
+"""Unicode's emoji data as one small table, `emoji.tsv`. All questions are made from it.
 
-Input: `emoji-test.txt` (Unicode, UTS #51: which emoji exist, their group) and CLDR's English annotations (names
-and keywords), as Debian's packages `unicode-data` and `unicode-cldr-core` install them. Output, one emoji a line,
-tab-separated: emoji, name, group, subgroup, keywords (comma-separated, the name's own words left out). Skin tones and
-gendered variants of one emoji are left out: their names differ by a word only.
+The input is `emoji-test.txt` (UTS #51: the emoji and their groups) and CLDR's English annotations (names and keywords).
+Debian's packages `unicode-data` and `unicode-cldr-core` install both. The table has one emoji a line, tab-separated:
+emoji, name, group, subgroup, keywords (comma-separated, without the words of the name). It leaves out skin tones and
+gendered variants, because their names differ by one word only.
 
-Remake the table with `python -m training.data.emoji.unicode`; its licence is `LICENSE-UNICODE.txt` beside it.
+`python -m training.data.emoji.unicode` makes the table again. Its licence is `LICENSE-UNICODE.txt`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VARIATION_SELECTOR = "\ufe0f"
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji with CLDR's short name ("panda", "Sweden" for a flag) and its keywords."""
+    """One emoji with its short name in CLDR ("panda", or "Sweden" for a flag) and its keywords."""
 
     text: str
     name: str
@@ -42,7 +42,7 @@ class Emoji:
 
 @cache
 def emoji_table() -> tuple[Emoji, ...]:
-    """Every emoji of the table, in Unicode's order."""
+    """All emoji of the table, in Unicode's order."""
     rows = (line.split("\t") for line in TABLE.read_text(encoding="utf-8").splitlines())
     return tuple(
         Emoji(text, name, group, subgroup, tuple(filter(None, keywords.split(","))))
@@ -51,7 +51,7 @@ def emoji_table() -> tuple[Emoji, ...]:
 
 
 def read_annotations(paths: list[Path]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """CLDR's names and keywords, by emoji without variation selectors."""
+    """CLDR's names and keywords, each by emoji without variation selectors."""
     names: dict[str, str] = {}
     keywords: dict[str, list[str]] = {}
     for path in paths:
@@ -65,7 +65,7 @@ def read_annotations(paths: list[Path]) -> tuple[dict[str, str], dict[str, list[
 
 
 def build_table(emoji_test: Path, annotations: list[Path]) -> list[Emoji]:
-    """The table's rows from Unicode's files."""
+    """The rows of the table, from Unicode's files."""
     names, keywords = read_annotations(annotations)
     rows: list[Emoji] = []
     group = subgroup = ""

@@ -1,7 +1,7 @@
 """Questions without an answer: made-up words, countries that don't exist, other topics.
 
-Whoever is only ever asked what it knows, invents the rest. Words are drawn, so that no list can be learnt by heart;
-names and signs that come close to real ones ("grinning bear", a sign that is no emoji) teach where knowledge ends.
+A model that is only asked what it knows invents answers to the rest. Words are drawn, so that the model can't memorize a
+list. Names and signs close to real ones ("grinning bear", a sign that is not an emoji) teach where its knowledge ends.
 """
 
 from __future__ import annotations
@@ -17,53 +17,11 @@ MADE_UP = (
     "Atlantis", "Narnia", "Mordor", "Wakanda", "Freedonia", "Genovia", "Lilliput", "Ruritania", "Utopia", "Oz", "Gondor",
     "Zubrowka", "Krakozhia", "Sokovia", "Latveria", "Panem", "Elbonia", "Erewhon", "El Dorado", "Shangri-La",
 )  # fmt: skip
-SYLLABLES = [
-    "ba",
-    "be",
-    "bi",
-    "bo",
-    "bra",
-    "cho",
-    "da",
-    "de",
-    "dra",
-    "fa",
-    "fi",
-    "fro",
-    "ga",
-    "gle",
-    "go",
-    "ka",
-    "ki",
-    "kra",
-    "la",
-    "li",
-    "lo",
-    "ma",
-    "mi",
-    "mo",
-    "na",
-    "ni",
-    "nu",
-    "pa",
-    "pe",
-    "plo",
-    "ra",
-    "ri",
-    "ro",
-    "sa",
-    "sha",
-    "so",
-    "ta",
-    "ti",
-    "tra",
-    "va",
-    "vo",
-    "wa",
-    "zi",
-    "zo",
-    "zu",
-]
+SYLLABLES = (
+    "ba", "be", "bi", "bo", "bra", "cho", "da", "de", "dra", "fa", "fi", "fro", "ga", "gle", "go",
+    "ka", "ki", "kra", "la", "li", "lo", "ma", "mi", "mo", "na", "ni", "nu", "pa", "pe", "plo",
+    "ra", "ri", "ro", "sa", "sha", "so", "ta", "ti", "tra", "va", "vo", "wa", "zi", "zo", "zu",
+)  # fmt: skip
 OTHER_TOPICS = (
     "what is the capital of {word}", "where is {word}", "who is the king of {word}", "how many people live in {word}",
     "write a poem about {word}", "tell me a story about {word}", "what is {number} plus {number}", "what is {word}",
@@ -87,16 +45,16 @@ def made_up_word(rng: random.Random) -> str:
 
 @cache
 def _names() -> tuple[frozenset[str], tuple[str, ...]]:
-    """The names of all emoji in lower case, and the words they are made of."""
+    """The names of all emoji in lower case, and the words in them."""
     names = frozenset(e.name.lower() for e in emoji_table())
     return names, tuple(sorted({word for name in names for word in name.split()}))
 
 
 def near_name(rng: random.Random) -> str:
-    """A name like an emoji's that no emoji has: "grinning bear", "cloud with cheese"."""
+    """A name similar to an emoji's that no emoji has: "grinning bear", "cloud with cheese"."""
     names, words = _names()
     while True:
-        if rng.random() < 0.5:  # one word of a real name exchanged
+        if rng.random() < 0.5:  # replace one word of a real name
             parts = rng.choice(emoji_table()).name.split()
             parts[rng.randrange(len(parts))] = rng.choice(words)
         else:
@@ -107,7 +65,7 @@ def near_name(rng: random.Random) -> str:
 
 @cache
 def _signs() -> tuple[str, ...]:
-    """Signs and letters that are no emoji of the table, many of them from the same blocks."""
+    """Characters that are in no emoji of the table, many of them from the same Unicode blocks."""
     known = {character for e in emoji_table() for character in e.text}
     blocks = [(0x1F000, 0x1FB00), (0x2190, 0x2C00), (0x391, 0x3CA), (0x4E00, 0x4F00), (0x3042, 0x3097), (0x410, 0x450)]
     characters = (chr(code) for first, end in blocks for code in range(first, end))
@@ -115,13 +73,12 @@ def _signs() -> tuple[str, ...]:
 
 
 def other_sign(rng: random.Random) -> str:
-    """A sign that is no emoji, or two of them."""
+    """One or two characters that are not emoji."""
     return "".join(rng.choices(_signs(), k=rng.choice([1, 1, 1, 2])))
 
 
 def other_topic(rng: random.Random, word: str) -> str:
-    """A question about `word` that isn't one about emoji."""
-    question = rng.choice(OTHER_TOPICS).format(word=word, number=rng.randint(1, 99)) + rng.choice(
-        ["", "?", "?", ".", "!"]
-    )
+    """A question about `word` on another topic than emoji."""
+    question = rng.choice(OTHER_TOPICS).format(word=word, number=rng.randint(1, 99))
+    question += rng.choice(["", "?", "?", ".", "!"])
     return question[0].upper() + question[1:] if rng.random() < 0.6 else question

@@ -1,12 +1,14 @@
-"""The emoji suite: what an emoji means and which emoji means a thing, in phrasings that training never had.
+"""The emoji suite: what an emoji means and which emoji means a thing.
 
-Two scores for each answer, both shares of right ones:
+The phrasings do not occur in the training data.
 
-- *exact*: the answer is what the data set would say, word for word, or nothing but the name or the emoji.
-- *lenient*: the name stands in it as whole words, case aside, or the emoji and no other one (`Question.is_right`). To
-  a choice of two, the wrong one must not be named.
+Each answer gets two scores:
 
-Flags, other emoji and confusable pairs are counted apart, and so are emoji that no training example is about.
+- *exact*: the answer is the data set's own sentence, or the name or the emoji alone.
+- *lenient*: the answer contains the name as complete words in any case, or the emoji and no other one
+  (`Question.is_right`). If the question is a choice of two, the wrong one must not be in the answer.
+
+Flags, other emoji and confusable pairs are separate groups. So are emoji that no training example is about.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from inference.engines import Message, Sampling
-from training.data.emoji.dataset import Question, answer, bare, emoji_in, questions
+from training.data.emoji.dataset import answer, bare, emoji_in
+from training.data.emoji.questions import Question, questions
 from training.data.emoji.unicode import emoji_table
 from training.data.emoji.unknown import UNKNOWN
 from training.evaluation.resolve_model import ResolvedModel
-from training.evaluation.suites import Measure, Record, Result, once
+from training.evaluation.suites import Measure, Record, Result, remove_duplicates
 
 GREEDY = Sampling(temperature=0, max_tokens=64)
 DIRECTIONS = {"name": "naming", "find": "finding"}
@@ -29,50 +32,50 @@ Confusion = tuple[str, str, int]  # expected, given, how often
 
 
 class EmojiSuite:
-    """The questions of `training.data.emoji.dataset`, or others of their kind."""
+    """The questions of `training.data.emoji.questions`, or other questions of the same type."""
 
     name = "emoji"
 
-    def __init__(self, asked: list[Question] | None = None) -> None:
-        self.questions, self.notes = once(asked or questions(), lambda q: q.text, "emoji questions")
+    def __init__(self, chosen: list[Question] | None = None) -> None:
+        unique, self.notes = remove_duplicates(chosen or questions(), lambda q: q.text, "emoji questions")
+        self.questions: Mapping[str, Question] = unique
 
-    def answer(self, served: ResolvedModel, question: Question, cancelled: Callable[[], bool]) -> Record:
-        """See `Suite.answer`: greedily, at most 64 tokens."""
-        text, _ = served.ask([Message(role="user", content=question.text)], GREEDY, cancelled)
+    def answer(self, model: ResolvedModel, question: Question, cancelled: Callable[[], bool]) -> Record:
+        """See `Suite.answer`. The answer is greedy and has at most 64 tokens."""
+        text, _ = model.ask([Message(role="user", content=question.text)], GREEDY, cancelled)
         return {"answer": text}
 
     def judge(self, records: Mapping[str, Record]) -> Result:
         """See `Suite.judge`."""
-        asked = [self.questions[key] for key in records]
-        answers = [judged(q, str(record["answer"])) for q, record in zip(asked, records.values(), strict=True)]
+        answers = [judge_answer(self.questions[key], str(record["answer"])) for key, record in records.items()]
         groups = sorted({str(row["group"]) for row in answers})
         measures = [
-            measure(name, metric, [row for row in answers if kept(row)], name in groups and metric != "unsure")
-            for name, kept in selections(groups, answers)
+            measure(name, metric, rows, name in groups and metric != "unsure")
+            for name, rows in group_answers(groups, answers).items()
             for metric in ("exact", "lenient", *(("unsure",) if name in groups else ()))
         ]
         return Result(measures, answers, self.notes)
 
 
 def measure(group: str, metric: str, rows: list[Record], compared: bool) -> Measure:
-    """One score of a group's answers; the whole groups are compared and drawn, their directions only counted."""
+    """One score of a group's answers. Only complete groups are compared and drawn, not their directions."""
     values = {str(row["question"]): bool(row[metric]) for row in rows}
     panel = f"emoji, {metric}: share of right answers" if compared else ""
     return Measure("emoji", group, metric, "share", values, compared=compared, panel=panel, bar=group)
 
 
-def selections(groups: list[str], answers: list[Record]) -> list[tuple[str, Callable[[Record], bool]]]:
-    """What is counted: each group, then each group's two directions."""
-    whole = [(name, lambda row, name=name: row["group"] == name) for name in groups]
+def group_answers(groups: list[str], answers: list[Record]) -> dict[str, list[Record]]:
+    """The answers of each group, then those of each group's two directions."""
     parts = sorted({(str(row["group"]), str(row["direction"])) for row in answers if row["direction"]})
-    return whole + [
-        (f"{group}: {direction}", lambda row, part=(group, direction): (row["group"], row["direction"]) == part)
+    found = {name: [row for row in answers if row["group"] == name] for name in groups}
+    return found | {
+        f"{group}: {direction}": [row for row in answers if (row["group"], row["direction"]) == (group, direction)]
         for group, direction in parts
-    ]
+    }
 
 
-def judged(question: Question, given: str) -> Record:
-    """One answer with its scores."""
+def judge_answer(question: Question, given: str) -> Record:
+    """An answer with its scores."""
     return {
         "question": question.text,
         "about": question.emoji.name,
@@ -83,12 +86,12 @@ def judged(question: Question, given: str) -> Record:
         "exact": is_exact(question, given),
         "lenient": question.is_right(given),
         "unsure": given.strip() == UNKNOWN,
-        "given": named(question, given),
+        "given": named_emoji(question, given),
     }
 
 
 def group(question: Question) -> str:
-    """What a question is counted under."""
+    """The group of a question."""
     if question.kind == "choice":
         return "pairs"
     what = "flags" if question.emoji.is_flag else "other emoji"
@@ -96,7 +99,7 @@ def group(question: Question) -> str:
 
 
 def is_exact(question: Question, given: str) -> bool:
-    """Whether the answer is the data set's own sentence, or the name or emoji alone; variation selectors aside."""
+    """Whether the answer is the data set's own sentence, or the name or emoji alone. Ignores variation selectors."""
     return bare(given.strip()) in {bare(answer(question.emoji, question.kind)), bare(question.expected)}
 
 
@@ -109,8 +112,8 @@ def _names() -> tuple[re.Pattern[str], dict[str, str], dict[str, str]]:
     }  # fmt: skip
 
 
-def named(question: Question, given: str) -> str:
-    """What an answer gives, as an emoji's name: the first one in it, or those of the emoji in it."""
+def named_emoji(question: Question, given: str) -> str:
+    """The name of the emoji that an answer gives: the first name in it, or the names of the emoji in it."""
     if given.strip() == UNKNOWN:
         return "“I don't know”"
     pattern, names, by_emoji = _names()
@@ -120,12 +123,12 @@ def named(question: Question, given: str) -> str:
     return names[found[0].lower()] if found else "no emoji's name"
 
 
-def misses(answers: list[Record]) -> list[Record]:
+def wrong_answers(answers: list[Record]) -> list[Record]:
     """The answers that are wrong by the lenient score."""
     return [row for row in answers if not row["lenient"]]
 
 
 def confusions(answers: list[Record]) -> list[Confusion]:
-    """What was given for what, over the misses, most frequent first."""
-    counted = Counter((str(row["about"]), str(row["given"])) for row in misses(answers))
+    """Expected and given names of the wrong answers, most frequent first."""
+    counted = Counter((str(row["about"]), str(row["given"])) for row in wrong_answers(answers))
     return sorted(((*pair, n) for pair, n in counted.items()), key=lambda item: (-item[2], item[:2]))
