@@ -23,7 +23,7 @@ from benchmarks.timed_models import ask, nano
 from inference.engines import ModelFiles
 from inference.engines.llamacpp.engine import MAX_ADAPTERS, Engine
 from inference.settings import PROJECT
-from training.export.gguf import converters
+from training.export.convert import converter_folder
 
 BUILD_PAGE = """
 import time
@@ -36,7 +36,7 @@ print(time.perf_counter() - started)
 
 def write_catalog(folder: Path, count: int) -> list[Path]:
     """Write the shipped catalog with `count` more adapters into `folder`. Returns their GGUF files."""
-    sys.path.insert(0, str(converters() / "gguf-py"))
+    sys.path.insert(0, str(converter_folder() / "gguf-py"))
     from gguf import GGUFReader
 
     shutil.copytree(PROJECT / "adapters", folder, dirs_exist_ok=True)

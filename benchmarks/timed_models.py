@@ -63,7 +63,7 @@ def nano() -> TimedModel:
 
 def random_1b() -> TimedModel:
     """A Llama 3.2 1B of random weights in Q4_K_M with two adapters of rank 16 on all linear layers."""
-    from training.export.gguf import cache_folder
+    from inference.settings import cache_folder
 
     folder = cache_folder() / "benchmark-1b"
     if not folder.is_dir():
@@ -99,11 +99,12 @@ def write_gguf_files(work: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from training.export.gguf import convert, quantize
+    from training.export.convert import run_converter
+    from training.export.quantize import quantize
 
     base, out = write_base(work / "base"), work / "out"
     out.mkdir()
-    convert("convert_hf_to_gguf.py", str(base), "--outtype", "f16", "--outfile", str(work / "f16.gguf"))
+    run_converter("convert_hf_to_gguf.py", str(base), "--outtype", "f16", "--outfile", str(work / "f16.gguf"))
     quantize(work / "f16.gguf", out / "base-Q4_K_M.gguf", llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
     for number in (0, 1):
@@ -115,4 +116,4 @@ def write_gguf_files(work: Path) -> None:
         adapter.save_pretrained(folder)
         model = adapter.unload()
         arguments = ["--base", str(base), "--outtype", "f16", "--outfile", str(out / f"adapter-{number}.gguf")]
-        convert("convert_lora_to_gguf.py", folder, *arguments)
+        run_converter("convert_lora_to_gguf.py", folder, *arguments)

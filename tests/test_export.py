@@ -1,4 +1,4 @@
-"""From a run to GGUF files that answer like the PyTorch model, and the run record that says so."""
+"""Exporting a run: the GGUF files, their parity with the PyTorch model, and its record."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from conftest import EMOJI, NANO, ask
 from inference.engines import ModelFiles
 from inference.errors import LabError
 from inference.settings import PROJECT
-from training.export.gguf import FORMATS, QUANTIZED, export, quantize
+from training.export.gguf import FORMATS, export
 from training.export.parity import check, table
+from training.export.quantize import QUANTIZED, quantize
 from training.run_record import read_run_record, write_run_record
 
 pytestmark = pytest.mark.xdist_group("export")
-SERVED = "adapter-f16.gguf on nano-Q8_0.gguf"
+ON_SHIPPED_BASE = "adapter-f16.gguf on nano-Q8_0.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,11 @@ def test_every_file_answers_through_the_engine(run, engine):
 
 
 def test_every_file_is_as_good_as_its_quantization(run, parities):
-    assert set(parities) == {"adapter-f16.gguf", SERVED, *(f"Nano-Emoji-{name}.gguf" for name in (*QUANTIZED, "f16"))}
+    assert set(parities) == {
+        "adapter-f16.gguf",
+        ON_SHIPPED_BASE,
+        *(f"Nano-Emoji-{name}.gguf" for name in (*QUANTIZED, "f16")),
+    }
     for name, parity in parities.items():
         assert parity.passed, (name, parity.reason)
         assert parity.prompts == parity.token_ids == parity.conversations >= 12
@@ -69,7 +74,7 @@ def test_every_file_is_as_good_as_its_quantization(run, parities):
 def test_the_run_record_keeps_the_parity(run, parities):
     run_record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert run_record["parity"]["Nano-Emoji-Q8_0.gguf"]["passed"] is True
-    assert run_record["parity"][SERVED]["on"] == "nano-Q8_0.gguf"
+    assert run_record["parity"][ON_SHIPPED_BASE]["on"] == "nano-Q8_0.gguf"
     assert run_record["evaluation"] == read_run_record(EMOJI)["evaluation"]
     assert table(parities).count("| passed |") == len(parities)
 
@@ -82,7 +87,7 @@ def test_files_of_another_adapter_or_none_at_all_fail(tmp_path, engine):
     (folder / "Nano-Emoji-Q4_K_M.gguf").write_bytes((NANO / "nano-Q8_0.gguf").read_bytes()[:100_000])
     parities = check(folder)
     assert not any(parity.passed for parity in parities.values())
-    for name in ("adapter-f16.gguf", SERVED, "Nano-Emoji-Q8_0.gguf"):
+    for name in ("adapter-f16.gguf", ON_SHIPPED_BASE, "Nano-Emoji-Q8_0.gguf"):
         assert "KL divergence" in parities[name].reason and parities[name].kl > 0.05
     assert "can't be loaded" in parities["Nano-Emoji-Q4_K_M.gguf"].reason
     assert "can't be loaded" in read_run_record(folder)["parity"]["Nano-Emoji-Q4_K_M.gguf"]["reason"]

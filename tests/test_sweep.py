@@ -1,4 +1,4 @@
-"""Sweeps: what is refused before anything is trained, kill and resume, workers side by side, and the report."""
+"""Sweeps: checks before training, kill and resume, parallel workers, and the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from inference.settings import PROJECT
 from training.evaluation.statistics import newcombe
 from training.recipe import load_recipe, recipe_names
 from training.sweeps.design import GROUPS, LOSS, SWEEPS, load_sweep
-from training.sweeps.runner import complain, failures, hand_out, lock, open_study, run_trial, take
+from training.sweeps.runner import check_all_finished, run_trial
+from training.sweeps.schedule import claim_run, failure_reasons, open_study, queue_missing_runs, try_lock
 from training.sweeps.sweep_report import write_report
-from training.sweeps.sweep_summary import Point, Run, effects, pareto
-from training.sweeps.trial import Watch
+from training.sweeps.sweep_summary import Point, Run, effects, pareto_front
+from training.sweeps.trial import PruningCallback
 
 pytestmark = pytest.mark.xdist_group("sft")
 
@@ -37,71 +38,74 @@ OVERRIDES = {
 TINY = {"name": "tiny", "recipe": "finetome-nano", "overrides": OVERRIDES, "fields": {"lora.r": [4, 2]}}
 
 
-def written(folder: Path, **fields: object) -> str:
-    """A sweep's file, as a path for the command; None takes a field away."""
+def write_sweep(folder: Path, **fields: object) -> str:
+    """Write a sweep's file and return its path; None removes a field."""
     path = folder / "tiny.yaml"
     kept = {key: value for key, value in (TINY | fields).items() if value is not None}
     path.write_text(yaml.safe_dump(kept), encoding="utf-8")
     return str(path)
 
 
-def steps_of(folder: Path) -> set[str]:
-    """The checkpoints that are whole."""
+def complete_checkpoints(folder: Path) -> set[str]:
+    """The complete checkpoints of all runs."""
     return {path.parent.name for path in folder.glob("tiny_*/checkpoints/checkpoint-*/complete.json")}
 
 
-def test_a_killed_sweep_goes_on_by_two_workers_and_reports(tmp_path):
+def test_a_killed_sweep_resumes_with_two_workers_and_reports(tmp_path):
     out, copy = tmp_path / "out", tmp_path / "copy"
-    arguments = ["sweep", written(tmp_path), "--out", str(out)]
+    arguments = ["sweep", write_sweep(tmp_path), "--out", str(out)]
     first = subprocess.Popen([sys.executable, "-m", "training", *arguments], cwd=PROJECT, stderr=subprocess.DEVNULL)
-    while not steps_of(out):
+    while not complete_checkpoints(out):
         assert first.poll() is None
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)  # the command alone: its worker ends with it
+    first.send_signal(signal.SIGKILL)  # kills the command only; its worker ends with it
     first.wait()
     killed = open_study(load_sweep(arguments[1]), out)
     (running,) = killed.get_trials(states=[optuna.trial.TrialState.RUNNING])
-    while (held := lock(out, running.user_attrs["run"])) is None:
+    while (lock := try_lock(out, running.user_attrs["run"])) is None:
         time.sleep(0.02)
-    held.close()
-    assert not list(out.glob("*/run.json"))  # it died on the way
+    lock.close()
+    assert not list(out.glob("*/run.json"))  # it died before its end
 
     done = command("training", *arguments, "--workers", "2", "--report", str(copy))
     assert done.returncode == 0, done.stderr
     report = (out / "report.md").read_text("utf-8")
-    assert "Runs done: 2; taken up again after their worker was killed: 1." in report
-    assert re.search(r"\| 4 \| 0 \| 8 \| .* \| went on from step [246] \|", report)
+    assert "Finished runs: 2; resumed after their worker was killed: 1." in report
+    assert re.search(r"\| 4 \| 0 \| 8 \| .* \| resumed from step [246] \|", report)
     assert re.search(r"\| lora.r 4 → 2 \| 1 \| [+-]\d.* to ", report) and "on the Pareto front" in report
     assert (copy / "report.md").read_text("utf-8") == report
     for picture in ("time.png", "effects.png"):
         assert (copy / picture).read_bytes().startswith(b"\x89PNG") and f"]({picture})" in report
     trials = open_study(load_sweep(arguments[1]), out).get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    begun = sorted(trial.datetime_start for trial in trials)
-    assert begun[1] < min(trial.datetime_complete for trial in trials)  # side by side
+    started = sorted(trial.datetime_start for trial in trials)
+    assert started[1] < min(trial.datetime_complete for trial in trials)  # in parallel
 
     again = command("training", *arguments)
     assert again.returncode == 0 and (out / "report.md").read_text("utf-8") == report
     assert "step/s" not in again.stderr  # nothing was trained
 
 
-def finished(path: str, folder: Path) -> tuple[optuna.Study, str]:
-    """The sweep's study and report, after this process has been its worker."""
+def run_in_process(path: str, folder: Path) -> tuple[optuna.Study, str]:
+    """Run the sweep with this process as its worker. Returns its study and report."""
     folder.mkdir(exist_ok=True)
     design = load_sweep(path)
     study = open_study(design, folder)
-    hand_out(study, design, folder)
-    while taken := take(study, design, folder):
-        trial, recipe, held = taken
-        with held:
-            run_trial(study, trial, design, recipe, folder / recipe.name)
-    return study, write_report(design, study, failures(study), folder).read_text("utf-8")
+    queue_missing_runs(study, design, folder)
+    while run := claim_run(study, design, folder):
+        with run.lock:
+            run_trial(study, run, design, folder / run.recipe.name)
+    return study, write_report(design, study, failure_reasons(study), folder).read_text("utf-8")
 
 
-def test_where_a_field_is_a_range_runs_are_chosen_and_importance_is_told(tmp_path):
+def test_values_of_a_range_are_chosen_and_importance_is_reported(tmp_path):
     fields = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}, "lora.r": [4, 2]}
     overrides = OVERRIDES | {"max_steps": 2, "data.examples": 8, "warmup_steps": 0}
-    study, report = finished(written(tmp_path, fields=fields, trials=10, overrides=overrides), tmp_path / "out")
-    assert "Runs done: 10." in report and "PED-ANOVA" in report and re.search(r"\| learning_rate \| [01]\.\d", report)
+    study, report = run_in_process(
+        write_sweep(tmp_path, fields=fields, trials=10, overrides=overrides), tmp_path / "out"
+    )
+    assert (
+        "Finished runs: 10." in report and "PED-ANOVA" in report and re.search(r"\| learning_rate \| [01]\.\d", report)
+    )
     rates = {trial.params["learning_rate"] for trial in study.get_trials()}
     assert len(rates) == 10 and all(1e-4 <= rate <= 1e-2 for rate in rates)
 
@@ -109,25 +113,27 @@ def test_where_a_field_is_a_range_runs_are_chosen_and_importance_is_told(tmp_pat
 @pytest.mark.parametrize("objective", [LOSS, *GROUPS])
 def test_a_sweep_on_each_objective_runs_to_its_end(tmp_path, objective):
     overrides = OVERRIDES | {"max_steps": 2, "data.examples": 8, "warmup_steps": 0}
-    path = written(
+    path = write_sweep(
         tmp_path, recipe="emoji-nano", overrides=overrides, fields={"lora.r": [2]}, objective=objective, every=100
     )
     done = command("training", "sweep", path, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "out" / "report.md").read_text("utf-8")
-    assert f"Runs done: 1. The objective is {objective} (" in report
+    assert f"Finished runs: 1. The objective is {objective} (" in report
     (trial,) = open_study(load_sweep(path), tmp_path / "out").get_trials()
     asked = {LOSS} if objective == LOSS else {LOSS, *GROUPS}
     assert set(trial.user_attrs["measured"]["values"]) == asked and trial.value >= 0
 
 
 @pytest.mark.parametrize(("objective", "sign"), [("held-out loss", 1.0), ("flags", -1.0)])
-def test_a_run_above_the_others_median_is_given_up(tmp_path, objective, sign):
-    study = open_study(load_sweep(written(tmp_path, pruning="on", objective=objective)), tmp_path)
+def test_a_run_above_the_median_is_pruned(tmp_path, objective, sign):
+    study = open_study(load_sweep(write_sweep(tmp_path, pruning="on", objective=objective)), tmp_path)
 
     def log(loss: float) -> optuna.Trial:
         trial = study.ask()
-        Watch(trial, sign).on_log(None, SimpleNamespace(global_step=5, max_steps=10), None, {"loss": loss})
+        PruningCallback(trial, sign).on_log(
+            None, SimpleNamespace(global_step=5, max_steps=10), None, logs={"loss": loss}
+        )
         return trial
 
     for loss in (1.0, 1.1, 1.2, 1.3, 1.4):
@@ -137,27 +143,29 @@ def test_a_run_above_the_others_median_is_given_up(tmp_path, objective, sign):
         log(1.3)
 
 
-def test_two_processes_never_take_the_same_run_and_a_dead_ones_is_taken_up(tmp_path):
-    design = load_sweep(written(tmp_path, seeds=2))
+def test_two_processes_never_claim_the_same_run_and_that_of_a_dead_one_is_queued_again(tmp_path):
+    design = load_sweep(write_sweep(tmp_path, seeds=2))
     study = open_study(design, tmp_path)
-    hand_out(study, design, tmp_path)
-    hand_out(study, design, tmp_path)  # a second command finds all of them waiting
-    taken = [take(study, design, tmp_path) for _ in range(4)]
-    assert len({recipe.name for _, recipe, _ in taken}) == 4 and take(study, design, tmp_path) is None
-    hand_out(study, design, tmp_path)
-    assert take(study, design, tmp_path) is None  # they are worked on
-    taken[2][2].close()
-    hand_out(study, design, tmp_path)
-    _, recipe, held = take(study, design, tmp_path)
-    assert recipe == taken[2][1] and take(study, design, tmp_path) is None
-    held.close()
+    queue_missing_runs(study, design, tmp_path)
+    queue_missing_runs(study, design, tmp_path)  # a second command finds all runs queued
+    claimed = [claim_run(study, design, tmp_path) for _ in range(4)]
+    assert len({recipe.name for _, recipe, _ in claimed}) == 4 and claim_run(study, design, tmp_path) is None
+    queue_missing_runs(study, design, tmp_path)
+    assert claim_run(study, design, tmp_path) is None  # all have a worker
+    claimed[2][2].close()
+    queue_missing_runs(study, design, tmp_path)
+    _, recipe, lock = claim_run(study, design, tmp_path)
+    assert recipe == claimed[2][1] and claim_run(study, design, tmp_path) is None
+    lock.close()
 
 
 def test_two_processes_choose_different_values_of_a_range(tmp_path):
-    design = load_sweep(written(tmp_path, fields={"learning_rate": {"low": 1e-4, "high": 1e-2}}, trials=4))
+    design = load_sweep(write_sweep(tmp_path, fields={"learning_rate": {"low": 1e-4, "high": 1e-2}}, trials=4))
     studies = [open_study(design, tmp_path) for _ in range(2)]
-    taken = [take(study, design, tmp_path) for study in studies * 2]
-    assert len({recipe.learning_rate for _, recipe, _ in taken}) == 4 and take(studies[0], design, tmp_path) is None
+    claimed = [claim_run(study, design, tmp_path) for study in studies * 2]
+    assert (
+        len({recipe.learning_rate for _, recipe, _ in claimed}) == 4 and claim_run(studies[0], design, tmp_path) is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,58 +176,58 @@ def test_two_processes_choose_different_values_of_a_range(tmp_path):
         ({"fields": {"pakcing": [True]}}, "“pakcing” is not a field (did you mean “packing”?)"),
         ({"fields": {"lora.r": [8, -1]}}, "finetome-nano.yaml: “lora.r” can't be -1: input should be greater than 0"),
         ({"fields": {"warmup_steps": [0.1, 2.5]}}, "“warmup_steps” can't be 2.5: it is a number of steps, or a share"),
-        ({"fields": {"lora.r": []}}, "“fields.lora.r” needs one value or more, each once: it has []"),
-        ({"fields": {"lora.r": [8, 8]}}, "“fields.lora.r” needs one value or more, each once: it has [8, 8]"),
+        ({"fields": {"lora.r": []}}, "“fields.lora.r” needs one or more different values: it has []"),
+        ({"fields": {"lora.r": [8, 8]}}, "“fields.lora.r” needs one or more different values: it has [8, 8]"),
         ({"fields": None}, "the sweep is empty: name fields with their values, or points"),
         ({"recipe": "finetome-nanu"}, "There is no recipe “finetome-nanu” (did you mean “finetome-nano”?)"),
         ({"recipe": None}, "“recipe” is missing: add it"),
         ({"objective": "flag"}, "“objective” can't be 'flag'"),
         ({"fields": {"epochs": {"low": 2, "high": 1}}}, "low 2 is not below high 1"),
         ({"fields": {"epochs": {"low": 1, "hihg": 2}}}, "“fields.epochs”: “hihg” is not a field (did you"),
-        ({"fields": {"epochs": {"low": 1.0, "high": 2.0}}}, "“trials” says how many runs are chosen"),
+        ({"fields": {"epochs": {"low": 1.0, "high": 2.0}}}, "“trials” is the number of runs if a field is a range"),
         ({"seeds": 2, "fields": {"seed": [1, 2]}}, "“seeds” repeats the points of a grid"),
         ({"overrides": {"data.evaluation": 0}}, "raise data.evaluation"),
         ({"points": {"study": {"lora.q": 8}}}, "“lora.q” is not a field"),
     ],
 )  # fmt: skip
-def test_a_sweep_that_is_wrong_is_one_sentence(tmp_path, fields, words):
+def test_an_invalid_sweep_is_refused_in_one_sentence(tmp_path, fields, words):
     with pytest.raises(LabError, match=re.escape(words)):
-        load_sweep(written(tmp_path, **fields))
+        load_sweep(write_sweep(tmp_path, **fields))
 
 
-def test_what_keeps_a_sweep_from_starting_ends_the_command_without_a_traceback(tmp_path):
+def test_the_command_reports_problems_without_a_traceback(tmp_path):
     assert_refused(command("training", "sweep", "study-nanu"), "no sweep “study-nanu” (did you mean “study-nano”?)")
     out = tmp_path / "out"
     out.mkdir()
     (out / "study.db").write_bytes(b"no database " * 100)
-    done = command("training", "sweep", written(tmp_path), "--out", str(out))
-    assert_refused(done, "study.db can't be used (", "move it away")
+    done = command("training", "sweep", write_sweep(tmp_path), "--out", str(out))
+    assert_refused(done, "study.db is not readable (", "move it away")
     (out / "study.db").unlink()
-    open_study(load_sweep(written(tmp_path)), out)
-    changed = command("training", "sweep", written(tmp_path, objective="flags"), "--out", str(out))
+    open_study(load_sweep(write_sweep(tmp_path)), out)
+    changed = command("training", "sweep", write_sweep(tmp_path, objective="flags"), "--out", str(out))
     assert_refused(changed, "holds another sweep (objective: held-out loss → flags)")
 
 
-def test_a_run_that_fails_is_told_and_the_others_are_done(tmp_path):
-    """A file in the way of one run's folder stands for a disk that can't be written."""
+def test_a_failed_run_is_reported_and_the_others_are_finished(tmp_path):
+    """A file at the path of one run's folder makes this run fail."""
     out = tmp_path / "out"
-    path = written(tmp_path, overrides=OVERRIDES | {"max_steps": 2})
+    path = write_sweep(tmp_path, overrides=OVERRIDES | {"max_steps": 2})
     in_the_way = out / load_sweep(path).recipe_of({"lora.r": 4, "seed": 0}).name
     out.mkdir()
     in_the_way.write_text("mine", encoding="utf-8")
-    study, report = finished(path, out)
-    assert "Runs done: 1." in report and re.search(r"Failed: .*can't be written", report)
-    with pytest.raises(LabError, match="Runs that failed: 1. The first because: .*can't be written .* again"):
-        complain(study, [])
+    study, report = run_in_process(path, out)
+    assert "Finished runs: 1." in report and re.search(r"Failed: .*can't be written", report)
+    with pytest.raises(LabError, match="Runs that failed: 1. The first error: .*can't be written .* again"):
+        check_all_finished(study, [])
     in_the_way.unlink()
-    study, report = finished(path, out)  # the same command, later
-    assert "Runs done: 2." in report and "Failed" not in report
-    complain(study, [])
+    study, report = run_in_process(path, out)  # the same command, later
+    assert "Finished runs: 2." in report and "Failed" not in report
+    check_all_finished(study, [])
 
 
 def test_named_points_are_combined_with_fields_and_seeds(tmp_path):
     points = {"first": {"lora.r": 16, "packing": False}, "second": {"lora.r": 8, "packing": True}}
-    design = load_sweep(written(tmp_path, points=points, fields={"epochs": [1.0, 2.0]}, seeds=2))
+    design = load_sweep(write_sweep(tmp_path, points=points, fields={"epochs": [1.0, 2.0]}, seeds=2))
     made = [design.recipe_of(chosen) for chosen in design.grid()]
     assert len({recipe.name for recipe in made}) == 8
     assert {(r.lora.r, r.packing, r.epochs, r.seed) for r in made} == {
@@ -228,25 +236,25 @@ def test_named_points_are_combined_with_fields_and_seeds(tmp_path):
 
 
 @pytest.mark.parametrize("name", recipe_names(SWEEPS))
-def test_the_sweeps_that_come_with_the_project_are_right(name):
+def test_the_shipped_sweeps_are_valid(name):
     design = load_sweep(name)
     assert design.name == name and len(design.grid()) in (5, 8, 16)
 
 
-def test_warm_up_may_be_a_share_of_the_steps():
+def test_warm_up_can_be_a_share_of_the_steps():
     assert load_recipe("finetome-nano", ["warmup_steps=0.1"]).warmup_steps == 0.1
     assert load_recipe("finetome-nano").warmup_steps == 5
 
 
 def run(chosen: dict, seconds: float, right: int) -> Run:
-    """A run that answered so many of ten questions."""
+    """A run with `right` of ten questions answered right."""
     values = {str(number): number < right for number in range(10)}
     return Run(chosen, {"seconds": seconds, "values": {"flags": values, "held-out loss": {"a": 1.0, "b": 2.0}},
                         "weights": {"held-out loss": {"a": 1.0, "b": 1.0}}})  # fmt: skip
 
 
-def test_an_effect_is_the_mean_over_pairs_that_differ_in_one_field_alone(tmp_path):
-    design = load_sweep(written(tmp_path, fields={"lora.r": [4, 2], "packing": [False, True]}, objective="flags"))
+def test_an_effect_is_the_mean_over_pairs_that_differ_in_one_field(tmp_path):
+    design = load_sweep(write_sweep(tmp_path, fields={"lora.r": [4, 2], "packing": [False, True]}, objective="flags"))
     right = {(4, False): 5, (2, False): 6, (4, True): 8, (2, True): 7}
     runs = [run({"lora.r": r, "packing": p, "seed": 0}, 20 if p else 10, n) for (r, p), n in right.items()]
     r, packing = effects(runs, design)
@@ -265,7 +273,7 @@ def test_an_effect_is_the_mean_over_pairs_that_differ_in_one_field_alone(tmp_pat
     assert packing.changes["flags"] == pytest.approx((0.3, *newcombe(5, 3, 0, 10)))
 
 
-def test_the_pareto_front_holds_what_nothing_beats_in_both(tmp_path):
-    design = load_sweep(written(tmp_path, objective="flags"))
+def test_no_point_is_better_in_both_than_one_on_the_pareto_front(tmp_path):
+    design = load_sweep(write_sweep(tmp_path, objective="flags"))
     points = [Point({}, [run({}, seconds, n)]) for seconds, n in ((30, 6), (10, 3), (20, 3), (40, 9), (50, 8))]
-    assert [point.mean("seconds") for point in pareto(points, design)] == [10, 30, 40]
+    assert [point.mean("seconds") for point in pareto_front(points, design)] == [10, 30, 40]

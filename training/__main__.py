@@ -92,8 +92,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for answers and reports. Default: runs/evaluations.")] = None,
 ) -> None:
     """Evaluate models and compare them, with 95 % intervals. Complete evaluations are added to the models' cards."""
-    from training.evaluation.evaluate import RESULTS, Request
-    from training.evaluation.evaluate import evaluate as evaluate_models
+    from training.evaluation.evaluate import RESULTS, Request, evaluate_models
 
     suite = suite or ("none" if task else "emoji")
     request = Request(suite, task or (), engine, every, again, recipe, out or RESULTS)
@@ -109,7 +108,7 @@ def sweep(
     report: Annotated[Path | None, typer.Option(help="Folder for a copy of the report.")] = None,
 ) -> None:
     """Train variants of a recipe and compare them. The same command resumes a sweep."""
-    from training.sweeps.runner import sweep as run_sweep
+    from training.sweeps.runner import run_sweep
 
     print(run_sweep(file, workers, out, report))
 
@@ -159,13 +158,14 @@ def run_all(
     data(recipe, overrides, folder)
     export(str(folder))
     if checked.data.name == "emoji":
-        from training.evaluation.evaluate import evaluate_folder, table
+        from training.evaluation.evaluate import Request, evaluate_models
 
-        print(table({folder.name: evaluate_folder(folder)}))
+        tables, _ = evaluate_models([str(folder)], Request())
+        print(tables)
     else:
-        from training.evaluation.evaluate import compare_with_base
+        from training.evaluation.before_after import add_before_and_after
 
-        compare_with_base(folder)
+        add_before_and_after(folder)
     if namespace:
         publish(str(folder), namespace, private, force)
 

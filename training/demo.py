@@ -25,7 +25,7 @@ from gradio_client import Client
 from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
-from training.evaluation.evaluate import Request, evaluate
+from training.evaluation.evaluate import Request, evaluate_models
 from training.recipe import load_recipe
 
 ACCOUNT = "me"
@@ -104,7 +104,7 @@ def main(
                 finish(start(recipe, runs / load_recipe(recipe).name, environment))
         with step("nano: evaluate and compare with both"):
             models = ["nano", *(str(runs / load_recipe(recipe).name) for recipe in RECIPES)]
-            tables, _ = evaluate(models, Request())  # the answers of the two runs are saved already
+            tables, _ = evaluate_models(models, Request())  # the answers of the two runs are saved already
         with step("page: list, download, answer"), page(environment) as lab:
             rows = lab.predict(api_name="/models")
             listed = [row for row in rows if row["id"] == "nano" or row["id"].startswith(f"{ACCOUNT}/")]

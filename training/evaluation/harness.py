@@ -1,10 +1,10 @@
-"""Tasks of EleutherAI's lm-evaluation-harness by name, asked through the engine that serves the model.
+"""Tasks of EleutherAI's lm-evaluation-harness, answered by the model's engine.
 
-The harness makes the prompts and judges the answers; this module answers for it. A model is asked as in a chat: the
-prompt is one user message in the model's own chat template, and a likelihood is that of an assistant's whole answer,
-its end included and its first space left out. Published figures are mostly of raw prompts without a template and of
-continuations without an end: compare these with each other, not with those. Tasks that need the likelihood of a whole
-text (`loglikelihood_rolling`) can't be asked in a chat and are refused.
+The harness makes the prompts and judges the answers. This module asks the model as in a chat: the prompt is one user
+message in the model's own chat template. A likelihood is that of a complete assistant answer with its end-of-turn token
+and without its first space. Most published figures use raw prompts without a template and continuations without an
+end: do not compare them with these. Tasks that need the likelihood of a text without a question
+(`loglikelihood_rolling`) are refused.
 
 Importing this module takes seconds, so only `--task` does.
 """
@@ -27,70 +27,72 @@ from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.validation import nearest
 from training.evaluation.resolve_model import ResolvedModel
-from training.evaluation.run_suite import collect, kept_in
+from training.evaluation.run_suite import Answer, answers_file, collect_answers
 from training.evaluation.suites import Measure, Record, Result
 
-LONGEST = 256  # tokens of an answer where the task says nothing: the harness's own default
+MAX_TOKENS = 256  # of an answer if the task sets no limit: the harness's own default
 
 
 class EngineModel(LM):
-    """A served model as the harness knows models. `path` keeps what it answers."""
+    """A model in the harness's interface. Its answers are saved in `path`."""
 
-    def __init__(self, served: ResolvedModel, path: Path) -> None:
+    def __init__(self, model: ResolvedModel, path: Path) -> None:
         super().__init__()
-        self.served, self.path = served, path
+        self.model, self.path = model, path
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Answers, each up to the first of its task's stop strings."""
+        """The answers, each up to the first stop string of its task."""
         return [str(record["answer"]) for record in self._collect(requests, answer)]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Nats of each answer, and whether it is the greedy one."""
+        """The log-likelihood of each answer in nats, and whether it is the greedy answer."""
         records = self._collect(requests, likelihood)
         return [(float(record["log_likelihood"]), bool(record["greedy"])) for record in records]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Refused: a chat has no likelihood of a text without a question."""
-        raise LabError(f"The task {requests[0].task_name} asks for the likelihood of whole texts: choose another one.")
+        """Raises LabError: a chat has no likelihood of a text without a question."""
+        raise LabError(
+            f"The task {requests[0].task_name} needs the likelihood of texts without a question: choose another task."
+        )
 
-    def _collect(self, requests: list[Instance], ask: Callable) -> list[Record]:
+    def _collect(self, requests: list[Instance], ask: Answer) -> list[Record]:
         keys = [key(request) for request in requests]
         questions = {name: request.args for name, request in zip(keys, requests, strict=True)}
-        found = collect(self.path, self.served, questions, ask, requests[0].task_name or "tasks")
+        found = collect_answers(self.path, self.model, questions, ask, requests[0].task_name or "tasks")
         return [found[name] for name in keys]
 
 
 def key(request: Instance) -> str:
-    """What is asked of the model, as 64 bits of SHA-256."""
-    what = json.dumps([request.request_type, request.args], ensure_ascii=False, default=str)
-    return hashlib.sha256(what.encode()).hexdigest()[:16]
+    """64 bits of SHA-256 of a request."""
+    content = json.dumps([request.request_type, request.args], ensure_ascii=False, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def answer(served: ResolvedModel, question: tuple[str, dict], cancelled: Callable[[], bool]) -> Record:
-    """A generated answer as the task's settings want it: greedy unless it says otherwise."""
+def answer(model: ResolvedModel, question: tuple[str, dict], cancelled: Callable[[], bool]) -> Record:
+    """A generated answer with the task's settings; greedy by default."""
     context, settings = question
     temperature = float(settings.get("temperature") or 0) if settings.get("do_sample") else 0.0
-    length = int(settings.get("max_gen_toks") or LONGEST)
-    text, _ = served.ask([in_chat(context)], Sampling(temperature, max_tokens=length, seed=0), cancelled)
+    length = int(settings.get("max_gen_toks") or MAX_TOKENS)
+    text, _ = model.ask([as_message(context)], Sampling(temperature, max_tokens=length, seed=0), cancelled)
     stops = settings.get("until") or []
-    places = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop]
-    return {"answer": text[: min((place for place in places if place >= 0), default=len(text))]}
+    ends = [text.find(stop) for stop in ([stops] if isinstance(stops, str) else stops) if stop]
+    return {"answer": text[: min((end for end in ends if end >= 0), default=len(text))]}
 
 
-def likelihood(served: ResolvedModel, question: tuple[str, str], cancelled: Callable[[], bool]) -> Record:
-    """How likely the continuation is as an answer."""
+def likelihood(model: ResolvedModel, question: tuple[str, str], cancelled: Callable[[], bool]) -> Record:
+    """The likelihood of the continuation as an answer."""
     context, continuation = question
-    scored = served.score([in_chat(context)], continuation.lstrip())
+    scored = model.score([as_message(context)], continuation.lstrip())
     return {"log_likelihood": scored.log_likelihood, "greedy": scored.greedy}
 
 
-def in_chat(context: str) -> Message:
-    """A raw prompt as a user's message."""
+def as_message(context: str) -> Message:
+    """A raw prompt as a user message."""
     return Message(role="user", content=context)
 
 
 class Harness:
-    """Tasks, loaded once for all models. Raises LabError for a name that is no task's, or data that can't be had."""
+    """Tasks, loaded once for all models. Raises LabError for an unknown task or if its data are not available."""
 
     def __init__(self, tasks: Sequence[str], every: int = 1) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -107,22 +109,25 @@ class Harness:
             raise LabError(f"{', '.join(self.names)} can't be loaded ({reason}): check the network.") from error
         self.samples = {name: list(range(len(task.eval_docs)))[::every] for name, task in loaded.items()}
 
-    def evaluate(self, served: ResolvedModel, out: Path, again: bool) -> Result:
-        """What a model answers to the tasks."""
-        path = kept_in(out, served, "tasks")
+    def evaluate(self, model: ResolvedModel, out: Path, again: bool) -> Result:
+        """A model's result. `again` discards its saved answers first."""
+        path = answers_file(out, model, "tasks")
         if again:
             path.unlink(missing_ok=True)
         found = simple_evaluate(
-            EngineModel(served, path), tasks=self.names, samples=self.samples, task_manager=self.manager,
+            EngineModel(model, path), tasks=self.names, samples=self.samples, task_manager=self.manager,
             bootstrap_iters=0,
         )  # fmt: skip
-        measures, notes = [], ["Tasks: asked through the chat template, likelihoods of whole answers (harness.py)."]
+        measures, notes = (
+            [],
+            ["Tasks: asked in the chat template; likelihoods are those of complete answers (see harness.py)."],
+        )
         for task, samples in found["samples"].items():
             for metric, values in columns(samples).items():
                 name, _, kind = metric.partition(",")
                 theirs = found["results"][task].get(metric)
                 if theirs is None or not math.isclose(theirs, sum(values.values()) / len(values), abs_tol=1e-9):
-                    notes.append(f"{task}: {name} is no mean over questions ({theirs}); it has no interval here.")
+                    notes.append(f"{task}: {name} is not a mean over questions ({theirs}) and has no interval here.")
                     continue
                 shown = name if kind == "none" else f"{name} ({kind})"
                 measures.append(Measure(
@@ -137,13 +142,13 @@ class Harness:
 
 
 def is_file(task: str) -> bool:
-    """Whether a task is given by its YAML file."""
+    """Whether a task is given as a YAML file."""
     return Path(task).suffix in (".yaml", ".yml")
 
 
 def columns(samples: Sequence[dict]) -> dict[str, dict[str, bool | float]]:
-    """Each metric's value by question, as "metric,filter" like the harness names its results; 0 and 1 are wrong and
-    right."""
+    """The values of each metric by question, under the harness's names "metric,filter". Metrics of zeros and ones
+    become bools."""
     found: dict[str, dict[str, float]] = {}
     for sample in samples:
         for metric in sample["metrics"]:

@@ -1,38 +1,75 @@
-"""Questions put to a model, several at once where its engine gains from it; every answer is kept as it comes.
+"""Asks a model the questions of a suite and saves each answer as it comes.
 
-Answers lie in one JSON Lines file for a model's revision, engine and suite: a command that was killed goes on with what
-is missing, one that had ended asks nothing. They are kept unjudged, so that a change of scoring asks nothing either.
+Answers are in one JSON Lines file for each revision of a model, engine and suite. After an interruption the same
+command asks the missing questions only; a repeated command asks none. Answers are saved before they are judged, so a
+change of scoring asks none either.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from inference.errors import LabError
 from training.evaluation.resolve_model import ResolvedModel
-from training.evaluation.suites import Record
+from training.evaluation.suites import Record, Result, Suite
 
-# One by one on llama.cpp: eight at once changed 6 of 492 greedy answers of nano-emoji, and took 8.9 instead of 11.6 s.
-AT_ONCE = {"llamacpp": 1}
-OTHERWISE = 8
-Answer = Callable[[ResolvedModel, object, Callable[[], bool]], Record]
-
-
-def kept_in(folder: Path, served: ResolvedModel, suite: str) -> Path:
-    """Where the answers of a model to a suite are kept."""
-    return folder / "answers" / f"{served.engine_name}-{served.revision}" / f"{suite}.jsonl"
+# Questions at the same time, by engine. llama.cpp answers one by one: with eight, 6 of 492 greedy answers of
+# nano-emoji changed, and the time fell from 11.6 to 8.9 s only.
+PARALLEL = {"llamacpp": 1}
+PARALLEL_DEFAULT = 8
+Answer = Callable[[ResolvedModel, Any, Callable[[], bool]], Record]
 
 
-def read(path: Path) -> dict[str, Record]:
-    """The answers so far by key. A last line that was cut by a kill is taken off the file. Raises LabError where
+def run_suite(suite: Suite, model: ResolvedModel, out: Path, every: int = 1, again: bool = False) -> Result:
+    """Ask every n-th question of a suite and judge the answers.
+
+    Args:
+        suite: the questions.
+        model: the model to ask.
+        out: the folder for answers.
+        every: the n of every n-th question.
+        again: discard saved answers first.
+
+    Raises:
+        LabError: the model stops answering. Its answers so far are saved.
+    """
+    path = answers_file(out, model, suite.name)
+    if again:
+        path.unlink(missing_ok=True)
+    return suite.judge(collect_answers(path, model, choose_questions(suite, every), suite.answer, suite.name))
+
+
+def choose_questions(suite: Suite, every: int) -> dict[str, Any]:
+    """Every n-th question, in the suite's order. Raises LabError if fewer than two are left."""
+    # Every n-th of a fixed shuffle: questions alternate between two directions, and an even n would ask only one.
+    shuffled = random.Random(0).sample(list(suite.questions), len(suite.questions))
+    chosen = set(shuffled[::every])
+    questions = {key: question for key, question in suite.questions.items() if key in chosen}
+    if len(questions) < 2:
+        raise LabError(
+            f"--every {every} leaves {len(questions)} of the {len(suite.questions):,} questions of the {suite.name} "
+            f"suite: choose at most {len(suite.questions) - 1}."
+        )
+    return questions
+
+
+def answers_file(folder: Path, model: ResolvedModel, suite: str) -> Path:
+    """The file of a model's answers to a suite."""
+    return folder / "answers" / f"{model.engine_name}-{model.revision}" / f"{suite}.jsonl"
+
+
+def read_answers(path: Path) -> dict[str, Record]:
+    """The saved answers by key. Removes an incomplete last line, which a killed process leaves. Raises LabError if
     another line is not JSON."""
     if not path.is_file():
         return {}
@@ -42,59 +79,60 @@ def read(path: Path) -> dict[str, Record]:
     try:
         records = [json.loads(line) for line in lines]
     except ValueError as error:
-        raise LabError(f"{path} holds a line that is no answer ({error}): ask anew with --again.") from error
+        raise LabError(f"{path} has an invalid line ({error}): ask again with --again.") from error
     return {record.pop("key"): record for record in records}
 
 
-def collect(
-    path: Path, served: ResolvedModel, questions: Mapping[str, object], answer: Answer, what: str
+def collect_answers(
+    path: Path, model: ResolvedModel, questions: Mapping[str, Any], answer: Answer, suite: str
 ) -> dict[str, Record]:
-    """The answers to `questions` in their order, asked where `path` doesn't have them. Raises LabError where the model
-    stops answering; what it has answered is kept."""
-    known = read(path)
-    missing = [key for key in questions if key not in known]
-    if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        label = f"asking {served.name}: {what}"
-        with path.open("a", encoding="utf-8") as file, typer.progressbar(
-            length=len(questions), label=label, show_pos=True, file=sys.stderr
-        ) as bar:  # fmt: skip
-            bar.update(len(questions) - len(missing))
+    """The answers to `questions` in their order. Asks those that `path` does not have, with a progress bar. Raises
+    LabError if the model stops answering; its answers so far are saved."""
+    known = read_answers(path)
+    missing = {key: question for key, question in questions.items() if key not in known}
+    if not missing:
+        return {key: known[key] for key in questions}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    label = f"asking {model.name}: {suite}"
+    with path.open("a", encoding="utf-8") as file, typer.progressbar(
+        length=len(questions), label=label, show_pos=True, file=sys.stderr
+    ) as bar:  # fmt: skip
+        bar.update(len(questions) - len(missing))
 
-            def keep(key: str, record: Record) -> None:
-                file.write(json.dumps({"key": key, **record}, ensure_ascii=False) + "\n")
-                file.flush()
-                known[key] = record
-                bar.update(1)
+        def save(key: str, record: Record) -> None:
+            file.write(json.dumps({"key": key, **record}, ensure_ascii=False) + "\n")
+            file.flush()
+            known[key] = record
+            bar.update(1)
 
-            try:
-                ask_all(served, {key: questions[key] for key in missing}, answer, keep)
-            except LabError as error:
-                done = sum(key in known for key in questions)
-                raise LabError(
-                    f"{served.name} stopped after {done} of {len(questions)} answers ({str(error).rstrip('.')}): they "
-                    "are kept, and the same command goes on from there."
-                ) from error
+        try:
+            ask_all(model, missing, answer, save)
+        except LabError as error:
+            done = sum(key in known for key in questions)
+            raise LabError(
+                f"{model.name} stopped after {done} of {len(questions)} answers ({str(error).rstrip('.')}). They are "
+                "saved: the same command resumes."
+            ) from error
     return {key: known[key] for key in questions}
 
 
 def ask_all(
-    served: ResolvedModel, questions: Mapping[str, object], answer: Answer, keep: Callable[[str, Record], None]
+    model: ResolvedModel, questions: Mapping[str, Any], answer: Answer, save: Callable[[str, Record], None]
 ) -> None:
-    """Ask, and `keep` each answer as it comes. At the first error no more are asked."""
+    """Ask the questions and `save` each answer as it comes. After the first error no more questions are asked."""
     stopped = threading.Event()
-    at_once = AT_ONCE.get(served.engine_name, OTHERWISE)
-    with ThreadPoolExecutor(at_once) as pool:
+    parallel = PARALLEL.get(model.engine_name, PARALLEL_DEFAULT)
+    with ThreadPoolExecutor(parallel) as pool:
         waiting = iter(questions.items())
         running: dict[Future[Record], str] = {}
         try:
             while True:
-                for key, question in islice(waiting, at_once - len(running)):
-                    running[pool.submit(answer, served, question, stopped.is_set)] = key
+                for key, question in islice(waiting, parallel - len(running)):
+                    running[pool.submit(answer, model, question, stopped.is_set)] = key
                 if not running:
                     return
                 done = wait(running, return_when=FIRST_COMPLETED).done
                 for future in sorted(done, key=lambda each: each.exception() is not None):  # answers before errors
-                    keep(running.pop(future), future.result())
+                    save(running.pop(future), future.result())
         finally:
             stopped.set()

@@ -1,11 +1,12 @@
-"""How sure a figure is: 95 % intervals over questions, and paired tests of two models on the same questions.
+"""95 % intervals over questions, and paired tests of two models on the same questions.
 
-Values are one number a question: True or False for right and wrong, a real number for a length or a loss. Intervals of
-means are SciPy's BCa bootstrap (Efron 1987) with a fixed seed: the same values give the same interval. A resample of
-answers that are all right is all right again, and its interval would be a point; so where fewer than five answers are
-right, or fewer than five wrong, a share has Wilson's interval (1927), and where two models differ on fewer than ten
-questions, or agree on fewer, the difference has Newcombe's (1998b, method 10), which rests on Wilson's. What is asked
-is `suites`' matter, how it is shown `report.py`'s.
+There is one value for each question: True or False for right and wrong, or a number for a length or a loss. Intervals
+of means are SciPy's BCa bootstrap (Efron 1987) with a fixed seed, so the same values give the same interval. If all
+answers are right, so are all resamples, and the interval would be a point. So a share has Wilson's interval (1927) if
+fewer than five answers are right or fewer than five are wrong. A difference of shares has Newcombe's interval (1998b,
+method 10), which is based on Wilson's, if the models differ on fewer than ten questions or agree on fewer than ten.
+
+Holm's adjustment is our own: SciPy has none, and statsmodels is a large dependency for five lines.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 9_999
 SEED = 0
 FEW = 5  # right or wrong answers: the rule of thumb for a binomial's normal approximation
-FEW_DISCORDANT = 10  # simulated: where 7 of 66 differ, the bootstrap's interval holds the difference 92.5 % of the time
+FEW_DISCORDANT = 10  # in simulations with 7 of 66 differing, the bootstrap's interval covers only 92.5 %
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The second model's mean minus the first's on `count` common questions, its 95 % interval, and the two-sided p of
-    no difference by `test`."""
+    """The second model's mean minus the first's on `count` common questions, its 95 % interval, and the two-sided p
+    value of no difference by `test`."""
 
     value: float
     low: float
@@ -56,8 +57,8 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
 
 
 def estimate(values: Sequence[bool] | Sequence[float], weights: Sequence[float] | None = None) -> Estimate:
-    """The mean of `values`; with `weights` the sum of values over the sum of weights, as in nats per token, where
-    whole questions are resampled. Raises LabError for fewer than two real values: they have no interval."""
+    """The mean of `values` with its interval. With `weights` it is the sum of values over the sum of weights, as in
+    nats per token; questions are resampled, not tokens. Raises LabError for fewer than two real values."""
     data = np.asarray(values, dtype=float)
     count = len(data)
     if all(isinstance(value, bool) for value in values) and count:
@@ -73,7 +74,7 @@ def estimate(values: Sequence[bool] | Sequence[float], weights: Sequence[float] 
 
 
 def bootstrap(data: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
-    """The BCa interval of a mean, or of a ratio of sums. Where all are alike, so is every resample: a point."""
+    """The BCa interval of a mean, or of a ratio of sums. It is a point if all values are equal."""
     ratios = data if weights is None else data / weights
     if np.ptp(ratios) == 0:
         return float(ratios[0]), float(ratios[0])
@@ -94,12 +95,15 @@ def compare(
     second: Sequence[bool] | Sequence[float],
     weights: Sequence[float] | None = None,
 ) -> Difference:
-    """`second` minus `first`, question by question. Right and wrong: McNemar's test, exact (1947; the binomial test of
-    the questions that only one got right). Real values: a permutation test that exchanges the models question by
-    question (Fisher's; 9,999 draws, so that p is at least 0.0002). `weights` are `estimate`'s, common to both."""
+    """`second` minus `first`, paired by question.
+
+    Right and wrong: McNemar's exact test (1947), the binomial test of the questions that only one model answers right.
+    Real values: Fisher's permutation test, which swaps the models in single questions (9,999 draws, so p is at least
+    0.0002). `weights` are those of `estimate`, equal for both. Raises LabError for fewer than two real values and for
+    different numbers of questions."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if len(a) != len(b) or not len(a):
-        raise LabError(f"A comparison needs the same questions: here are {len(a)} and {len(b)}.")
+        raise LabError(f"A comparison needs the same questions: there are {len(a)} and {len(b)}.")
     if all(isinstance(value, bool) for value in (*first, *second)):
         return compare_shares(a, b)
     if len(a) < 2:
@@ -110,7 +114,7 @@ def compare(
     test = "paired permutation"
     if not delta.any():
         return Difference(0.0, *interval, len(a), 1.0, test)
-    # The sum of the weights is the same in every permutation: the mean decides alike.
+    # The sum of the weights is the same in every permutation, so the test on the mean is equivalent.
     found = stats.permutation_test(
         (delta,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, batch=1000,
         rng=np.random.default_rng(SEED),
@@ -119,7 +123,7 @@ def compare(
 
 
 def compare_shares(a: np.ndarray, b: np.ndarray) -> Difference:
-    """The difference of two shares on the same questions, of zeros and ones."""
+    """The difference of two shares on the same questions. `a` and `b` are zeros and ones."""
     only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     both = int(((a == 1) & (b == 1)).sum())
     discordant = only_first + only_second
@@ -144,7 +148,7 @@ def newcombe(both: int, only_second: int, only_first: int, asked: int) -> tuple[
     phi = 0.0
     if spread:
         covariance = both * neither - only_second * only_first
-        # With the paper's correction for continuity where the correlation is positive.
+        # The paper corrects for continuity if the correlation is positive.
         phi = (max(covariance - asked / 2, 0) if covariance > 0 else covariance) / spread
     below = (p2 - l2) ** 2 - 2 * phi * (p2 - l2) * (u1 - p1) + (u1 - p1) ** 2
     above = (u2 - p2) ** 2 - 2 * phi * (u2 - p2) * (p1 - l1) + (p1 - l1) ** 2
@@ -152,8 +156,8 @@ def newcombe(both: int, only_second: int, only_first: int, asked: int) -> tuple[
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values adjusted for how many there are, so that the chance of any false finding among them stays at 5 %
-    (Holm 1979); in their order."""
+    """The p values in their order, adjusted for their number (Holm 1979): the chance of any false positive among them
+    stays at 5 %."""
     order = np.argsort(p_values, kind="stable")
     steps = np.asarray(p_values, dtype=float)[order] * np.arange(len(p_values), 0, -1)
     adjusted = np.empty(len(p_values))

@@ -1,8 +1,8 @@
-"""Run one of llama.cpp's own converters in a process of its own: `python -P converter.py FOLDER SCRIPT ARGUMENT…`
+"""Runs one of llama.cpp's converters in a process of its own: `python -P llamacpp_converter.py FOLDER SCRIPT ARGUMENT…`
 
-FOLDER is `vendor/llama.cpp` of llama-cpp-python's sdist. Its `gguf-py` must come before any installed gguf, which may
-be too old for it. A converter knows tokenizers by a hash of what they produce, so it refuses every newly trained one;
-where the tokenizer splits text by Llama 3's own pattern, Llama 3's name for it is the right answer.
+FOLDER is `vendor/llama.cpp` of llama-cpp-python's sdist. Its `gguf-py` must precede any installed gguf package, which
+may be too old. A converter identifies a tokenizer by a hash of its output, so it refuses newly trained tokenizers. If
+the tokenizer splits text by Llama 3's pattern, Llama 3's name is correct.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
-# As published in the tokenizer.json of Llama 3; llama.cpp implements this pattern under the name "llama-bpe".
+# From the tokenizer.json of Llama 3. llama.cpp implements this pattern under the name "llama-bpe".
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -20,7 +21,7 @@ LLAMA3_SPLIT = (
 
 
 def splits_like_llama3(tokenizer_json: str) -> bool:
-    """Whether a fast tokenizer, given as JSON, splits by Llama 3's pattern and then into bytes."""
+    """Whether a fast tokenizer (its JSON) splits by Llama 3's pattern and then into bytes."""
     steps = json.loads(tokenizer_json)["pre_tokenizer"].get("pretokenizers", [])
     return [step["type"] for step in steps] == ["Split", "ByteLevel"] and steps[0]["pattern"] == {"Regex": LLAMA3_SPLIT}
 
@@ -33,7 +34,7 @@ def main() -> None:
 
     known = TextModel.get_vocab_base_pre
 
-    def name_of_pre_tokenizer(self: TextModel, tokenizer: object) -> str:
+    def name_of_pre_tokenizer(self: TextModel, tokenizer: Any) -> str:
         try:
             return known(self, tokenizer)
         except NotImplementedError:

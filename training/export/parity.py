@@ -1,70 +1,77 @@
-"""The parity report: does an exported file answer like the PyTorch model it was made from?
-`python -m training export RUN` asks that of every file it makes.
+"""The parity check: does an exported file answer like the PyTorch model? `python -m training export RUN` runs it.
 
 The same conversations go through transformers (base and PEFT adapter, float32) and through llama.cpp, loaded as the
-engine loads it: the prompts have to be equal to the letter and the token, the next-token distributions as close as
-the file's quantization lets them be (mean KL divergence and how often both put the same token first), and greedy
-answers are counted. The result goes into `run.json` under "parity"; publishing refuses what didn't pass.
+engine loads it. The prompts must have equal text and equal token ids. The next-token distributions must be as close as
+the file's quantization allows: mean KL divergence and top-1 agreement. Equal greedy answers are counted. The results go
+into `run.json` under "parity". Publishing leaves out files that did not pass.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import jinja2
 import llama_cpp.llama_cpp as cpp
 import numpy as np
 import torch
 import typer
-import yaml
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from inference.engines import Message
 from inference.engines.llamacpp.engine import compute_threads
 from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
 from inference.errors import LabError
-from training.evaluation.resolve_model import files_of
-from training.export.gguf import ADAPTER, Record, base_folder, convert_model, load_model, step, tokenizer_folder
+from training.evaluation.resolve_model import llamacpp_files
+from training.export.convert import convert_model
+from training.export.gguf import ADAPTER
+from training.export.model_folder import base_folder, tokenizer_folder
+from training.export.parity_reference import Reference, make_references, render_prompt
+from training.export.quantize import TemporaryLog
+from training.export.steps import timed_step
 from training.run_record import read_run_record, write_run_record
-
-CONVERSATIONS = Path(__file__).with_name("parity.yaml")
-ANSWER_TOKENS = 24  # of each greedy answer, at most
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a file may lose: mean KL divergence in nats at most, share of equal first choices at least."""
+    """The largest mean KL divergence (nats) and the smallest top-1 agreement (share) with which a file passes."""
 
     kl: float
     top1: float
 
 
-# llama.cpp's own figures are of Llama 3 8B on Wikitext-2 (its tools/perplexity/README.md, revision f364eb6f; for f16
-# against bf16 83330d8c): 0.000025, 0.0014, 0.031 nats and 99.7, 97.7, 91.9 % same first choices for f16, Q8_0, Q4_K_M.
-# Smaller models lose more and a few conversations are a small sample, so four to five times that KL is let pass, and
-# twice as many different first choices: in that table they grow with the root of KL, from Q8_0 down to Q2_K. f16's are
-# near the noise of summing in another order, and its limit above that. A wrong adapter, scale or rope is off by whole
-# tenths of nats and more. Types not listed are held to the last limit.
-HALF = Limit(kl=1e-3, top1=0.99)
-EIGHT_BITS = Limit(kl=5e-3, top1=0.95)
-FOUR_BITS = Limit(kl=0.15, top1=0.82)
+# llama.cpp's own figures are for Llama 3 8B on Wikitext-2 (tools/perplexity/README.md, revision f364eb6f; for f16
+# against bf16 83330d8c): f16, Q8_0 and Q4_K_M have 0.000025, 0.0014 and 0.031 nats and 99.7, 97.7 and 91.9 % top-1
+# agreement. Smaller models lose more, and a few conversations are a small sample. So the limits are four to five times
+# that KL, and twice the top-1 disagreement: in that table it grows with the square root of KL, from Q8_0 to Q2_K. The
+# f16 figures are close to the noise of summing in another order; their limit is above it. A wrong adapter, scale or
+# RoPE costs tenths of nats and more. Other types get the last limit.
+F16_LIMIT = Limit(kl=1e-3, top1=0.99)
+Q8_LIMIT = Limit(kl=5e-3, top1=0.95)
+Q4_LIMIT = Limit(kl=0.15, top1=0.82)
 LIMITS = {
-    cpp.LLAMA_FTYPE_ALL_F32: HALF,
-    cpp.LLAMA_FTYPE_MOSTLY_F16: HALF,
-    cpp.LLAMA_FTYPE_MOSTLY_BF16: HALF,
-    cpp.LLAMA_FTYPE_MOSTLY_Q8_0: EIGHT_BITS,
+    cpp.LLAMA_FTYPE_ALL_F32: F16_LIMIT,
+    cpp.LLAMA_FTYPE_MOSTLY_F16: F16_LIMIT,
+    cpp.LLAMA_FTYPE_MOSTLY_BF16: F16_LIMIT,
+    cpp.LLAMA_FTYPE_MOSTLY_Q8_0: Q8_LIMIT,
 }
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How one file compares. `on` is the base an adapter was put on; `kl` (nats) and `top1` (a share) are means over
-    `positions`; `prompts`, `token_ids` and `answers` count the conversations in which these are equal. A file that
-    can't be run has only a `reason`."""
+    """The parity of one file. A file that cannot be run has only a `reason`.
+
+    Attributes:
+        on: the file name of the base that an adapter was applied to.
+        quantization, bits_per_weight: the file's type.
+        conversations, positions: how many were compared.
+        prompts, token_ids, answers: the number of conversations in which these are equal.
+        kl: mean KL(PyTorch || llama.cpp) in nats over the positions.
+        top1: top-1 agreement, a share of the positions.
+        passed: whether all is within the limits.
+        reason: why it did not pass.
+    """
 
     on: str | None
     quantization: str | None = None
@@ -80,170 +87,15 @@ class Parity:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What the PyTorch model makes of one conversation: the tokens of prompt (so many) and greedy answer, whether the
-    last one ended it, and the logits after each token but the last, float32 (tokens - 1, vocabulary)."""
-
-    messages: list[Message]
-    tokens: list[int]
-    prompt: int
-    ended: bool
-    logits: torch.Tensor
-
-
-def conversations() -> list[list[Message]]:
-    """What is asked, as chat messages."""
-    asked = []
-    for entry in yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8")):
-        turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(entry["turns"])]
-        system = [Message(role="system", content=entry["system"])] if "system" in entry else []
-        asked.append([*system, *turns])
-    return asked
-
-
-def prompt_of(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, list[int]]:
-    """The prompt by transformers, its text and its token ids. Raises jinja2.TemplateError for what it refuses."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return text, tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-
-
-def references(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[Reference]:
-    """The PyTorch side, float32, on the GPU where there is one. Conversations that the chat template refuses (some
-    know no system prompt) or that are too long for the model are left out."""
-    model = load_model(folder, torch.float32).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    found = []
-    for messages in conversations():
-        try:
-            _, prompt = prompt_of(tokenizer, messages)
-        except jinja2.TemplateError:
-            continue
-        if len(prompt) + ANSWER_TOKENS <= longest:
-            found.append(answer(model, messages, prompt))
-    if not found:
-        raise LabError(f"The chat template of {folder.name} refuses every conversation: use an instruct model as base.")
-    return found
-
-
-@torch.inference_mode()
-def answer(model: PreTrainedModel, messages: list[Message], prompt: list[int]) -> Reference:
-    """The greedy answer, its stop token included, and all logits on the CPU.
-
-    Not by `generate`, which applies what a model's generation_config asks for, such as a repetition penalty.
-    """
-    stops = model.generation_config.eos_token_id
-    stops = stops if isinstance(stops, list) else [stops]
-    tokens, rows, new, cache = list(prompt), [], prompt, None
-    for _ in range(ANSWER_TOKENS):
-        out = model(input_ids=torch.tensor([new], device=model.device), past_key_values=cache, use_cache=True)
-        rows.append(out.logits[0].float().cpu())
-        new, cache = [int(rows[-1][-1].argmax())], out.past_key_values
-        tokens += new
-        if new[0] in stops:
-            break
-    return Reference(messages, tokens, len(prompt), tokens[-1] in stops, torch.cat(rows))
-
-
-def logits_of(base: LoadedBase, tokens: list[int]) -> torch.Tensor:
-    """llama.cpp's logits after each of the tokens, float32 (tokens, vocabulary)."""
-    base.cache.clear()
-    size = cpp.llama_vocab_n_tokens(base.tokenizer.vocab)
-    rows = []
-    for start in range(0, len(tokens), PROMPT_BATCH):
-        part = tokens[start : start + PROMPT_BATCH]
-        batch = cpp.llama_batch_init(len(part), 0, 1)
-        try:
-            batch.n_tokens = len(part)
-            for i, token in enumerate(part):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, start + i, 1
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            if code := cpp.llama_decode(base.context, batch):
-                raise LabError(f"{base.path.name} can't be computed (llama.cpp's code {code}): export it again.")
-            # A copy: the next call writes into the same memory.
-            rows.append(np.ctypeslib.as_array(cpp.llama_get_logits(base.context), (len(part), size)).copy())
-        finally:
-            cpp.llama_batch_free(batch)
-    return torch.from_numpy(np.concatenate(rows))
-
-
-def distances(reference: Reference, base: LoadedBase) -> tuple[torch.Tensor, torch.Tensor]:
-    """At each position: KL(PyTorch || llama.cpp) in nats, and whether both put the same token first."""
-    logits = logits_of(base, reference.tokens[:-1])
-    size = min(logits.shape[1], reference.logits.shape[1])  # beyond is padding, which either may have more of
-    ours, theirs = (part[:, :size].log_softmax(-1) for part in (reference.logits, logits))
-    return (ours.exp() * (ours - theirs)).sum(-1), ours.argmax(-1) == theirs.argmax(-1)
-
-
-def prompts_equal(base: LoadedBase, tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[bool, bool]:
-    """Whether llama.cpp's engine writes the prompt that transformers does, and gives it the same token ids."""
-    text, ids = prompt_of(tokenizer, messages)  # anew, since a template may put the time into it
-    try:
-        return base.tokenizer.template.render(messages) == text, base.tokenizer.encode(messages) == ids
-    except LabError:
-        return False, False
-
-
-def compare(
-    tokenizer: PreTrainedTokenizerBase, known: list[Reference], gguf: Path, adapter: Path | None = None
-) -> Parity:
-    """Run what PyTorch was asked through a GGUF model, an adapter on it or none. `known` is `references`' result."""
-    cpp.llama_backend_init()
-    try:
-        with Record() as log, closing(LoadedBase(gguf, compute_threads(), log)) as base:
-            base.use_adapter(adapter)
-            return measure(tokenizer, known, base)
-    except LabError as error:
-        return Parity(adapter and gguf.name, reason=str(error))
-
-
-def measure(tokenizer: PreTrainedTokenizerBase, known: list[Reference], base: LoadedBase) -> Parity:
-    """The figures of a loaded model, and whether they are good enough."""
-    kl, same, alike, answers = [], [], [], 0
-    for reference in known:
-        nats, first = distances(reference, base)
-        kl.append(nats)
-        same.append(first)
-        alike.append(prompts_equal(base, tokenizer, reference.messages))
-        # Where each first choice after the prompt is the same, so is the answer, if it ends in the same place.
-        ends = not reference.ended or cpp.llama_vocab_is_eog(base.tokenizer.vocab, reference.tokens[-1])
-        answers += bool(first[reference.prompt - 1 :].all()) and ends
-    kind = cpp.llama_model_ftype(base.model)
-    figures = {
-        "on": base.path.name if base.adapter else None,
-        "quantization": cpp.llama_ftype_name(kind).decode(),
-        "bits_per_weight": round(8 * cpp.llama_model_size(base.model) / cpp.llama_model_n_params(base.model), 2),
-        "conversations": len(known),
-        "positions": sum(map(len, kl)),
-        "prompts": sum(text for text, _ in alike),
-        "token_ids": sum(ids for _, ids in alike),
-        "kl": float(f"{torch.cat(kl).double().mean():.3g}"),
-        "top1": round(torch.cat(same).double().mean().item(), 4),
-        "answers": answers,
-    }
-    reason = complaint(figures, LIMITS.get(kind, FOUR_BITS))
-    return Parity(**figures, passed=not reason, reason=reason)
-
-
-def complaint(figures: dict, limit: Limit) -> str:
-    """What is not as it should be; empty where all is."""
-    asked = figures["conversations"]
-    found = []
-    if figures["prompts"] < asked:
-        found.append(f"{asked - figures['prompts']} of {asked} prompts differ from the tokenizer's chat template")
-    if figures["token_ids"] < asked:
-        found.append(f"{asked - figures['token_ids']} of {asked} prompts have other token ids")
-    if not figures["kl"] <= limit.kl:  # not a number is no pass either
-        found.append(f"KL divergence {figures['kl']:.3g} nats, more than {limit.kl:g}")
-    if figures["top1"] < limit.top1:
-        found.append(f"the top-1 agreement in {100 * figures['top1']:.1f} %, less than {100 * limit.top1:.0f} %")
-    return "; ".join(found)
-
-
 def check(folder: Path) -> dict[str, Parity]:
-    """Compare each GGUF file of a model folder with its PyTorch model; the results by file name, also written into
-    `run.json`. An adapter is held to the limits of f16 on an f16 base made for it; "adapter-f16.gguf on BASE" is what
-    it is like on the base that it is served on. Raises LabError where there is nothing to compare."""
+    """Compare each GGUF file of a model folder with its PyTorch model and write the results into `run.json`.
+
+    An adapter is compared on an f16 base with the limits of f16. "adapter-f16.gguf on BASE" is the result on the base
+    that the engine uses. Raises LabError if there is nothing to compare.
+
+    Returns:
+        The results by file name.
+    """
     run_record = read_run_record(folder)
     files = sorted(folder.glob("*.gguf"))
     if not files:
@@ -251,49 +103,136 @@ def check(folder: Path) -> dict[str, Parity]:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(folder))
     if not tokenizer.chat_template:
         raise LabError(f"{folder.name} has no chat template: use an instruct model as base.")
-    with step(f"asking {folder.name} in PyTorch"):
-        known = references(folder, tokenizer)
-    parities = {}
+    with timed_step(f"running {folder.name} in PyTorch"):
+        references = make_references(folder, tokenizer)
+    results: dict[str, Parity] = {}
     for path in files:
         if path.name == f"{ADAPTER}.gguf":
-            parities |= check_adapter(folder, path, tokenizer, known)
+            results |= compare_adapter(folder, path, tokenizer, references)
         else:
-            with step(f"comparing {path.name}"):
-                parities[path.name] = compare(tokenizer, known, path)
-    run_record["parity"] = {name: asdict(parity) for name, parity in parities.items()}
+            with timed_step(f"comparing {path.name}"):
+                results[path.name] = compare(tokenizer, references, path)
+    run_record["parity"] = {name: asdict(parity) for name, parity in results.items()}
     write_run_record(folder, run_record)
-    return parities
+    return results
 
 
-def check_adapter(
-    folder: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, known: list[Reference]
+def compare_adapter(
+    folder: Path, adapter: Path, tokenizer: PreTrainedTokenizerBase, references: list[Reference]
 ) -> dict[str, Parity]:
-    """An adapter on its base in f16, and on the base's GGUF that it is served on where one can be had."""
+    """Compare an adapter on its base in f16 and, if it is available, on the GGUF base that the engine uses."""
     with tempfile.TemporaryDirectory(dir=folder, prefix="parity-") as temporary:
-        half = Path(temporary) / "base-f16.gguf"
-        convert_model(base_folder(folder), half, "the base")
-        with step(f"comparing {adapter.name}"):
-            parities = {adapter.name: compare(tokenizer, known, half, adapter)}
+        f16 = Path(temporary) / "base-f16.gguf"
+        convert_model(base_folder(folder), f16, "the base")
+        with timed_step(f"comparing {adapter.name}"):
+            results = {adapter.name: compare(tokenizer, references, f16, adapter)}
     try:
-        served = files_of(folder).base
+        base = llamacpp_files(folder).base
     except LabError as error:
-        typer.echo(f"{adapter.name} is not compared as it is served. {error}", err=True)
-        return parities
-    with step(f"comparing {adapter.name} on {served.name}"):
-        parities[f"{adapter.name} on {served.name}"] = compare(tokenizer, known, served, adapter)
-    return parities
+        typer.echo(f"{adapter.name} is not compared on the base that the engine uses. {error}", err=True)
+        return results
+    with timed_step(f"comparing {adapter.name} on {base.name}"):
+        results[f"{adapter.name} on {base.name}"] = compare(tokenizer, references, base, adapter)
+    return results
 
 
-def table(parities: dict[str, Parity]) -> str:
-    """Files by figures as a Markdown table."""
+def compare(
+    tokenizer: PreTrainedTokenizerBase, references: list[Reference], gguf: Path, adapter: Path | None = None
+) -> Parity:
+    """Run the references' conversations through a GGUF model, with an adapter or without."""
+    cpp.llama_backend_init()
+    try:
+        with TemporaryLog() as log, closing(LoadedBase(gguf, compute_threads(), log)) as base:
+            base.use_adapter(adapter)
+            return measure(tokenizer, references, base)
+    except LabError as error:
+        return Parity(gguf.name if adapter else None, reason=str(error))
+
+
+def measure(tokenizer: PreTrainedTokenizerBase, references: list[Reference], base: LoadedBase) -> Parity:
+    """The parity of a loaded model."""
+    divergences, agreements, prompts, answers = [], [], [], 0
+    for reference in references:
+        kl, same_top1 = compare_distributions(reference, base)
+        divergences.append(kl)
+        agreements.append(same_top1)
+        prompts.append(compare_prompts(base, tokenizer, reference.messages))
+        # Greedy answers are equal if the top-1 tokens after the prompt are equal and both models stop there.
+        stops = not reference.ended or base.tokenizer.is_end(reference.tokens[-1])
+        answers += bool(same_top1[reference.prompt_length - 1 :].all()) and stops
+    file_type = cpp.llama_model_ftype(base.model)
+    parity = Parity(
+        on=base.path.name if base.adapter else None,
+        quantization=cpp.llama_ftype_name(file_type).decode(),
+        bits_per_weight=round(8 * cpp.llama_model_size(base.model) / cpp.llama_model_n_params(base.model), 2),
+        conversations=len(references),
+        positions=sum(map(len, divergences)),
+        prompts=sum(text for text, _ in prompts),
+        token_ids=sum(ids for _, ids in prompts),
+        kl=float(f"{torch.cat(divergences).double().mean():.3g}"),
+        top1=round(torch.cat(agreements).double().mean().item(), 4),
+        answers=answers,
+    )
+    reason = failure_reason(parity, LIMITS.get(file_type, Q4_LIMIT))
+    return replace(parity, passed=not reason, reason=reason)
+
+
+def compare_distributions(reference: Reference, base: LoadedBase) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(PyTorch || llama.cpp) in nats and whether the top-1 tokens are equal, each (tokens - 1,)."""
+    logits = compute_logits(base, reference.tokens[:-1])
+    size = min(logits.shape[1], reference.logits.shape[1])  # the rest is padding, of which either may have more
+    pytorch, llamacpp = (part[:, :size].log_softmax(-1) for part in (reference.logits, logits))
+    return (pytorch.exp() * (pytorch - llamacpp)).sum(-1), pytorch.argmax(-1) == llamacpp.argmax(-1)
+
+
+def compute_logits(base: LoadedBase, tokens: list[int]) -> torch.Tensor:
+    """llama.cpp's logits after each of the tokens, float32 (tokens, vocabulary)."""
+    base.cache.clear()
+    sequence, rows = base.cache.sequences[0], []
+    for start in range(0, len(tokens), PROMPT_BATCH):
+        part = tokens[start : start + PROMPT_BATCH]
+        base.decode([(sequence, part)], all_logits=True)
+        rows.append(base.logits(len(part)).copy())  # the next `decode` overwrites the original
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def compare_prompts(base: LoadedBase, tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[bool, bool]:
+    """Whether the engine's prompt has the same text and the same token ids as that of transformers."""
+    text, ids = render_prompt(tokenizer, messages)  # rendered again, because a template may contain the time
+    try:
+        return base.tokenizer.template.render(messages) == text, base.tokenizer.encode(messages) == ids
+    except LabError:
+        return False, False
+
+
+def failure_reason(parity: Parity, limit: Limit) -> str:
+    """What is outside the limits; empty if nothing is."""
+    assert parity.kl is not None and parity.top1 is not None  # only of a file that cannot be run
+    asked = parity.conversations
+    found = []
+    if parity.prompts < asked:
+        found.append(f"{asked - parity.prompts} of {asked} prompts differ from the tokenizer's chat template")
+    if parity.token_ids < asked:
+        found.append(f"{asked - parity.token_ids} of {asked} prompts have other token ids")
+    if not parity.kl <= limit.kl:  # NaN does not pass
+        found.append(f"the KL divergence is {parity.kl:.3g} nats, more than {limit.kl:g}")
+    if parity.top1 < limit.top1:
+        found.append(f"the top-1 agreement is {100 * parity.top1:.1f} %, less than {100 * limit.top1:.0f} %")
+    return "; ".join(found)
+
+
+def table(results: dict[str, Parity]) -> str:
+    """The results as a Markdown table."""
     lines = [
         "| file | bits per weight | equal prompts, ids | KL (nats) | top-1 agreement | equal answers | parity |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, p in parities.items():
+    for name, parity in results.items():
         cells = [""] * 5
-        if p.kl is not None:
-            prompts, answers = (f"{count} of {p.conversations}" for count in (min(p.prompts, p.token_ids), p.answers))
-            cells = [f"{p.bits_per_weight:.1f}", prompts, f"{p.kl:.2g}", f"{100 * p.top1:.1f} %", answers]
-        lines.append(f"| {name} | {' | '.join(cells)} | {'passed' if p.passed else p.reason} |")
+        if parity.kl is not None and parity.top1 is not None:
+            equal, answers = (
+                f"{n} of {parity.conversations}" for n in (min(parity.prompts, parity.token_ids), parity.answers)
+            )
+            cells = [f"{parity.bits_per_weight:.1f}", equal, f"{parity.kl:.2g}", f"{100 * parity.top1:.1f} %", answers]
+        lines.append(f"| {name} | {' | '.join(cells)} | {'passed' if parity.passed else parity.reason} |")
     return "\n".join(lines)

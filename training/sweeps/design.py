@@ -1,7 +1,7 @@
-"""A sweep's design: which fields of a recipe vary, and by which figure the runs are judged; checked before any of them.
+"""A sweep's design: which fields of a recipe vary, and which figure is the objective.
 
-A sweep is a YAML file in `training/sweeps/` (or anywhere). Every run that it asks for is made into a recipe at once, so
-that a value which the recipe refuses is told before anything is trained. `sweep.py` trains them.
+A sweep is a YAML file in `training/sweeps/` or elsewhere. The recipe of every run is made and checked before the first
+run is trained. `runner.py` trains them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 SWEEPS = PROJECT / "training" / "sweeps"
-LOSS = "held-out loss"
+LOSS: Final = "held-out loss"
 GROUPS = ("flags", "pairs", "other emoji")
 Value = bool | int | float | str | None
 Fields = dict[str, Value]
@@ -30,7 +30,8 @@ POINT, SEED = "point", "seed"
 
 
 class Range(Section):
-    """Values of a field between two ends, both possible; whole numbers where both are. `log`: by their logarithm."""
+    """A range of values for a field, ends included; integers if both ends are. With `log` the logarithm is sampled
+    uniformly."""
 
     low: int | float
     high: int | float
@@ -38,9 +39,9 @@ class Range(Section):
 
     @model_validator(mode="after")
     def in_order(self) -> Range:
-        """Refuses ends in the wrong order, and a logarithm of what has none."""
+        """Refuse ends in the wrong order, and the logarithm of zero or less."""
         if self.low >= self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}: exchange them")
+            raise ValueError(f"low {self.low} is not below high {self.high}: swap them")
         if self.log and self.low <= 0:
             raise ValueError(f"low {self.low} has no logarithm: set it above 0, or log to false")
         return self
@@ -78,28 +79,28 @@ class Sweep(Section):
     @field_validator("fields", mode="before")
     @classmethod
     def values_or_range(cls, fields: object) -> object:
-        """Tells in a sentence which field has neither values nor a range."""
+        """Check ranges one by one, so that an error names the field."""
         if not isinstance(fields, dict):
             return fields
         return {name: range_of(name, value) if isinstance(value, dict) else value for name, value in fields.items()}
 
     @model_validator(mode="after")
     def varies(self) -> Sweep:
-        """Refuses a sweep in which nothing varies, and settings that contradict each other."""
+        """Refuse a sweep in which nothing varies, and settings that contradict each other."""
         if not self.fields and not self.points:
             raise ValueError("the sweep is empty: name fields with their values, or points")
         for name, values in self.fields.items():
             if isinstance(values, list) and len({json.dumps(value) for value in values}) < max(len(values), 1):
-                raise ValueError(f"“fields.{name}” needs one value or more, each once: it has {json.dumps(values)}")
+                raise ValueError(f"“fields.{name}” needs one or more different values: it has {json.dumps(values)}")
         if self.continuous != (self.trials is not None):
-            raise ValueError("“trials” says how many runs are chosen where a field is a range, and belongs only there")
+            raise ValueError("“trials” is the number of runs if a field is a range: set it then, and only then")
         if self.seeds > 1 and (self.continuous or SEED in self.fields):
-            raise ValueError("“seeds” repeats the points of a grid: leave it out where a field is a range, or the seed")
+            raise ValueError("“seeds” repeats the points of a grid: omit it if a field is a range or the seed")
         return self
 
     @property
     def continuous(self) -> bool:
-        """Whether a field is a range: the runs are then chosen as results come in."""
+        """Whether a field is a range. Then values are chosen while results come in."""
         return any(isinstance(values, Range) for values in self.fields.values())
 
     @property
@@ -109,38 +110,41 @@ class Sweep(Section):
 
     @property
     def varied(self) -> list[str]:
-        """What tells points apart."""
+        """The names by which points differ."""
         return [*([POINT] if self.points else []), *self.fields]
 
     def choices(self) -> dict[str, list[Value]]:
-        """The listed values of everything that has some, the seed included."""
+        """All listed values by field, including points and the seed."""
         first = self.recipe_of({}).seed
-        listed = {name: values for name, values in self.fields.items() if isinstance(values, list)}
-        seeds = {} if SEED in self.fields else {SEED: list(range(first, first + self.seeds))}
-        return ({POINT: list(self.points)} if self.points else {}) | listed | seeds
+        choices: dict[str, list[Value]] = {POINT: [*self.points]} if self.points else {}
+        choices |= {name: values for name, values in self.fields.items() if isinstance(values, list)}
+        if SEED not in self.fields:
+            choices[SEED] = [*range(first, first + self.seeds)]
+        return choices
 
     def grid(self) -> list[Fields]:
-        """Every combination of the listed values; seeds apart from each other, so that all points are seen early."""
+        """Every combination of the listed values. Each point runs once before the next seed."""
         choices = self.choices()
         order = [SEED, *(name for name in choices if name != SEED)] if SEED not in self.fields else [*choices]
         return [dict(zip(order, values, strict=True)) for values in product(*(choices[name] for name in order))]
 
-    def choose(self, trial: Trial) -> Fields:
-        """What Optuna chooses for a trial."""
+    def suggest(self, trial: Trial) -> Fields:
+        """The values that Optuna suggests for a trial."""
         chosen: Fields = {name: trial.suggest_categorical(name, values) for name, values in self.choices().items()}
         for name, ends in self.fields.items():
             if isinstance(ends, Range):
-                whole = isinstance(ends.low, int) and isinstance(ends.high, int)
-                suggest = trial.suggest_int if whole else trial.suggest_float
-                chosen[name] = suggest(name, ends.low, ends.high, log=ends.log)
+                if isinstance(ends.low, int) and isinstance(ends.high, int):
+                    chosen[name] = trial.suggest_int(name, ends.low, ends.high, log=ends.log)
+                else:
+                    chosen[name] = trial.suggest_float(name, ends.low, ends.high, log=ends.log)
         return chosen
 
     def recipe_of(self, chosen: Fields) -> Recipe:
-        """The recipe of one run, which is called after the sweep and what was chosen. Raises LabError where the recipe
-        refuses a value."""
+        """The recipe of one run. Its name contains the sweep's name and the chosen values. Raises LabError if a value
+        is invalid."""
         fields = self.overrides | self.points.get(str(chosen.get(POINT)), {}) | chosen
         fields.pop(POINT, None)
-        # As a person would write them on the command line.
+        # In the form of the command line, so that values are read in the same way.
         overrides = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in fields.items()]
         name = "_".join([self.name, *(f"{key}-{value}" for key, value in chosen.items())])
         try:
@@ -149,18 +153,18 @@ class Sweep(Section):
             raise LabError(f"{self.name}: {error}") from error
 
     def check(self) -> None:
-        """Raises LabError where the recipe refuses any of the runs, or couldn't be judged by the objective."""
+        """Raise LabError if the recipe of a run is invalid, or if the objective cannot be measured."""
         ends = {name: (r.low, r.high) for name, r in self.fields.items() if isinstance(r, Range)}
-        corners = [dict(zip(ends, values, strict=True)) for values in product(*ends.values())]
+        corners: list[Fields] = [dict(zip(ends, values, strict=True)) for values in product(*ends.values())]
         recipes = [self.recipe_of(chosen | corner) for chosen in self.grid() for corner in corners]
         if twice := next((recipe for recipe in recipes if [r.name for r in recipes].count(recipe.name) > 1), None):
-            raise LabError(f"{self.name}: two runs would both be called {twice.name}: write their values differently.")
+            raise LabError(f"{self.name}: two runs have the same name {twice.name}: write their values differently.")
         if any(recipe.data.evaluation < 2 for recipe in recipes):
-            raise LabError(f"{self.name}: the held-out loss needs conversations kept apart: raise data.evaluation.")
+            raise LabError(f"{self.name}: the held-out loss needs held-out conversations: raise data.evaluation.")
 
 
 def range_of(name: str, ends: dict) -> Range:
-    """A field's range as written. Raises ValueError with a sentence."""
+    """A field's range. Raises ValueError with the field's name."""
     try:
         return Range.model_validate(ends)
     except ValidationError as error:
@@ -168,7 +172,7 @@ def range_of(name: str, ends: dict) -> Range:
 
 
 def load_sweep(name: str) -> Sweep:
-    """The sweep of that name or path, each of its runs checked. Raises LabError for anything that isn't right."""
+    """The sweep of that name or path, with every run checked. Raises LabError if something is invalid."""
     path = find_file(name, SWEEPS, "sweep")
     try:
         sweep = Sweep.model_validate(read_fields(path, "sweep"))

@@ -1,11 +1,11 @@
-"""What a sweep's finished runs say: figures of points over their seeds, the Pareto front, the effect of each field.
+"""The results of a sweep's finished runs: figures of each point, the Pareto front, the effect of each field.
 
-- *Points*: runs that differ in their seed only. Intervals are over the questions (of a loss: the conversations), each
-  counted with its mean over the seeds; they tell how well the figure is known for such runs, not how much seeds differ.
-- *Pareto front*: the points that no other beats in both the objective and the time.
-- *Effect of a field*: the mean difference between runs that differ in it alone (same seed, too), with Student's 95 %
-  interval over these pairs; where there is one pair, with the paired interval over its questions. Seconds as a ratio
-  (by logarithms).
+- *Point*: the runs that differ in their seed only. Intervals are over the questions (of a loss: the conversations),
+  each counted with its mean over the seeds. They show how exactly the figure is known, not how much seeds differ.
+- *Pareto front*: the points for which no other point is better in both objective and time.
+- *Effect of a field*: the mean difference between runs that differ in this field alone, with Student's 95 % interval
+  over the pairs of runs. If there is one pair: the paired interval over its questions. Seconds are compared as a ratio,
+  by their logarithms.
 
 `sweep_report.py` shows them.
 """
@@ -17,6 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import stats
@@ -24,62 +25,64 @@ from scipy import stats
 from training.evaluation.statistics import CONFIDENCE, Estimate, compare, estimate
 from training.sweeps.design import SEED, Fields, Sweep, Value
 
+if TYPE_CHECKING:
+    from training.sweeps.trial import Measured
+
+Interval = tuple[float, float, float]  # a mean and the ends of its interval
+
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what was chosen for it and what `trial.measure` found."""
+    """A finished run: its chosen fields, and the result of `trial.measure`."""
 
     chosen: Fields
-    measured: dict
+    measured: Measured
 
-    def figure(self, what: str) -> Estimate:
-        """Its objective or loss."""
-        return pooled([self], what)
-
-    def answers(self, question: str) -> list[bool]:
-        """Whether it answered the question rightly; empty where it was not asked."""
-        return [values[question] for values in self.measured["values"].values() if question in values]
+    def figure(self, name: str) -> Estimate:
+        """A measured figure with its interval."""
+        return pooled_estimate([self], name)
 
 
 @dataclass(frozen=True)
 class Point:
-    """The finished runs that differ only in their seed."""
+    """Finished runs that differ only in their seed."""
 
     fields: Fields
     runs: list[Run]
 
-    def mean(self, name: str) -> float:
-        """Of `steps`, `tokens` or `seconds`."""
+    def mean(self, name: Literal["steps", "tokens", "seconds"]) -> float:
+        """The mean over the runs."""
         return float(np.mean([run.measured[name] for run in self.runs]))
 
-    def figure(self, what: str) -> Estimate:
-        """Objective or loss over all of its runs."""
-        return pooled(self.runs, what)
+    def figure(self, name: str) -> Estimate:
+        """A measured figure over all runs, with its interval."""
+        return pooled_estimate(self.runs, name)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What going from one value of a field to another changed: means over pairs of runs and the intervals' ends."""
+    """The effect of changing a field from `first` to `second`: the mean change of each figure over `pairs` of runs with
+    the ends of its interval, and the ratio of seconds."""
 
     field: str
     first: Value
     second: Value
     pairs: int
-    changes: dict[str, tuple[float, float, float]]
-    seconds: tuple[float, float, float]
+    changes: dict[str, Interval]
+    seconds: Interval
 
 
-def pooled(runs: Sequence[Run], what: str) -> Estimate:
-    """The figure over the runs' questions, each with its mean over the runs."""
-    found = [run.measured["values"][what] for run in runs]
-    keys = [key for key in found[0] if all(key in values for values in found)]
-    values = [found[0][key] if len(found) == 1 else float(np.mean([v[key] for v in found])) for key in keys]
-    weights = runs[0].measured["weights"].get(what)
+def pooled_estimate(runs: Sequence[Run], name: str) -> Estimate:
+    """A figure over the questions that all runs were asked, each with its mean over the runs."""
+    of_runs = [run.measured["values"][name] for run in runs]
+    keys = [key for key in of_runs[0] if all(key in values for values in of_runs)]
+    values = [of_runs[0][key] if len(of_runs) == 1 else float(np.mean([v[key] for v in of_runs])) for key in keys]
+    weights = runs[0].measured["weights"].get(name)
     return estimate(values, [weights[key] for key in keys] if weights else None)
 
 
-def points_of(runs: Sequence[Run]) -> list[Point]:
-    """The runs by what differs but the seed, in the order of the runs."""
+def group_by_point(runs: Sequence[Run]) -> list[Point]:
+    """The points, in the order of the runs."""
     by_fields: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_fields[json.dumps(without(run.chosen, SEED))].append(run)
@@ -87,15 +90,16 @@ def points_of(runs: Sequence[Run]) -> list[Point]:
 
 
 def without(fields: Fields, name: str) -> Fields:
-    """The fields but that one."""
+    """The fields except `name`."""
     return {key: value for key, value in fields.items() if key != name}
 
 
-def pareto(points: Sequence[Point], design: Sweep) -> list[Point]:
-    """The points that no other beats in objective and seconds, by seconds."""
+def pareto_front(points: Sequence[Point], design: Sweep) -> list[Point]:
+    """The points for which no other is better in both objective and seconds, sorted by seconds."""
     sign = 1 if design.lower_is_better else -1
     places = {id(p): (p.mean("seconds"), sign * p.figure(design.objective).value) for p in points}
-    front, best = [], math.inf
+    front: list[Point] = []
+    best = math.inf
     for point in sorted(points, key=lambda p: places[id(p)]):
         if places[id(point)][1] < best:
             front.append(point)
@@ -104,37 +108,38 @@ def pareto(points: Sequence[Point], design: Sweep) -> list[Point]:
 
 
 def effects(runs: Sequence[Run], design: Sweep) -> list[Effect]:
-    """Of each listed field, between its values as they follow each other."""
-    found = []
+    """The effect of each listed field, from each value to the next in the sweep file."""
+    found: list[Effect] = []
     for field, values in design.choices().items():
         for first, second in zip(values, values[1:], strict=False):
             rest = {json.dumps(without(r.chosen, field)): r for r in runs if r.chosen[field] == first}
             others = [(rest.get(json.dumps(without(r.chosen, field))), r) for r in runs if r.chosen[field] == second]
             if pairs := [(one, other) for one, other in others if one] if field != SEED else []:
-                found.append(effect(field, first, second, pairs, measured_in(runs, design)))
+                found.append(effect_of(field, first, second, pairs, figure_names(runs, design)))
     return found
 
 
-def effect(field: str, first: Value, second: Value, pairs: list[tuple[Run, Run]], names: Sequence[str]) -> Effect:
-    """Of one change, over the pairs of runs that differ in it alone."""
-    changes = {name: change(pairs, name) for name in names}
-    ratios = student([math.log(b.measured["seconds"] / a.measured["seconds"]) for a, b in pairs])
-    return Effect(field, first, second, len(pairs), changes, tuple(math.exp(value) for value in ratios))
+def effect_of(field: str, first: Value, second: Value, pairs: list[tuple[Run, Run]], names: Sequence[str]) -> Effect:
+    """The effect of one change, over the pairs of runs that differ in it alone."""
+    changes = {name: difference(pairs, name) for name in names}
+    mean, low, high = student_interval([math.log(b.measured["seconds"] / a.measured["seconds"]) for a, b in pairs])
+    return Effect(field, first, second, len(pairs), changes, (math.exp(mean), math.exp(low), math.exp(high)))
 
 
-def change(pairs: list[tuple[Run, Run]], what: str) -> tuple[float, float, float]:
-    """Of a figure: the mean over pairs and its interval, or over the questions of a single pair."""
+def difference(pairs: list[tuple[Run, Run]], name: str) -> Interval:
+    """The mean difference of a figure with its interval: over the pairs, or over the questions of a single pair."""
     if len(pairs) > 1:
-        return student([b.figure(what).value - a.figure(what).value for a, b in pairs])
-    ((a, b),) = [(one.measured["values"][what], other.measured["values"][what]) for one, other in pairs]
-    weights = pairs[0][0].measured["weights"].get(what)
+        return student_interval([b.figure(name).value - a.figure(name).value for a, b in pairs])
+    ((a, b),) = [(one.measured["values"][name], other.measured["values"][name]) for one, other in pairs]
+    weights = pairs[0][0].measured["weights"].get(name)
     keys = [key for key in a if key in b]
-    found = compare([a[key] for key in keys], [b[key] for key in keys], weights and [weights[key] for key in keys])
+    common_weights = [weights[key] for key in keys] if weights else None
+    found = compare([a[key] for key in keys], [b[key] for key in keys], common_weights)
     return found.value, found.low, found.high
 
 
-def student(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of Student's interval; NaN for these where there is one difference only."""
+def student_interval(differences: Sequence[float]) -> Interval:
+    """The mean and the ends of Student's interval; these are NaN for a single difference."""
     mean = float(np.mean(differences))
     if len(differences) < 2:
         return mean, math.nan, math.nan
@@ -142,13 +147,19 @@ def student(differences: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - float(half), mean + float(half)
 
 
-def measured_in(runs: Sequence[Run], design: Sweep) -> list[str]:
-    """The objective first, then what else was measured."""
+def figure_names(runs: Sequence[Run], design: Sweep) -> list[str]:
+    """The measured figures, the objective first."""
     return [design.objective, *(name for name in runs[0].measured["values"] if name != design.objective)]
 
 
-def position(run: Run, design: Sweep) -> list[float]:
-    """Where a run stands in the tables: as the sweep file lists the values."""
+def table_order(run: Run, design: Sweep) -> list[float]:
+    """A sort key: runs are in the order in which the sweep file lists the values."""
     choices = design.choices()
     names = [*design.varied, SEED] if SEED not in design.varied else design.varied
-    return [choices[name].index(run.chosen[name]) if name in choices else float(run.chosen[name]) for name in names]
+    return [choices[name].index(run.chosen[name]) if name in choices else number(run.chosen[name]) for name in names]
+
+
+def number(value: Value) -> float:
+    """The value of a field that is a range."""
+    assert isinstance(value, int | float)  # `Range` holds numbers only
+    return float(value)

@@ -1,19 +1,19 @@
-"""What a suite is: questions to ask a served model, and what is measured on each answer. One file, one suite.
+"""What a suite is: questions for a model, and what is measured on each answer. One file, one suite.
 
-`emoji.py` asks what an emoji means, `chat.py` the evaluation split of a recipe; `harness.py` beside this package brings
-in lm-evaluation-harness's tasks. A suite knows no files: `asking.py` asks and keeps the answers, `report.py` shows what
-came of them.
+`emoji_suite.py` asks what an emoji means, `chat_suite.py` asks the evaluation split of a recipe. `harness.py` beside
+this package adds the tasks of lm-evaluation-harness. `run_suite.py` asks the questions and saves the answers,
+`evaluation_report.py` shows the results.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from training.evaluation.resolve_model import ResolvedModel
 
-Record = dict[str, object]  # an answer as it is kept: JSON's types only
+Record = dict[str, Any]  # an answer as it is saved: JSON's types only
 Unit = Literal["share", "nats per token", "tokens", "score"]
 Question = TypeVar("Question")
 SUITES = ("emoji", "chat")
@@ -21,9 +21,17 @@ SUITES = ("emoji", "chat")
 
 @dataclass(frozen=True)
 class Measure:
-    """One number for each question of a group, by the question's key: bools for right and wrong. A loss has `weights`,
-    the tokens that its nats are summed over. Models are compared on what is `compared`; bars of one `panel` share an
-    axis of the chart, "" is not drawn."""
+    """One metric of a group of questions.
+
+    Attributes:
+        suite, group, metric: what is measured. `group` can be "".
+        unit: the unit of the metric's mean.
+        values: a number for each question, by the question's key; bools for right and wrong.
+        weights: of a loss, the number of tokens that each value (nats) is summed over.
+        compared: whether models are compared by this metric.
+        panel: the chart's panel; "" is not drawn. Bars of one panel share an axis.
+        bar: the bar's name in the panel.
+    """
 
     suite: str
     group: str
@@ -38,7 +46,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one suite: the judged answers in the questions' order, what was measured on them, and remarks."""
+    """The result of one suite: metrics, judged answers in the order of the questions, and notes for the report."""
 
     measures: list[Measure]
     answers: list[Record]
@@ -46,24 +54,26 @@ class Result:
 
 
 class Suite(Protocol):
-    """Questions by key, how one is answered, and what the answers are worth."""
+    """Questions by key, how a model answers one, and how answers are judged."""
 
     name: str
-    questions: Mapping[str, object]
+    questions: Mapping[str, Any]
     notes: list[str]
 
-    def answer(self, served: ResolvedModel, question: object, cancelled: Callable[[], bool]) -> Record:
-        """The model's answer to one question, unjudged. Raises LabError where the model gives none."""
+    def answer(self, model: ResolvedModel, question: Any, cancelled: Callable[[], bool]) -> Record:
+        """The model's answer to one question, not judged. Raises LabError if the model does not answer."""
 
     def judge(self, records: Mapping[str, Record]) -> Result:
-        """What the answers to the questions in `records` are worth."""
+        """Judge the answers to the questions in `records`."""
 
 
-def once(questions: Iterable[Question], key: Callable[[Question], Hashable], what: str) -> tuple[dict, list[str]]:
-    """The questions by key, and a remark where some are there more than once: each counts once."""
-    by_key: dict[Hashable, Question] = {}
-    twice = 0
+def remove_duplicates(
+    questions: Iterable[Question], key: Callable[[Question], str], description: str
+) -> tuple[dict[str, Question], list[str]]:
+    """The questions by key, and a note if some occur more than once: each counts once."""
+    by_key: dict[str, Question] = {}
+    duplicates = 0
     for question in questions:
-        twice += key(question) in by_key
+        duplicates += key(question) in by_key
         by_key.setdefault(key(question), question)
-    return by_key, [f"{twice} of the {what} are there more than once: each counts once."] if twice else []
+    return by_key, [f"{duplicates} of the {description} occur more than once: each counts once."] if duplicates else []

@@ -1,15 +1,15 @@
-"""The chat suite: the conversations that a recipe keeps apart, as loss and as answers.
+"""The chat suite: loss and answers on the held-out conversations of a recipe.
 
-- *loss*: nats per token of the assistant's turns as they are written, the closing end-of-turn token included, each
-  after the true turns before it: what training lowers. *Perplexity* is e to its power.
-- *refusals*: share of answers that begin as refusals do. The phrases are those of Zou et al. 2023 (arXiv:2307.15043,
+- *loss*: nats per token of the assistant's turns in the data, end-of-turn tokens included, given the turns before.
+  This is the loss that training minimizes. *Perplexity* is exp(loss).
+- *refusals*: share of answers that begin with a refusal. The phrases are those of Zou et al. 2023 (arXiv:2307.15043,
   section 3) that can open an answer, and "I don't know".
-- *repetition*: share of an answer's 4-grams of words that stood in it before (seq-rep-4, Welleck et al. 2020,
+- *repetition*: share of an answer's 4-grams of words that occur earlier in it (seq-rep-4, Welleck et al. 2020,
   arXiv:1908.04319), averaged over answers.
-- *length*: tokens of an answer; it is cut at 256, and *cut off* is the share of answers that were.
+- *length*: tokens of an answer, at most 256. *Cut off* is the share of answers that reach this limit.
 
-Answers are greedy, to the last question of each conversation after the true turns before it. Conversations longer than
-the recipe's `max_length`, which training cuts, are left out and counted.
+Answers are greedy. The question is the last one of each conversation, after the turns before it in the data.
+Conversations longer than the recipe's `max_length`, which training truncates, are left out and counted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from inference.engines import ENGINES, Message, Sampling
 from inference.errors import LabError
 from training.evaluation.resolve_model import ResolvedModel
-from training.evaluation.suites import Measure, Record, Result, Unit, once
+from training.evaluation.suites import Measure, Record, Result, Unit, remove_duplicates
 from training.recipe import Recipe
 
 GREEDY = Sampling(temperature=0, max_tokens=256)
@@ -35,33 +35,34 @@ Conversation = list[Message]
 
 
 class ChatSuite:
-    """The evaluation split of `recipe`. Raises LabError where it has fewer than two conversations to ask."""
+    """The evaluation split of `recipe`. Raises LabError if fewer than two conversations can be asked."""
 
     name = "chat"
 
     def __init__(self, recipe: Recipe) -> None:
         held_out = evaluation_split(recipe)
         short = [messages for messages, tokens in held_out if tokens <= recipe.max_length]
-        self.questions, self.notes = once(short, key, "conversations")
+        unique, self.notes = remove_duplicates(short, key, "conversations")
+        self.questions: Mapping[str, Conversation] = unique
         self.notes.append(f"Chat: the evaluation split of {recipe.name} ({recipe.data.name}).")
         if left_out := len(held_out) - len(short):
             self.notes.append(f"{left_out} conversations of more than {recipe.max_length} tokens are left out.")
         if len(self.questions) < 2:
-            raise LabError(f"{recipe.name}: {self.notes[-1]} Fewer than two are left to ask: raise data.evaluation.")
+            raise LabError(f"{recipe.name}: {self.notes[-1]} Fewer than two can be asked: raise data.evaluation.")
 
-    def answer(self, served: ResolvedModel, question: Conversation, cancelled: Callable[[], bool]) -> Record:
-        """See `Suite.answer`; the loss first, where the engine tells likelihoods."""
+    def answer(self, model: ResolvedModel, question: Conversation, cancelled: Callable[[], bool]) -> Record:
+        """See `Suite.answer`. The record has the loss if the engine can compute likelihoods."""
         record: Record = {}
         turns = [i for i, message in enumerate(question) if message["role"] == "assistant"]
         try:
-            scored = [served.score(question[:i], question[i]["content"]) for i in turns]
+            scored = [model.score(question[:i], question[i]["content"]) for i in turns]
             record["log_likelihood"] = sum(turn.log_likelihood for turn in scored)
             record["scored_tokens"] = sum(turn.tokens for turn in scored)
         except LabError as error:
-            if ENGINES[served.engine_name].takes != "served":  # else it is the server that doesn't tell them
+            if ENGINES[model.engine_name].takes != "served":  # a server may not offer likelihoods
                 raise
             record["unscored"] = str(error)
-        text, figures = served.ask(question[: turns[-1]], GREEDY, cancelled)
+        text, figures = model.ask(question[: turns[-1]], GREEDY, cancelled)
         return record | {"answer": text, "tokens": figures.completion_tokens, "cut": figures.finish_reason == "length"}
 
     def judge(self, records: Mapping[str, Record]) -> Result:
@@ -80,12 +81,12 @@ class ChatSuite:
 
 
 def measure(rows: Mapping[str, Record], column: str, metric: str, unit: Unit, panel: str) -> Measure:
-    """One column of the answers."""
+    """The metric of one column of the answers."""
     return Measure("chat", "", metric, unit, {k: row[column] for k, row in rows.items()}, panel=panel, bar=metric)
 
 
 def loss(rows: Mapping[str, Record]) -> Measure:
-    """Nats by conversation, over its tokens."""
+    """The loss: nats of each conversation, over its tokens."""
     nats = {k: -float(row["log_likelihood"]) for k, row in rows.items()}
     tokens = {k: float(row["scored_tokens"]) for k, row in rows.items()}
     panel = "chat, held-out loss (nats per token)"
@@ -93,10 +94,10 @@ def loss(rows: Mapping[str, Record]) -> Measure:
 
 
 def evaluation_split(recipe: Recipe) -> list[tuple[Conversation, int]]:
-    """The conversations that training never had, each up to its last answer, and how many tokens each is in the chat
-    template of the recipe's base."""
+    """The held-out conversations, each up to its last answer, with their number of tokens in the chat template of the
+    recipe's base. Raises LabError if the recipe has no evaluation split."""
     if not recipe.data.evaluation:
-        raise LabError(f"{recipe.name} keeps no evaluation split: set data.evaluation, such as data.evaluation=200.")
+        raise LabError(f"{recipe.name} has no evaluation split: set data.evaluation, such as data.evaluation=200.")
     from training import data
     from training.finetune.base_model import load_tokenizer
 
@@ -106,17 +107,17 @@ def evaluation_split(recipe: Recipe) -> list[tuple[Conversation, int]]:
 
 
 def key(messages: Conversation) -> str:
-    """What is asked, as 64 bits of SHA-256: two conversations that differ in the last answer only ask the same."""
+    """64 bits of SHA-256 of all turns but the last answer: conversations that differ in it alone are duplicates."""
     return hashlib.sha256(json.dumps(messages[:-1], ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def is_refusal(answer: str) -> bool:
-    """Whether an answer begins as refusals do."""
+    """Whether an answer begins with a refusal."""
     return answer.strip().lower().replace("’", "'").startswith(REFUSALS)
 
 
 def repetition(answer: str, n: int = 4) -> float:
-    """seq-rep-n: 1 - distinct n-grams of words / n-grams; 0 for an answer of fewer than n words."""
+    """seq-rep-n: 1 - distinct n-grams of words / n-grams. It is 0 for an answer of fewer than n words."""
     words = answer.split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,97 @@
+"""The PyTorch side of the parity check: prompts, greedy answers and logits for a fixed set of conversations."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from inference.engines import Message
+from inference.errors import LabError
+from training.export.model_folder import load_model
+
+CONVERSATIONS = Path(__file__).with_name("parity.yaml")
+ANSWER_TOKENS = 24  # the longest greedy answer
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the PyTorch model does with one conversation.
+
+    Attributes:
+        messages: the conversation, which ends with a question.
+        tokens: the token ids of the prompt and of the greedy answer.
+        prompt_length: the number of tokens of the prompt.
+        ended: whether the last token ended the answer.
+        logits: after each token but the last, float32 (tokens - 1, vocabulary), on the CPU.
+    """
+
+    messages: list[Message]
+    tokens: list[int]
+    prompt_length: int
+    ended: bool
+    logits: torch.Tensor
+
+
+def load_conversations() -> list[list[Message]]:
+    """The fixed conversations as chat messages."""
+    found = []
+    for entry in yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8")):
+        turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(entry["turns"])]
+        system = [Message(role="system", content=entry["system"])] if "system" in entry else []
+        found.append([*system, *turns])
+    return found
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, list[int]]:
+    """The prompt's text and token ids by transformers. Raises jinja2.TemplateError if the chat template refuses it."""
+    template: Any = tokenizer.apply_chat_template  # its annotation has no TypedDict and one return type for all options
+    text = template(messages, add_generation_prompt=True, tokenize=False)
+    return text, template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def make_references(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[Reference]:
+    """Run the conversations in PyTorch, in float32, on the GPU if there is one.
+
+    Leaves out conversations that are too long for the model or that its chat template refuses; some templates allow no
+    system prompt. Raises LabError if none is left.
+    """
+    model: Any = load_model(folder, torch.float32)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+    found = []
+    for messages in load_conversations():
+        try:
+            _, prompt = render_prompt(tokenizer, messages)
+        except jinja2.TemplateError:
+            continue
+        if len(prompt) + ANSWER_TOKENS <= longest:
+            found.append(make_reference(model, messages, prompt))
+    if not found:
+        raise LabError(f"The chat template of {folder.name} refuses every conversation: use an instruct model as base.")
+    return found
+
+
+@torch.inference_mode()
+def make_reference(model: Any, messages: list[Message], prompt: list[int]) -> Reference:
+    """The greedy answer of a model, with its stop token and all logits.
+
+    Does not use `generate`, which applies the model's generation_config, such as a repetition penalty.
+    """
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [stops]
+    tokens, rows, new, cache = list(prompt), [], prompt, None
+    for _ in range(ANSWER_TOKENS):
+        out = model(input_ids=torch.tensor([new], device=model.device), past_key_values=cache, use_cache=True)
+        rows.append(out.logits[0].float().cpu())
+        new, cache = [int(rows[-1][-1].argmax())], out.past_key_values
+        tokens += new
+        if new[0] in stops:
+            break
+    return Reference(messages, tokens, len(prompt), tokens[-1] in stops, torch.cat(rows))
