@@ -34,17 +34,17 @@ def count_tokens(conversations: datasets.Dataset, tokenizer: PreTrainedTokenizer
     """Token counts per conversation, int64 (n, 3): all tokens, the assistant's tokens, and the assistant's tokens within
     the first `max_length`."""
     template = training_template(tokenizer)
-    counts = []
+    counts: list[tuple[int, int, int]] = []
     with typer.progressbar(length=len(conversations), label="tokens", file=sys.stderr) as bar:
         for batch in conversations.iter(BATCH):
             encoded = tokenizer.apply_chat_template(
                 batch["messages"],
                 chat_template=template,
-                tokenize=True,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
                 tokenizer_kwargs={"verbose": False},
             )
+            assert not isinstance(encoded, (str, list))  # return_dict
             counts.extend((len(m), sum(m), sum(m[:max_length])) for m in encoded["assistant_masks"])
             bar.update(len(batch["messages"]))
     return np.array(counts, dtype=np.int64).reshape(-1, 3)
@@ -97,7 +97,7 @@ def draw_lengths(lengths: np.ndarray, max_length: int, out: Path) -> None:
 
     figure = Figure(figsize=(6.4, 3.6), dpi=100, layout="constrained")
     axes = figure.subplots()
-    axes.hist(lengths, bins=np.geomspace(lengths.min(), lengths.max() + 1, 41))
+    axes.hist(lengths, bins=np.geomspace(lengths.min(), lengths.max() + 1, 41).tolist())
     axes.axvline(max_length, color="black", linestyle="--", linewidth=1, label=f"cut at {max_length:,}")
     axes.set(xlabel="tokens per conversation", ylabel="conversations", xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

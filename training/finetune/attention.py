@@ -37,10 +37,12 @@ def packed_attention(
     rows = [query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)]
     if torch.is_autocast_enabled(query.device.type):  # a 4-bit base computes in float32
         rows = [row.to(torch.get_autocast_dtype(query.device.type)) for row in rows]
+    queries, keys, values = (row[0].transpose(0, 1).contiguous() for row in rows)
     out = varlen.varlen_attn(
-        *(row[0].transpose(0, 1).contiguous() for row in rows),
-        cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, window_size=(-1, 0),
+        queries, keys, values, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+        scale=scaling, window_size=(-1, 0),
     )  # fmt: skip
+    assert isinstance(out, torch.Tensor)  # a tuple only if more than the output is asked for
     return out[None], None
 
 

@@ -139,7 +139,7 @@ def write_model(
     if recipe.method == "full":
         # The base's own tokenizer: the trainer's has marks in its chat template that only training needs.
         load_tokenizer(recipe).save_pretrained(out)
-    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    losses = [(int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     draw_loss({recipe.name: losses}, out / "loss.png")
     run_record = {
         "recipe": recipe.model_dump(),

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTConfig, SFTTrainer
 
@@ -19,6 +19,9 @@ from training.finetune.base_model import compute_dtype
 from training.finetune.memory_plan import Plan
 from training.finetune.progress import Progress
 from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def sft_config(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> SFTConfig:
@@ -80,6 +83,9 @@ class LengthGroupedOrder(torch.utils.data.Sampler[int]):
 class LabTrainer(SFTTrainer):
     """TRL's trainer with an order that survives a resume, an exact resume of 4-bit runs, and figures in the log."""
 
+    model: torch.nn.Module
+    train_dataset: datasets.Dataset
+
     def __init__(self, recipe: Recipe, progress: Progress, **trl_arguments: Any) -> None:
         self.recipe, self.progress = recipe, progress
         super().__init__(**trl_arguments)
@@ -96,10 +102,10 @@ class LabTrainer(SFTTrainer):
 
     def compute_loss(
         self,
-        model: PreTrainedModel,
+        model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """See `transformers.Trainer.compute_loss`.
 
@@ -116,7 +122,7 @@ class LabTrainer(SFTTrainer):
         # The state is read when an epoch begins: a resume replaces it before that.
         return LengthGroupedOrder(lengths, batch, self.recipe.seed, lambda: int(self.state.epoch or 0))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         # PEFT loads an adapter as float32, but TRL trains the adapter of a 4-bit base in bfloat16. With float32 the
         # resumed run would differ from an undisturbed one.
         dtypes = {name: weight.dtype for name, weight in self.model.named_parameters()}

@@ -21,7 +21,6 @@ import torch
 import typer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoTokenizer,
     BatchEncoding,
     LlamaConfig,
     LlamaForCausalLM,
@@ -98,10 +97,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY, hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8,
-            num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, rope_theta=500_000.0,
-            rms_norm_eps=1e-5,
+            num_key_value_heads=4, head_dim=32, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
             tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=[tokenizer.convert_tokens_to_ids(t) for t in ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>")],
+            eos_token_id=tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"]),
         )
     )  # fmt: skip
 
@@ -143,7 +142,7 @@ def train(
     Returns the stage for the run record: settings, losses in nats per token, seconds, device.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(torch.device(device))
+    torch.nn.Module.to(model, device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -177,7 +176,7 @@ def train(
             if step % 100 == 0 and not sys.stdout.isatty():
                 print(step, newest_loss(losses), flush=True)
     seconds = round(time.perf_counter() - started, 1)
-    model.to(torch.device("cpu"))
+    model.cpu()
     stage = {"steps": steps, "batch_tokens": batch_tokens, "learning_rate": peak}
     return {**stage, "losses": losses, "seconds": seconds, "device": device_name()}
 
@@ -197,7 +196,7 @@ def main(
     """Train the nano base and write its model folder. `python -m training export` then makes its GGUF file."""
     torch.manual_seed(0)
     if start:
-        tokenizer, model = AutoTokenizer.from_pretrained(start), LlamaForCausalLM.from_pretrained(start)
+        tokenizer, model = PreTrainedTokenizerFast.from_pretrained(start), LlamaForCausalLM.from_pretrained(start)
         model.float()
         earlier = read_run_record(start)["stages"]
     else:

@@ -2,8 +2,8 @@
 
 The CTC loss (on characters; Graves et al. 2006) makes the encoder useful before the decoder is; inference doesn't use
 it. Only the tokens that occur take part in the softmax, and only their rows are stored. The decoder's last layer norm
-is held at 1 in its first component; so the first number of a token's row is a bias. With it, `inference.speech` excludes
-all other tokens.
+is held at 1 in its first component; so the first number of a token's row is a bias. With it, `inference.speech`
+excludes all other tokens.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the embedded speech model is trained on: short English questions about emoji, and random words, by espeak-ng.
 
 A model that only gets known questions learns the questions and ignores the sound. So a third of the utterances are
-random words, from the names of all emoji and a list of common English words; a quarter are questions with some words replaced,
-added or left out. Noise and silence are examples, too, marked as no speech. Some voices, and the forms of
+random words, from the names of all emoji and a list of common English words. A quarter are questions with some words
+replaced, added or left out. Noise and silence are examples, too, marked as no speech. Some voices, and the forms of
 `training.data.emoji.phrasing.EVALUATION`, are held out.
 """
 

@@ -182,8 +182,8 @@ def unknown_exchange(rng: random.Random) -> list[Message]:
     if draw < 0.75:
         return exchange(TRAINING.ask(rng, "name", emoji=other_sign(rng)), UNKNOWN)
     made_up = rng.choice(MADE_UP)
-    flag = rng.choice([f"the flag of {made_up}", f"flag of {made_up}", f"the {made_up} flag", f"{made_up}'s flag"])
-    return exchange(TRAINING.ask(rng, "find", thing=flag), UNKNOWN)
+    thing = rng.choice([f"the flag of {made_up}", f"flag of {made_up}", f"the {made_up} flag", f"{made_up}'s flag"])
+    return exchange(TRAINING.ask(rng, "find", thing=thing), UNKNOWN)
 
 
 def shuffled_cycle(rng: random.Random, items: Sequence[Emoji]) -> Callable[[], Emoji]:
