@@ -81,6 +81,20 @@ def test_bad_questions_keep_the_text_and_the_conversation(page):
 
 
 @needs_browser
+def test_an_empty_seed_stays_empty_and_a_wrong_one_is_refused(page):
+    page.get_by_role("button", name="Settings").click()
+    seed = page.get_by_label("Seed")
+    seed.wait_for()
+    assert seed.input_value() == ""
+    seed.fill("seven")
+    ask(page, "What does 🐼 mean?")
+    page.locator("#notice", has_text="The seed is not a whole number").wait_for()
+    seed.fill("7")
+    ask(page, "What does 🐼 mean?")
+    assert "panda" in wait_for_answer(page, 1)
+
+
+@needs_browser
 def test_a_long_answer_can_be_stopped(page):
     choose(page, "Babble — ")
     stop_a_long_answer(page, ask, "#stop", "#chat .figures")

@@ -29,7 +29,9 @@ mark {color: inherit; background: var(--color-accent-soft); text-decoration: und
   border: none; border-bottom: 1px solid var(--border-color-primary); padding: 4px 10px 4px 0; text-align: left;
 }
 footer {display: none !important;}
-@media (max-width: 480px) {.examples button {min-width: 100% !important;}}
+@media (max-width: 480px) {.examples button, .question-row > :first-child {min-width: 100% !important;}}
+input[role=combobox] {text-overflow: ellipsis; padding-right: 24px !important;}  /* ends before the arrow */
+#chat .placeholder {padding: 0 12px;}
 #models {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(260px, 100%), 1fr));}
 .model {
   gap: 8px; padding: 8px; border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg);

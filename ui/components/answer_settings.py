@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from inference.engines import Sampling
+from inference.errors import LabError
 
 DEFAULTS = Sampling()
 
@@ -22,10 +23,14 @@ class AnswerSettings:
             self.top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")
         with gr.Row():
             self.max_tokens = gr.Slider(1, 2048, DEFAULTS.max_tokens, step=1, label="Max tokens")
-            self.seed = gr.Number(None, label="Seed (empty: random)", precision=0, minimum=0)
+            # Not a gr.Number: an empty one becomes 0 when the visitor opens the settings.
+            self.seed = gr.Textbox("", label="Seed", placeholder="random", max_length=10)
         self.inputs = [self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
 
 
-def to_sampling(temperature: float, top_p: float, max_tokens: float, seed: float | None) -> Sampling:
-    """Convert the components' values to the engine's type."""
-    return Sampling(temperature, top_p, int(max_tokens), None if seed is None else int(seed))
+def to_sampling(temperature: float, top_p: float, max_tokens: float, seed: str | None) -> Sampling:
+    """Convert the components' values to the engine's type. Raises LabError if the seed is not a whole number."""
+    seed = (seed or "").strip()
+    if seed and not (seed.isascii() and seed.isdecimal()):
+        raise LabError("The seed is not a whole number: change it in the settings, or leave it empty.")
+    return Sampling(temperature, top_p, int(max_tokens), int(seed) if seed else None)

@@ -26,7 +26,9 @@ class ModelDetails:
             problem = str(error)
         catalog = self.lab.catalog
         base = catalog[entry.base].name if entry.base and entry.base in catalog else entry.base or ""
-        return facts_html(entry, run_record, base, self.lab.state(entry).text, self.size_on_disk(entry), problem)
+        state = self.lab.state(entry)
+        status = "not downloaded" if state.kind == "download" else state.text  # the size has its own line
+        return facts_html(entry, run_record, base, status, self.size_on_disk(entry), problem)
 
     def size_on_disk(self, entry: Entry) -> int | None:
         """Return the bytes of the model's own weights on this disk, without its base's; None if there are none."""

@@ -38,7 +38,7 @@ class ModelPicker:
             with gr.Row():
                 self.repository = gr.Textbox(
                     label="Repository",
-                    info="A GGUF model, or a LoRA adapter on one of the base models. Only you see it, for this visit.",
+                    info="A GGUF model, or a LoRA adapter on one of the base models. It is listed for your visit only.",
                     placeholder="user/repo, or its address", max_length=300, scale=8,
                 )  # fmt: skip
                 self.add_button = gr.Button("Add", scale=1, min_width=80)

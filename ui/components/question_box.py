@@ -13,14 +13,14 @@ class QuestionBox:
 
     def __init__(self, placeholder: str, prefix: str = "", autofocus: bool = False) -> None:
         self.notice = gr.Markdown("", elem_classes="notice", elem_id=f"{prefix}notice")
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=True, elem_classes="question-row"):
             self.text = gr.Textbox(
                 label="Question", show_label=False, placeholder=placeholder, lines=1, max_lines=8, scale=8,
                 autofocus=autofocus, elem_id=f"{prefix}question",
             )  # fmt: skip
-            self.send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id=f"{prefix}send")
+            self.send = gr.Button("Send", variant="primary", scale=1, min_width=72, elem_id=f"{prefix}send")
             self.stop = gr.Button(
-                "Stop", scale=1, min_width=80, interactive=False, elem_classes="stop", elem_id=f"{prefix}stop"
+                "Stop", scale=1, min_width=72, interactive=False, elem_classes="stop", elem_id=f"{prefix}stop"
             )
 
     def connect_stop(self, running: RunningAnswers, cancels: gr.events.Dependency) -> None:

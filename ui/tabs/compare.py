@@ -52,7 +52,7 @@ class CompareTab:
         self.round = gr.State(None)
         with gr.Row():
             self.models = [
-                gr.Dropdown(self.choices(i), value=value, label=f"Model {i + 1}", min_width=160)
+                gr.Dropdown(self.choices(i), value=value, label=f"Model {i + 1}", min_width=220)
                 for i, value in enumerate([*self.default_pair(), ""])
             ]
         self.blind = gr.Checkbox(False, label="Blind: hide and shuffle the names until you vote")
@@ -64,7 +64,7 @@ class CompareTab:
             ]
         self.summary = gr.HTML("", elem_id="summary")
         with gr.Row(elem_classes="votes"):
-            self.vote_buttons = [gr.Button("", size="md", min_width=90, visible=False) for _ in OUTCOMES]
+            self.vote_buttons = [gr.Button("", size="md", min_width=120, visible=False) for _ in OUTCOMES]
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(text, size="sm", min_width=240) for text in EXAMPLES]
         self.box = QuestionBox("Ask all models", "compare-")

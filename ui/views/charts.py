@@ -46,7 +46,7 @@ def loss_curve(points: Sequence[tuple[float, float]]) -> str:
     return (
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{summary}">{grid}'
         f'<polyline points="{path}"/><text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">'
-        f'step{", logarithmic scale" if logarithmic else ""}</text></svg><p class="figures">{summary}</p>'
+        f'step{" (loss on a logarithmic scale)" if logarithmic else ""}</text></svg><p class="figures">{summary}</p>'
     )
 
 
