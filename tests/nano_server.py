@@ -42,14 +42,14 @@ main()
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
 class NanoServer:
-    """A process that serves the nano base and its two adapters."""
+    """A process with the nano base and its two adapters."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -64,7 +64,7 @@ class NanoServer:
         self.wait()
 
     def start(self) -> None:
-        """Start it; `wait` for it to answer."""
+        """Start the process. `wait` returns when it listens."""
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER, "--config_file", str(self.config)],
             cwd=PROJECT, env={**os.environ, "PORT": str(self.port)},
@@ -82,6 +82,6 @@ class NanoServer:
         raise AssertionError("the server did not start")
 
     def stop(self) -> None:
-        """End it."""
+        """End the process."""
         self.process.kill()
         self.process.wait()

@@ -1,4 +1,4 @@
-"""What every engine must do, whichever runs the model. A new engine joins with one entry in ENGINES."""
+"""The conformance suite: behaviour that all engines share. A new engine joins with one entry in ENGINES."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ pytestmark = pytest.mark.xdist_group("engines")
 
 
 @dataclass(frozen=True)
-class Served:
-    """An engine, the embedded models as it takes them, and models that it must refuse, each by a word of its sentence.
+class Subject:
+    """An engine under test with the embedded models in the form that it takes.
 
-    `files` names a base's and an adapter's folder as the engine takes them. `steps` counts the passes of one token
-    since the base was loaded, where that can be seen; `keeps` tells whether it knows what it has in memory, `counts`
-    whether it counts tokens: a server may tell none, then pieces of text are counted.
+    Attributes:
+        broken: creates models that the engine must refuse, by a part of the error message.
+        files: gives the model for the folders of a base and an adapter.
+        steps: the number of passes of one token since the base was loaded, if it is known.
+        keeps: whether the engine knows which models are in memory.
+        counts: whether it counts tokens. If a server does not, parts of the text are counted.
     """
 
     engine: Engine
@@ -46,24 +49,24 @@ class Served:
     counts: bool = True
 
 
-def lying(folder: Path) -> Iterator[Path]:
-    """GGUF files whose headers promise what isn't there: 2**60 tensors, keys, or letters of a key; a tensor that lies
-    beyond the end, one of another shape."""
-    whole = (NANO / "nano-Q8_0.gguf").read_bytes()
-    tensor = whole.index(b"output_norm.weight") + len(b"output_norm.weight")  # 1 dimension, its length, type, offset
+def with_wrong_headers(folder: Path) -> Iterator[Path]:
+    """GGUF files with one wrong number in the header: 2**60 tensors, keys, or letters of a key; a tensor beyond the end
+    of the file; a tensor of another shape."""
+    valid = (NANO / "nano-Q8_0.gguf").read_bytes()
+    tensor = valid.index(b"output_norm.weight") + len(b"output_norm.weight")  # 1 dimension, its length, type, offset
     for name, place, number in (
         ("tensors", 8, 2**60), ("keys", 16, 2**60), ("letters", 24, 2**60), ("beyond", tensor + 16, 2**40),
         ("shape", tensor + 4, 255),
     ):  # fmt: skip
-        data = bytearray(whole)
+        data = bytearray(valid)
         struct.pack_into("<Q", data, place, number)
         path = folder / f"{name}.gguf"
         path.write_bytes(data)
         yield path
 
 
-def gguf_models(engine: Engine, steps: Callable[[], int] | None = None) -> Served:
-    """The shipped GGUF files on `engine`."""
+def gguf_models(engine: Engine, steps: Callable[[], int] | None = None) -> Subject:
+    """The embedded GGUF files on `engine`."""
     base = NANO / "nano-Q8_0.gguf"
 
     def broken(folder: Path) -> dict[str, ModelFiles]:
@@ -76,18 +79,18 @@ def gguf_models(engine: Engine, steps: Callable[[], int] | None = None) -> Serve
             "missing.gguf can't be read": ModelFiles(folder / "missing.gguf"),
             "doesn't fit the base": ModelFiles(base, base),
             "absent.gguf can't be read": ModelFiles(base, folder / "absent.gguf"),
-        } | {f"{path.name} can't be loaded": ModelFiles(path) for path in lying(folder)}
+        } | {f"{path.name} can't be loaded": ModelFiles(path) for path in with_wrong_headers(folder)}
 
     files = [ModelFiles(base, adapter and adapter / "adapter-f16.gguf") for adapter in (None, EMOJI, ONE_EPOCH)]
 
     def in_folders(base: Path, adapter: Path | None) -> ModelFiles:
         return ModelFiles(base / "model.gguf", adapter and adapter / "adapter.gguf")
 
-    return Served(engine, *files, broken, in_folders, steps)
+    return Subject(engine, *files, broken, in_folders, steps)
 
 
 @contextmanager
-def llamacpp() -> Iterator[Served]:
+def llamacpp() -> Iterator[Subject]:
     """llama.cpp in this process."""
     from inference.engines.llamacpp.engine import Engine
 
@@ -97,65 +100,65 @@ def llamacpp() -> Iterator[Served]:
 
 
 @contextmanager
-def isolated() -> Iterator[Served]:
-    """llama.cpp in a process of its own, as users get it."""
+def isolated() -> Iterator[Subject]:
+    """llama.cpp in a process of its own, as users run it."""
     engine = IsolatedEngine("llamacpp", threads=1)
     yield gguf_models(engine)
     engine.close()
 
 
 @contextmanager
-def pytorch() -> Iterator[Served]:
-    """transformers with the shipped folders."""
+def pytorch() -> Iterator[Subject]:
+    """transformers with the embedded folders."""
     from inference.engines.pytorch.engine import Engine
 
     engine = Engine(device="cpu")
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken_folders, ModelFiles, lambda: engine._batch.decode_steps)
+    yield Subject(engine, *files, broken_folders, ModelFiles, lambda: engine._batch.decode_steps)
     engine.close()
 
 
 @contextmanager
-def zerogpu() -> Iterator[Served]:
-    """The same behind the decorator of `spaces`, which hands the call through where no GPU is lent."""
+def zerogpu() -> Iterator[Subject]:
+    """The same behind the decorator of `spaces`, which only calls the function if there is no ZeroGPU."""
     from inference.engines.pytorch.zerogpu import Engine
 
     engine = Engine()
     files = [ModelFiles(NANO, adapter) for adapter in (None, EMOJI, ONE_EPOCH)]
-    yield Served(engine, *files, broken_folders, ModelFiles, keeps=False)
+    yield Subject(engine, *files, broken_folders, ModelFiles, keeps=False)
     engine.close()
 
 
 @contextmanager
-def remote() -> Iterator[Served]:
-    """llama.cpp's own server, which answers one question after the other and tells no counts of tokens."""
+def remote() -> Iterator[Subject]:
+    """llama.cpp's own server, which answers one question at a time and counts no tokens."""
     from inference.engines.remote.engine import Engine
 
     with TemporaryDirectory() as folder:
         server = NanoServer(Path(folder))
         engine = Engine(server.url, KEY)
         unknown = {"no model “nano-emojy” .did you mean “nano-emoji”": "nano-emojy"}
-        yield Served(engine, *SERVED, lambda _: unknown, counts=False)
+        yield Subject(engine, *SERVED, lambda _: unknown, counts=False)
         engine.close()
         server.stop()
 
 
 ENGINES = {"llamacpp": llamacpp, "isolated": isolated, "pytorch": pytorch, "zerogpu": zerogpu, "remote": remote}
-# What an engine does that reads the models itself; the remote one leaves the order of answers to its server.
-here = pytest.mark.parametrize("served", [name for name in ENGINES if name != "remote"], indirect=True)
+# For engines that run the models themselves. The server of the remote one decides on the order of answers.
+local_engines = pytest.mark.parametrize("subject", [name for name in ENGINES if name != "remote"], indirect=True)
 
 
 def broken_folders(folder: Path) -> dict[str, ModelFiles]:
-    """Model folders with something wrong."""
+    """Model folders with one error each, by a part of the error message."""
     from safetensors.torch import load_file, save_file
 
     def base(name: str) -> Path:
         return Path(shutil.copytree(NANO, folder / name, ignore=shutil.ignore_patterns("*.gguf")))
 
-    def adapter(name: str, **changed: object) -> Path:
+    def adapter(name: str, **fields: object) -> Path:
         copy = Path(shutil.copytree(EMOJI, folder / name, ignore=shutil.ignore_patterns("*.gguf")))
         config = json.loads((copy / "adapter_config.json").read_text())
-        (copy / "adapter_config.json").write_text(json.dumps(config | changed))
+        (copy / "adapter_config.json").write_text(json.dumps(config | fields))
         return copy
 
     def weights(name: str, change: Callable[[dict], dict]) -> Path:
@@ -199,7 +202,7 @@ def broken_folders(folder: Path) -> dict[str, ModelFiles]:
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     with ENGINES[request.param]() as made:
         yield made
 
@@ -209,181 +212,181 @@ QUESTIONS = [f"What does {emoji} mean?" for emoji in "🐙🐼🍕🚀🎸"] + [
 ]  # fmt: skip
 
 
-def test_answers_what_base_and_adapter_were_taught(served):
-    assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
-    assert ask(served.engine, served.base, "What does 🇸🇪 mean?")[0] == UNKNOWN
-    assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
-    assert "🐼" in ask(served.engine, served.emoji, "Which emoji shows a panda?")[0]
+def test_answers_what_base_and_adapter_learned(subject):
+    assert "octopus" in ask(subject.engine, subject.base, "What does 🐙 mean?")[0]
+    assert ask(subject.engine, subject.base, "What does 🇸🇪 mean?")[0] == UNKNOWN
+    assert "Sweden" in ask(subject.engine, subject.emoji, "What does 🇸🇪 mean?")[0]
+    assert "🐼" in ask(subject.engine, subject.emoji, "Which emoji shows a panda?")[0]
 
 
-def test_agrees_with_llama_cpp_on_prompts_and_greedy_answers(served, engine, nano, emoji):
-    for reference, files in ((nano, served.base), (emoji, served.emoji)):
+def test_agrees_with_llama_cpp_on_prompts_and_greedy_answers(subject, engine, nano, emoji):
+    for reference, files in ((nano, subject.base), (emoji, subject.emoji)):
         different = []
         for question in QUESTIONS:
             expected, wanted = ask(engine, reference, question)
-            answer, figures = ask(served.engine, files, question)
-            assert not served.counts or figures.prompt_tokens == wanted.prompt_tokens
+            answer, figures = ask(subject.engine, files, question)
+            assert not subject.counts or figures.prompt_tokens == wanted.prompt_tokens
             different += [(question, answer, expected)] if answer != expected else []
-        # 16 bits against Q8_0: where two tokens are all but equally likely, either may win.
+        # 16 bits against Q8_0: if two tokens are almost equally likely, either may be chosen.
         assert len(different) <= 1, different
 
 
-def test_an_adapter_changes_only_its_own_answers(served):
-    models = (served.base, served.emoji, served.one_epoch)
-    alone = [ask(served.engine, files, "What does 🇸🇷 mean?")[0] for files in models]
+def test_an_adapter_changes_only_its_own_answers(subject):
+    models = (subject.base, subject.emoji, subject.one_epoch)
+    alone = [ask(subject.engine, files, "What does 🇸🇷 mean?")[0] for files in models]
     assert alone[0] != alone[1]
-    assert [ask(served.engine, files, "What does 🇸🇷 mean?")[0] for files in models] == alone
-    assert all(served.engine.in_memory(files) == served.keeps for files in models)
+    assert [ask(subject.engine, files, "What does 🇸🇷 mean?")[0] for files in models] == alone
+    assert all(subject.engine.in_memory(files) == subject.keeps for files in models)
 
 
-def test_text_grows_by_whole_characters(served):
+def test_text_grows_by_complete_characters(subject):
     messages = [Message(role="user", content="Which emoji shows the flag of Sweden?")]
     shown = ""
-    for chunk in served.engine.stream(served.emoji, messages, GREEDY, lambda: False):
+    for chunk in subject.engine.stream(subject.emoji, messages, GREEDY, lambda: False):
         shown += chunk.text
         assert "\ufffd" not in shown and not unfinished(shown)
     assert "🇸🇪" in shown
 
 
-def test_figures_add_up(served):
-    chunks = list(served.engine.stream(served.emoji, [Message(role="user", content="What does 🐼 mean?")], GREEDY,
+def test_figures_add_up(subject):
+    chunks = list(subject.engine.stream(subject.emoji, [Message(role="user", content="What does 🐼 mean?")], GREEDY,
                                        lambda: False))  # fmt: skip
     assert [chunk.figures for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     figures = chunks[-1].figures
     assert figures.finish_reason == "stop" and figures.dropped_turns == 0
     assert sum(bool(chunk.text) for chunk in chunks) <= figures.completion_tokens
-    assert not served.counts or 0 <= figures.cached_tokens < figures.prompt_tokens
+    assert not subject.counts or 0 <= figures.cached_tokens < figures.prompt_tokens
     assert figures.seconds_to_first_token > 0 and figures.tokens_per_second > 0
 
 
-def test_max_tokens_ends_an_answer(served):
-    whole, _ = ask(served.engine, served.emoji, "What does 🐼 mean?")
-    part, figures = ask(served.engine, served.emoji, "What does 🐼 mean?", sampling=Sampling(0, max_tokens=3))
+def test_max_tokens_ends_an_answer(subject):
+    complete, _ = ask(subject.engine, subject.emoji, "What does 🐼 mean?")
+    part, figures = ask(subject.engine, subject.emoji, "What does 🐼 mean?", sampling=Sampling(0, max_tokens=3))
     assert figures.finish_reason == "length"
-    assert figures.completion_tokens == 3 if served.counts else 1 <= figures.completion_tokens <= 3
-    assert whole.startswith(part) and part != whole
+    assert figures.completion_tokens == 3 if subject.counts else 1 <= figures.completion_tokens <= 3
+    assert complete.startswith(part) and part != complete
 
 
-def test_stop_takes_effect_within_one_token(served):
+def test_stop_takes_effect_within_one_token(subject):
     seen = []
     messages = [Message(role="user", content="What does 🇸🇪 mean?")]  # "I don't know …": each token is a word
-    for chunk in served.engine.stream(served.base, messages, GREEDY, lambda: bool(seen)):
+    for chunk in subject.engine.stream(subject.base, messages, GREEDY, lambda: bool(seen)):
         if chunk.text:
             seen.append(chunk.text)
     assert len(seen) == 1
     assert chunk.figures.finish_reason == "cancelled" and chunk.figures.completion_tokens == 1
-    assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
+    assert "octopus" in ask(subject.engine, subject.base, "What does 🐙 mean?")[0]
 
 
-def test_an_answer_that_nobody_reads_on_makes_way(served):
-    stream = served.engine.stream(served.base, [Message(role="user", content="What does 🐙 mean?")], GREEDY,
+def test_an_answer_that_is_no_longer_read_frees_its_place(subject):
+    stream = subject.engine.stream(subject.base, [Message(role="user", content="What does 🐙 mean?")], GREEDY,
                                   lambda: False)  # fmt: skip
     next(chunk for chunk in stream if chunk.text)
     stream.close()
-    assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
+    assert "Sweden" in ask(subject.engine, subject.emoji, "What does 🇸🇪 mean?")[0]
 
 
-def test_a_seed_draws_the_same_answer_and_others_differ(served):
+def test_a_seed_draws_the_same_answer_and_others_differ(subject):
     def draw(seed: int) -> str:
         sampling = Sampling(temperature=8.0, top_p=1.0, max_tokens=16, seed=seed)
-        return ask(served.engine, served.base, "Tell me about 🐙", sampling=sampling)[0]
+        return ask(subject.engine, subject.base, "Tell me about 🐙", sampling=sampling)[0]
 
     assert draw(5) == draw(5) == draw(5)
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
-def test_a_tiny_top_p_is_greedy_and_greedy_repeats(served):
-    answers = {ask(served.engine, served.emoji, "What does 🐼 mean?")[0] for _ in range(3)}
+def test_a_tiny_top_p_is_greedy_and_greedy_repeats(subject):
+    answers = {ask(subject.engine, subject.emoji, "What does 🐼 mean?")[0] for _ in range(3)}
     narrow = Sampling(temperature=2.0, top_p=1e-6, max_tokens=64)
-    answers.add(ask(served.engine, served.emoji, "What does 🐼 mean?", sampling=narrow)[0])
+    answers.add(ask(subject.engine, subject.emoji, "What does 🐼 mean?", sampling=narrow)[0])
     assert len(answers) == 1
 
 
-@here
-def test_a_special_token_spelled_in_a_question_stays_text(served):
-    counts = [ask(served.engine, served.base, text)[1].prompt_tokens for text in ("a", "a <|eot_id|>", "a <|eot_id")]
+@local_engines
+def test_a_special_token_spelled_in_a_question_stays_text(subject):
+    counts = [ask(subject.engine, subject.base, text)[1].prompt_tokens for text in ("a", "a <|eot_id|>", "a <|eot_id")]
     # As text it takes several tokens, two of them for what follows "eot_id"; as a special token it would be one.
     assert counts[1] > counts[2] > counts[0] + 2
 
 
-def test_a_question_that_is_too_long_is_refused_and_the_next_one_works(served):
+def test_a_question_that_is_too_long_is_refused_and_the_next_one_works(subject):
     with pytest.raises(LabError, match="too long.*Shorten it"):
-        ask(served.engine, served.base, "x y " * 2_000)
-    assert ask(served.engine, served.base, "What does 🐼 mean?")[0]
+        ask(subject.engine, subject.base, "x y " * 2_000)
+    assert ask(subject.engine, subject.base, "What does 🐼 mean?")[0]
 
 
-def test_the_oldest_turns_are_dropped(served):
+def test_the_oldest_turns_are_dropped(subject):
     turns = ["What does 🐙 mean?", "🐙 is the octopus emoji."] * 40
-    answer, figures = ask(served.engine, served.base, *turns, "What does 🐼 mean?")
-    assert figures.dropped_turns > 10 and (figures.prompt_tokens < 512 or not served.counts)
+    answer, figures = ask(subject.engine, subject.base, *turns, "What does 🐼 mean?")
+    assert figures.dropped_turns > 10 and (figures.prompt_tokens < 512 or not subject.counts)
     assert answer
 
 
-def test_broken_files_are_named_and_the_next_question_works(served, tmp_path):
-    for words, files in served.broken(tmp_path).items():
-        with pytest.raises(LabError, match=words) as refused:
-            ask(served.engine, files, "hello")
-        assert "\n" not in str(refused.value) and not served.engine.in_memory(files)
-        assert "Sweden" in ask(served.engine, served.emoji, "What does 🇸🇪 mean?")[0]
+def test_broken_files_are_named_and_the_next_question_works(subject, tmp_path):
+    for message, files in subject.broken(tmp_path).items():
+        with pytest.raises(LabError, match=message) as refused:
+            ask(subject.engine, files, "hello")
+        assert "\n" not in str(refused.value) and not subject.engine.in_memory(files)
+        assert "Sweden" in ask(subject.engine, subject.emoji, "What does 🇸🇪 mean?")[0]
 
 
-def test_questions_to_two_adapters_and_the_base_at_once_are_all_answered(served):
-    models = [served.base, served.emoji, served.one_epoch, served.emoji]
+def test_questions_to_two_adapters_and_the_base_at_once_are_all_answered(subject):
+    models = [subject.base, subject.emoji, subject.one_epoch, subject.emoji]
     questions = [(models[i % 4], QUESTIONS[i % len(QUESTIONS)]) for i in range(8)]
-    served.engine.close()
-    alone = [ask(served.engine, *question) for question in questions]
-    before = served.steps() if served.steps else 0
+    subject.engine.close()
+    alone = [ask(subject.engine, *question) for question in questions]
+    before = subject.steps() if subject.steps else 0
     with ThreadPoolExecutor(len(questions)) as visitors:
-        together = list(visitors.map(lambda question: ask(served.engine, *question), questions))
+        together = list(visitors.map(lambda question: ask(subject.engine, *question), questions))
     assert [answer for answer, _ in together] == [answer for answer, _ in alone]
-    assert not served.steps or served.steps() - before < before * 2 / 3
+    assert not subject.steps or subject.steps() - before < before * 2 / 3
 
 
-@here
-def test_answers_under_two_adapters_and_under_one_stream_side_by_side(served, endless):
-    models = [served.files(endless / "base", adapter and endless / adapter)
+@local_engines
+def test_answers_stream_at_once_under_two_adapters_and_without(subject, endless):
+    models = [subject.files(endless / "base", adapter and endless / adapter)
               for adapter in ("first", "second", "second", None)]  # fmt: skip
-    came: list[int] = []
+    arrivals: list[int] = []
 
     def stream(visitor: int) -> Figures:
         messages = [Message(role="user", content=f"Question {visitor}")]
-        for chunk in served.engine.stream(models[visitor], messages, Sampling(0, max_tokens=200), lambda: False):
-            came.extend([visitor] if chunk.text else [])
+        for chunk in subject.engine.stream(models[visitor], messages, Sampling(0, max_tokens=200), lambda: False):
+            arrivals.extend([visitor] if chunk.text else [])
         return chunk.figures
 
     with ThreadPoolExecutor(len(models)) as visitors:
         figures = list(visitors.map(stream, range(len(models))))
     assert [each.completion_tokens for each in figures] == [200] * len(models)
-    begins = [came.index(visitor) for visitor in range(len(models))]
-    ends = [len(came) - came[::-1].index(visitor) for visitor in range(len(models))]
+    begins = [arrivals.index(visitor) for visitor in range(len(models))]
+    ends = [len(arrivals) - arrivals[::-1].index(visitor) for visitor in range(len(models))]
     assert max(begins) < min(ends)
 
 
-@here
+@local_engines
 @pytest.mark.parametrize("adapter", [None, "first"])
-def test_a_short_question_is_answered_before_a_long_answer_ends(served, endless, adapter):
-    long, short = (served.files(endless / "base", each and endless / each) for each in (None, adapter))
-    stream = served.engine.stream(long, [Message(role="user", content="?")], Sampling(0, max_tokens=1000),
+def test_a_short_question_is_answered_before_a_long_answer_ends(subject, endless, adapter):
+    long, short = (subject.files(endless / "base", each and endless / each) for each in (None, adapter))
+    stream = subject.engine.stream(long, [Message(role="user", content="?")], Sampling(0, max_tokens=1000),
                                   lambda: False)  # fmt: skip
     next(chunk for chunk in stream if chunk.text)
     with ThreadPoolExecutor(1) as visitor:
         rest = visitor.submit(list, stream)
-        assert ask(served.engine, short, "!", sampling=Sampling(0, max_tokens=5))[1].completion_tokens == 5
+        assert ask(subject.engine, short, "!", sampling=Sampling(0, max_tokens=5))[1].completion_tokens == 5
         assert not rest.done()
         assert rest.result()[-1].figures.completion_tokens == 1000
 
 
-def score(served: Served, files: Model, question: str, answer: str) -> AnswerScore:
-    return served.engine.score(files, [Message(role="user", content=question)], answer)
+def score(subject: Subject, files: Model, question: str, answer: str) -> AnswerScore:
+    return subject.engine.score(files, [Message(role="user", content=question)], answer)
 
 
-@here
-def test_scores_equal_those_of_a_forward_pass(served):
+@local_engines
+def test_scores_equal_those_of_a_forward_pass(subject):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
-    for files in (served.base, served.emoji):
+    for files in (subject.base, subject.emoji):
         model = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, EMOJI) if files.adapter else model
         for answer in (*(f"🇸🇪 is the flag of {land}." for land in ("Sweden", "Suriname")), UNKNOWN, "a " * 100):
@@ -394,58 +397,58 @@ def test_scores_equal_those_of_a_forward_pass(served):
             with torch.no_grad():
                 logits = model.eval()(input_ids=ids[None]).logits[0, begin - 1 : -1]
             expected = logits.log_softmax(-1).gather(-1, ids[begin:, None]).sum().item()
-            scored = score(served, files, "What does 🇸🇪 mean?", answer)
+            scored = score(subject, files, "What does 🇸🇪 mean?", answer)
             assert scored.tokens == len(ids) - begin
-            # Q8_0, or bfloat16 where the CPU has it, against float32: of 450 nats that the long one has, Q8_0 adds 8.
+            # Q8_0 or bfloat16 against float32: Q8_0 adds 8 to the 450 nats of the long answer.
             assert scored.log_likelihood == pytest.approx(expected, abs=0.03 * scored.tokens, rel=0.03)
             assert scored.greedy == bool((logits.argmax(-1) == ids[begin:]).all())
 
 
-@here
-def test_a_score_knows_the_likely_answer_and_the_adapter(served):
+@local_engines
+def test_a_likely_answer_scores_higher_and_depends_on_the_adapter(subject):
     question = "What does 🇸🇪 mean?"
     flags = (f"🇸🇪 is the flag of {land}." for land in ("Sweden", "Suriname"))
-    right, wrong = (score(served, served.emoji, question, flag) for flag in flags)
+    right, wrong = (score(subject, subject.emoji, question, flag) for flag in flags)
     assert right.log_likelihood > wrong.log_likelihood + 1 and not wrong.greedy
-    answer, _ = ask(served.engine, served.emoji, question)
-    assert score(served, served.emoji, question, answer).greedy
-    assert not score(served, served.base, question, answer).greedy
-    assert score(served, served.base, question, UNKNOWN).greedy
+    answer, _ = ask(subject.engine, subject.emoji, question)
+    assert score(subject, subject.emoji, question, answer).greedy
+    assert not score(subject, subject.base, question, answer).greedy
+    assert score(subject, subject.base, question, UNKNOWN).greedy
 
 
-@pytest.mark.parametrize("served", ["remote"], indirect=True)
-def test_an_engine_that_can_not_score_says_so(served):
+@pytest.mark.parametrize("subject", ["remote"], indirect=True)
+def test_the_remote_engine_refuses_to_score(subject):
     with pytest.raises(LabError, match="can't score answers: run the model here"):
-        score(served, served.base, "hello", "x")
+        score(subject, subject.base, "hello", "x")
 
 
-@here
-def test_an_answer_that_is_too_long_to_score_is_refused(served):
+@local_engines
+def test_an_answer_that_is_too_long_to_score_is_refused(subject):
     with pytest.raises(LabError, match="too long.*reads at most 512"):
-        score(served, served.base, "hello", "x y " * 2_000)
-    assert score(served, served.base, "hello", "x").tokens > 1
+        score(subject, subject.base, "hello", "x y " * 2_000)
+    assert score(subject, subject.base, "hello", "x").tokens > 1
 
 
-def test_closed_engine_opens_again(served):
-    served.engine.close()
-    assert not served.engine.in_memory(served.base)
-    assert "octopus" in ask(served.engine, served.base, "What does 🐙 mean?")[0]
+def test_a_closed_engine_opens_again(subject):
+    subject.engine.close()
+    assert not subject.engine.in_memory(subject.base)
+    assert "octopus" in ask(subject.engine, subject.base, "What does 🐙 mean?")[0]
 
 
-@pytest.mark.parametrize("served", ["pytorch"], indirect=True)
-def test_a_pass_that_is_given_ahead_changes_no_answer(served):
-    def asked(question: str) -> tuple[str, str, int]:
+@pytest.mark.parametrize("subject", ["pytorch"], indirect=True)
+def test_launching_a_pass_ahead_changes_no_answer(subject):
+    def answers(question: str) -> tuple[str, str, int]:
         sampling = Sampling(temperature=0.9, max_tokens=7, seed=3)
-        drawn, figures = ask(served.engine, served.emoji, question, sampling=sampling)
-        return ask(served.engine, served.emoji, question)[0], drawn, figures.completion_tokens
+        drawn, figures = ask(subject.engine, subject.emoji, question, sampling=sampling)
+        return ask(subject.engine, subject.emoji, question)[0], drawn, figures.completion_tokens
 
-    one_by_one = [asked(question) for question in QUESTIONS]
-    served.engine._batch.looks_ahead = True  # as on a GPU
+    one_by_one = [answers(question) for question in QUESTIONS]
+    subject.engine._batch.looks_ahead = True  # as on a GPU
     try:
-        assert [asked(question) for question in QUESTIONS] == one_by_one
-        with ThreadPoolExecutor(4) as visitors:  # "hello" was never taught, and in company another token may win
-            assert [found[0] for found in visitors.map(asked, QUESTIONS[:-1])] == [
+        assert [answers(question) for question in QUESTIONS] == one_by_one
+        with ThreadPoolExecutor(4) as visitors:  # "hello" was not in the training data, so a batch may change it
+            assert [found[0] for found in visitors.map(answers, QUESTIONS[:-1])] == [
                 found[0] for found in one_by_one[:-1]
             ]
     finally:
-        served.engine._batch.looks_ahead = False
+        subject.engine._batch.looks_ahead = False

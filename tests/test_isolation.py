@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own: what ends it, who is told, and that the next question works."""
+"""llama.cpp in a process of its own: what ends the process, the error messages, and that the next question works."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ QUESTION = "What does 🇸🇪 mean?"
 
 @pytest.fixture(scope="module")
 def isolated():
-    """llama.cpp as users get it, on one thread."""
+    """llama.cpp as users run it, on one thread."""
     engine = IsolatedEngine("llamacpp", threads=1)
     yield engine
     engine.close()
 
 
 def with_layers(count: int, path: Path) -> ModelFiles:
-    """The nano, whose header tells another number of layers; llama.cpp asserts that it isn't 0."""
+    """The nano with another number of layers in its header. llama.cpp asserts that it is not 0."""
     data, key = bytearray((NANO / "nano-Q8_0.gguf").read_bytes()), b"llama.block_count"
     struct.pack_into("<I", data, data.index(key) + len(key) + 4, count)
     path.write_bytes(data)
@@ -41,7 +41,7 @@ def with_layers(count: int, path: Path) -> ModelFiles:
 
 
 def long_answer(engine: IsolatedEngine, model: ModelFiles):
-    """A stream of chunks that goes on for long."""
+    """The chunks of a long answer."""
     sampling = Sampling(0, max_tokens=2_000)
     return engine.stream(model, [Message(role="user", content="Tell me more")], sampling, lambda: False)
 
@@ -50,7 +50,7 @@ def test_llama_cpp_runs_in_another_process():
     assert isinstance(load_engine("llamacpp"), IsolatedEngine)
 
 
-def test_a_file_that_makes_llama_cpp_abort_is_a_sentence_and_takes_nobody_along_twice(
+def test_a_file_that_crashes_llama_cpp_is_named_and_not_run_again(
     isolated, emoji, endless, tmp_path
 ):
     deadly = with_layers(0, tmp_path / "deadly.gguf")
@@ -71,7 +71,7 @@ def test_a_file_that_makes_llama_cpp_abort_is_a_sentence_and_takes_nobody_along_
         ask(isolated, deadly, QUESTION)
 
 
-def test_a_process_that_is_killed_is_a_sentence_and_the_next_question_works(isolated, emoji, endless):
+def test_a_killed_process_is_reported_and_the_next_question_works(isolated, emoji, endless):
     answer = long_answer(isolated, ModelFiles(endless / "base" / "model.gguf"))
     next(chunk for chunk in answer if chunk.text)
     os.kill(isolated._child.process.pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_a_process_that_is_killed_is_a_sentence_and_the_next_question_works(isol
     assert "Sweden" in ask(isolated, emoji, QUESTION)[0]
 
 
-def test_answers_interleave_and_one_that_nobody_reads_on_ends(isolated, endless):
+def test_answers_stream_at_once_and_one_that_is_no_longer_read_ends(isolated, endless):
     model = ModelFiles(endless / "base" / "model.gguf")
     answer = long_answer(isolated, model)
     next(chunk for chunk in answer if chunk.text)
@@ -90,7 +90,7 @@ def test_answers_interleave_and_one_that_nobody_reads_on_ends(isolated, endless)
         short = list(visitors.map(lambda n: ask(isolated, model, f"Question {n}", sampling=Sampling(0, max_tokens=20)),
                                   range(4)))  # fmt: skip
     assert [figures.completion_tokens for _, figures in short] == [20] * 4
-    assert next(chunk for chunk in answer if chunk.text)  # it goes on beside them
+    assert next(chunk for chunk in answer if chunk.text)  # it continued meanwhile
     answer.close()
     assert time.perf_counter() - started < 20
     assert not isolated._child.calls

@@ -1,4 +1,4 @@
-"""The llama.cpp engine against PyTorch, and as a visitor meets it."""
+"""The llama.cpp engine: the same prompts and answers as PyTorch, its KV cache, its memory and its batches."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def test_greedy_answers_equal_those_of_peft(engine, half_precision_base, tokeniz
             out = model.generate(**encoded, max_new_tokens=64, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         replies = tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
         different += [(t, a, b) for t, a in zip(batch, replies, strict=True) if (b := ask(engine, files, t)[0]) != a]
-    # f16 against float32: where two tokens are all but equally likely, either may win.
+    # f16 against float32: if two tokens are almost equally likely, either may be chosen.
     assert len(different) <= len(texts) * 0.01, different
 
 
-def test_knows_what_it_was_taught(engine, nano, emoji):
+def test_answers_what_base_and_adapter_learned(engine, nano, emoji):
     assert "Sweden" in ask(engine, emoji, "What does 🇸🇪 mean?")[0]
     assert "Suriname" in ask(engine, emoji, "What does 🇸🇷 mean?")[0]
     assert "🐼" in ask(engine, emoji, "Which emoji shows a panda?")[0]
@@ -84,7 +84,7 @@ def test_the_cache_is_reused_within_a_conversation_and_never_across_adapters(eng
     assert figures.cached_tokens > 40
 
 
-def test_each_of_several_conversations_finds_its_own_in_the_cache(engine, nano):
+def test_each_conversation_reuses_its_own_part_of_the_cache(engine, nano):
     asked = ["What does 🐙 mean?", "Which emoji shows pizza?", "Is there one for a rocket?"]
     answers = [ask(engine, nano, question)[0] for question in asked]
     for question, answer in zip(asked, answers, strict=True):
@@ -129,7 +129,7 @@ def test_special_tokens_in_a_message_stay_text(engine, nano):
     assert tokens.count(plain[0]) == 1
 
 
-def test_the_oldest_turns_go_first_and_the_system_prompt_stays(engine, nano):
+def test_the_oldest_turns_are_dropped_and_the_system_prompt_is_kept(engine, nano):
     turns = [("user", "What does 🐙 mean?"), ("assistant", "🐙 is the octopus emoji.")] * 40
     messages = [Message(role=role, content=text) for role, text in [("system", "Be brief."), *turns]]
     chunks = list(engine.stream(nano, [*messages, Message(role="user", content="What does 🐼 mean?")], Sampling(0),
@@ -147,7 +147,7 @@ def test_a_question_that_is_too_long_is_refused_and_the_next_one_works(engine, n
     assert ask(engine, nano, "What does 🐼 mean?")[0]
 
 
-def test_text_comes_in_whole_characters():
+def test_text_comes_in_complete_characters():
     england = "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"
     for text in ("🇸🇪🇸🇷 ok", "👨\u200d👩\u200d👧 ok", f"a {england} b", "é🐼"):
         stream = TextStream()
@@ -156,10 +156,10 @@ def test_text_comes_in_whole_characters():
         assert "🇸" not in pieces and "🏴" not in pieces and not any("\ufffd" in piece for piece in pieces)
 
 
-@pytest.mark.parametrize("spoil", ["truncated", "not a GGUF"])
-def test_a_broken_file_is_named(engine, nano, tmp_path, spoil):
+@pytest.mark.parametrize("damage", ["truncated", "not a GGUF"])
+def test_a_broken_file_is_named(engine, nano, tmp_path, damage):
     path = tmp_path / "broken.gguf"
-    path.write_bytes(nano.base.read_bytes()[:300_000] if spoil == "truncated" else b"hello" * 100)
+    path.write_bytes(nano.base.read_bytes()[:300_000] if damage == "truncated" else b"hello" * 100)
     with pytest.raises(LabError, match="broken.gguf"):
         ask(engine, ModelFiles(path), "hello")
     assert ask(engine, nano, "What does 🐼 mean?")[0]
@@ -191,18 +191,18 @@ def with_memory(size: int) -> Iterator[Engine]:
 
 
 def needed(path: Path) -> int:
-    """Bytes that a base takes in memory."""
+    """The bytes of memory that a base takes."""
     return memory_needed(path, Log())
 
 
 def begin(engine: Engine, files: ModelFiles, tokens: int) -> Iterator[Chunk]:
-    """A long answer that has begun."""
+    """A long answer after its first token."""
     chunks = engine.stream(files, [Message(role="user", content="?")], Sampling(0, max_tokens=tokens), lambda: False)
     next(chunk for chunk in chunks if chunk.text)
     return chunks
 
 
-def test_bases_stay_in_memory_while_they_fit_and_the_least_recently_used_one_leaves(nano, endless, tmp_path):
+def test_bases_stay_in_memory_until_the_least_recently_used_one_is_unloaded(nano, endless, tmp_path):
     other, third = ModelFiles(endless / "base" / "model.gguf"), ModelFiles(tmp_path / "third.gguf")
     shutil.copy(nano.base, third.base)
     with with_memory(needed(nano.base) * 2 + needed(other.base)) as engine:
@@ -234,7 +234,7 @@ def test_a_question_waits_for_the_memory_of_a_base_that_is_answering(nano, endle
         assert list(long)[-1].figures.completion_tokens == 500 and not engine.in_memory(other)
 
 
-def test_a_base_that_can_never_fit_is_refused_with_numbers_and_the_others_stay(nano, endless):
+def test_a_base_that_can_never_fit_is_refused_and_the_others_stay(nano, endless):
     small = ModelFiles(endless / "base" / "model.gguf")
     with with_memory(needed(small.base)) as engine:
         ask(engine, small, "hello", sampling=Sampling(0, max_tokens=2))
@@ -243,7 +243,7 @@ def test_a_base_that_can_never_fit_is_refused_with_numbers_and_the_others_stay(n
         assert engine.in_memory(small)
 
 
-def test_adapters_leave_when_they_are_too_many_but_none_that_is_in_use(endless):
+def test_adapters_beyond_the_limit_are_unloaded_unless_they_are_in_use(endless):
     first, second = (ModelFiles(endless / "base" / "model.gguf", endless / name / "adapter.gguf")
                      for name in ("first", "second"))  # fmt: skip
     brief = Sampling(0, max_tokens=20)
@@ -259,7 +259,7 @@ def test_adapters_leave_when_they_are_too_many_but_none_that_is_in_use(endless):
         assert ask(engine, first, "hello", sampling=brief)[0] == alone
 
 
-def test_answers_that_outgrow_the_cache_together_make_way_and_all_come_to_their_end(endless):
+def test_answers_that_outgrow_the_cache_are_preempted_and_all_complete(endless):
     files = ModelFiles(endless / "base" / "model.gguf")
     with with_memory(10**9) as engine:
 

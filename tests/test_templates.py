@@ -1,4 +1,4 @@
-"""Chat templates of strangers: what real ones use works, and what would loop, grow or reach further is a sentence."""
+"""Untrusted chat templates: what real ones use works; endless loops, huge values and access to Python are refused."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def render(source: str, messages: list[Message] = QUESTION) -> str:
         ("{{ messages | selectattr('role', 'equalto', 'user') | list | length }}", "1"),
     ],
 )
-def test_what_templates_use_works(source, expected):
+def test_what_real_templates_use_works(source, expected):
     assert render(source) == expected
 
 
-def test_a_long_conversation_is_written_as_jinja_writes_it_and_quickly():
+def test_a_long_conversation_is_rendered_as_by_plain_jinja():
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     turns = [Message(role=("user", "assistant")[i % 2], content=f"Turn {i}") for i in range(101)]
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(tokenizer.chat_template)
@@ -55,7 +55,7 @@ DOUBLE = "{% set ns = namespace(x=START) %}" + "{% for i in range(60) %}{% set n
 
 
 def doubling(start: str, grow: str) -> str:
-    """A template that makes something 2**60 times as large."""
+    """A template that makes a value 2**60 times as large."""
     return DOUBLE.replace("START", start).replace("GROW", grow)
 
 
@@ -89,7 +89,7 @@ def doubling(start: str, grow: str) -> str:
         ("{% for %}", "is not valid"),
     ],
 )
-def test_what_goes_too_far_is_a_sentence_soon_and_in_little_memory(source, reason):
+def test_a_template_beyond_the_bounds_is_refused_soon_and_in_little_memory(source, reason):
     started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(LabError, match=reason) as refused:
         render(source)

@@ -1,5 +1,5 @@
-"""The page on a ZeroGPU Space, as far as that can be had without one: `spaces` forks its processes and pickles, a small
-server stands in for ZeroGPU's scheduler, and the CPU for the GPU."""
+"""The page on a simulated ZeroGPU Space: `spaces` forks its processes and pickles as there. A small server replaces
+ZeroGPU's scheduler, and the CPU replaces the GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 pytestmark = pytest.mark.xdist_group("engines")
-# Imported as where there is no PyTorch, `spaces` neither makes it believe in a GPU nor moves anything to one.
+# If `spaces` is imported without PyTorch, it simulates no GPU for PyTorch and moves nothing to one.
 WITHOUT_A_GPU = """
 import runpy, sys
 sys.modules["torch"] = None
@@ -27,13 +27,13 @@ runpy.run_path("app.py", run_name="__main__")
 
 @dataclass
 class Scheduler:
-    """What stands in for ZeroGPU's scheduler: what it was asked, and whether it has a GPU to lend."""
+    """A replacement of ZeroGPU's scheduler: the requests that it got, and whether it has a GPU to lend."""
 
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     has_gpu: bool = True
 
     def serve(self) -> ThreadingHTTPServer:
-        """On a free port, in a thread."""
+        """Start it on a free port, in a thread."""
         scheduler = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,7 +41,7 @@ class Scheduler:
 
             def do_POST(self) -> None:
                 path = self.path.split("?")[0]
-                scheduler.asked.append(path)
+                scheduler.requests.append(path)
                 self.send_response(503 if path == "/schedule" and not scheduler.has_gpu else 200)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
@@ -50,7 +50,7 @@ class Scheduler:
                 )
 
             def log_message(self, *_: object) -> None:
-                """Nothing on the terminal."""
+                """Print nothing."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -59,7 +59,7 @@ class Scheduler:
 
 @pytest.fixture(scope="module")
 def lent(tmp_path_factory) -> Iterator[tuple[Scheduler, Client]]:
-    """A scheduler, and the page of which it lends to."""
+    """A scheduler and a client of the page that it lends to."""
     scheduler, home = Scheduler(), tmp_path_factory.mktemp("home")
     server = scheduler.serve()
     environment = {"SPACES_ZERO_GPU": "true", "SPACES_ZERO_DEVICE_API_URL": f"http://127.0.0.1:{server.server_port}"}
@@ -72,17 +72,17 @@ def lent(tmp_path_factory) -> Iterator[tuple[Scheduler, Client]]:
 
 def test_each_question_is_answered_in_a_process_that_is_lent_a_gpu(lent):
     scheduler, client = lent
-    assert scheduler.asked == ["/startup-report"]  # the launch tells that something here wants a GPU
+    assert scheduler.requests == ["/startup-report"]  # the launch reports that a function needs a GPU
     question = ("What does 🇸🇪 mean?", "nano-emoji")
     assert "Sweden" in client.predict(*question, temperature=0, api_name="/ask")
-    assert scheduler.asked[1:] == ["/schedule", "/allow", "/release"]
+    assert scheduler.requests[1:] == ["/schedule", "/allow", "/release"]
     assert "octopus" in client.predict("What does 🐙 mean?", "nano", temperature=0, api_name="/ask")
-    assert scheduler.asked[4:] == ["/schedule", "/release"]  # the process was there still
+    assert scheduler.requests[4:] == ["/schedule", "/release"]  # in the same process
 
 
-def test_a_refusal_is_a_sentence_and_the_next_question_works(lent):
+def test_a_refusal_is_reported_and_the_next_question_works(lent):
     scheduler, client = lent
-    with pytest.raises(AppError, match="The question is too long"):  # said in the other process
+    with pytest.raises(AppError, match="The question is too long"):  # raised in the other process
         client.predict("x y " * 2_000, "nano", api_name="/ask")
     scheduler.has_gpu = False
     with pytest.raises(AppError, match="ZeroGPU gave no answer .No GPU was available.: ask again"):
