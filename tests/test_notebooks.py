@@ -1,4 +1,4 @@
-"""The notebooks as they are: their code cells one after the other in a fresh interpreter, with the nano recipes."""
+"""The notebooks: their code cells in order, in a fresh interpreter, with the nano recipes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ models:
   - {{id: base, name: Base, summary: B, folder: {NANO}, file: nano-Q8_0.gguf}}
   - {{id: mine, name: Mine, summary: M, repo: "{{namespace}}/Nano-Notebook-lora", file: adapter-f16.gguf, base: base}}
 """
-# What a notebook finds in Colab, and nobody has elsewhere.
+# The modules that exist only in Colab.
 COLAB = """
 import builtins, sys, types
 builtins.get_ipython = lambda: "google.colab"
@@ -45,33 +45,33 @@ sys.modules["google.colab.userdata"].get = {"HF_TOKEN": "hf_of_colab"}.__getitem
 
 
 def cells(name: str) -> dict[str, str]:
-    """A notebook's code cells, by id and in order."""
+    """A notebook's code cells by id, in order."""
     book = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8"))
     return {cell["id"]: "".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"}
 
 
 def start(code: list[str], folder: Path = PROJECT / "notebooks", **environment: str) -> subprocess.Popen:
-    """Run cells, from the notebook's own folder as Jupyter does."""
+    """Run cells in the notebook's own folder, as Jupyter does."""
     return subprocess.Popen(
         [sys.executable, "-c", "\n".join(code)],
         cwd=folder, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        # A shell's background jobs, and what they start, ignore it; Jupyter's kernels don't.
+        # A shell's background jobs and their children ignore SIGINT, but Jupyter's kernels do not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_is_whole_short_and_without_outputs(name):
+def test_a_notebook_is_valid_and_has_no_outputs(name):
     book = json.loads(NOTEBOOKS[name].read_text(encoding="utf-8"))
     assert (book["nbformat"], book["nbformat_minor"], book["metadata"]["kernelspec"]["name"]) == (4, 5, "python3")
     assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
     for cell in book["cells"]:
         of_code = {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else {}
         assert cell == {key: cell[key] for key in ("cell_type", "id", "metadata", "source")} | of_code
-    assert "torch" not in "".join(cells(name).values())  # what trains and answers is the project's
+    assert "torch" not in "".join(cells(name).values())  # training and answering are the project's
 
 
-def test_the_two_trainings_differ_in_their_parameters_only():
+def test_the_two_training_notebooks_differ_in_their_parameters_only():
     emoji, finetome = cells("emoji"), cells("finetome")
     assert emoji.pop("parameters") != finetome.pop("parameters")
     assert emoji == finetome
@@ -79,7 +79,7 @@ def test_the_two_trainings_differ_in_their_parameters_only():
 
 @pytest.fixture
 def run_folder():
-    """Where the notebook's run lies; nothing of it stays."""
+    """The folder of the notebook's run, removed afterwards."""
     folder = PROJECT / "runs" / "notebook-test"
     shutil.rmtree(folder, ignore_errors=True)
     yield folder
@@ -102,7 +102,7 @@ def test_a_model_is_trained_published_and_asked(tmp_path, run_folder):
     assert "# Data of notebook-test" in (run_folder / "data.md").read_text(encoding="utf-8")
 
 
-def test_a_command_that_fails_ends_the_notebook_with_its_own_words():
+def test_a_failing_command_ends_the_notebook_with_its_message():
     process = start(list(cells("finetome").values()), RECIPE="finetome-nanno")
     printed = process.communicate(timeout=60)[0]
     assert process.returncode == 1
@@ -110,14 +110,14 @@ def test_a_command_that_fails_ends_the_notebook_with_its_own_words():
 
 
 def answers(url: str) -> bool:
-    """Whether there is a page."""
+    """Whether the page responds."""
     try:
         return urllib.request.urlopen(url, timeout=2).status == 200
     except OSError:
         return False
 
 
-def test_the_page_is_served_until_the_cell_is_stopped():
+def test_the_page_runs_until_the_cell_is_stopped():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -137,7 +137,7 @@ def test_the_page_is_served_until_the_cell_is_stopped():
     assert not answers(url)
 
 
-def test_in_colab_the_project_is_cloned_and_the_token_comes_from_the_secrets(tmp_path):
+def test_in_colab_the_project_is_cloned_and_the_token_is_read_from_the_secrets(tmp_path):
     origin = tmp_path / "origin"
     origin.mkdir()
     (origin / "requirements-train.txt").write_text("pip\n", encoding="utf-8")
