@@ -38,11 +38,11 @@ def parities(run):
     return check(run)
 
 
-def copy_of(folder: Path, where: Path) -> Path:
-    return Path(shutil.copytree(folder, where / folder.name, ignore=shutil.ignore_patterns("adapter-*.gguf")))
+def copy_of(folder: Path, parent: Path) -> Path:
+    return Path(shutil.copytree(folder, parent / folder.name, ignore=shutil.ignore_patterns("adapter-*.gguf")))
 
 
-def test_an_adapter_becomes_a_gguf_adapter_and_merged_models_and_nothing_else(run):
+def test_an_adapter_is_exported_as_an_adapter_and_as_merged_models(run):
     made = {path.name for path in run.iterdir()} - {path.name for path in EMOJI.iterdir()}
     assert made == {f"Nano-Emoji-{name}.gguf" for name in ("Q8_0", "Q4_K_M", "f16")}
     sizes = [(run / f"Nano-Emoji-{name}.gguf").stat().st_size for name in ("Q4_K_M", "Q8_0", "f16")]
@@ -56,7 +56,7 @@ def test_every_file_answers_through_the_engine(run, engine):
         assert "panda" in answer, files
 
 
-def test_every_file_is_as_good_as_its_quantization(run, parities):
+def test_every_file_is_as_close_as_its_quantization_allows(run, parities):
     assert set(parities) == {
         "adapter-f16.gguf",
         ON_SHIPPED_BASE,
@@ -71,7 +71,7 @@ def test_every_file_is_as_good_as_its_quantization(run, parities):
     assert losses == sorted(losses)
 
 
-def test_the_run_record_keeps_the_parity(run, parities):
+def test_the_run_record_has_the_parity(run, parities):
     run_record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert run_record["parity"]["Nano-Emoji-Q8_0.gguf"]["passed"] is True
     assert run_record["parity"][ON_SHIPPED_BASE]["on"] == "nano-Q8_0.gguf"
@@ -79,7 +79,7 @@ def test_the_run_record_keeps_the_parity(run, parities):
     assert table(parities).count("| passed |") == len(parities)
 
 
-def test_files_of_another_adapter_or_none_at_all_fail(tmp_path, engine):
+def test_files_of_another_adapter_or_without_one_fail(tmp_path, engine):
     """The adapter of another run in this one's place, a base without any, and half a file."""
     folder = copy_of(EMOJI, tmp_path)
     shutil.copy(PROJECT / "adapters" / "nano-emoji-1-epoch" / "adapter-f16.gguf", folder)
@@ -91,7 +91,7 @@ def test_files_of_another_adapter_or_none_at_all_fail(tmp_path, engine):
         assert "KL divergence" in parities[name].reason and parities[name].kl > 0.05
     assert "can't be loaded" in parities["Nano-Emoji-Q4_K_M.gguf"].reason
     assert "can't be loaded" in read_run_record(folder)["parity"]["Nano-Emoji-Q4_K_M.gguf"]["reason"]
-    # An engine that was there before still hears why llama.cpp refuses a file.
+    # An engine that was created before still receives llama.cpp's reason for a failure.
     with pytest.raises(LabError, match="tensor .* data is not within the file bounds"):
         ask(engine, ModelFiles(folder / "Nano-Emoji-Q4_K_M.gguf"), "Hello")
 
@@ -105,7 +105,7 @@ def test_another_chat_template_fails(tmp_path):
     assert "other token ids" in parity.reason and "KL" not in parity.reason
 
 
-def test_a_fully_fine_tuned_model_is_quantized_twice_and_any_other_whole_model_once(tmp_path):
+def test_a_fully_fine_tuned_model_is_quantized_twice_and_another_model_once(tmp_path):
     folder = copy_of(NANO, tmp_path)
     assert [path.name for path in export(folder)] == ["nano-Q8_0.gguf"]
     write_run_record(folder, {"recipe": {"title": "Nano-Full", "method": "full"}})
@@ -121,7 +121,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         check(copy_of(EMOJI, tmp_path))
 
 
-def test_a_file_that_does_not_fit_the_disk_is_told_and_leaves_nothing(run, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_no_file(run, tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:

@@ -1,4 +1,4 @@
-"""From `training publish` to an answer in the page, with the Hub there, stumbling, and gone."""
+"""From `training publish` to an answer on the page, with a working, a failing and an unreachable Hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTION = "What does 🇸🇪 mean?"
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """A Hub on loopback; uploads from this process go over LFS."""
+    """A local Hub; uploads from this process use LFS."""
     with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield hub
@@ -28,7 +28,7 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(hub, tmp_path_factory):
-    """The app, which lists what "me" has published."""
+    """The app, which lists the models of "me"."""
     folder = tmp_path_factory.mktemp("app")
     environment = hub.environment() | {"HUB_AUTHORS": "me", "HUB_NAMESPACE": "", "XDG_CACHE_HOME": str(folder)}
     with running_app(folder / "log", **environment) as url:
@@ -37,7 +37,7 @@ def address(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def opened(address):
-    """One visitor's page for all, at a phone's width; answers are the likeliest."""
+    """One page for all tests, at a phone's width, with temperature 0."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -54,7 +54,7 @@ def opened(address):
 
 @pytest.fixture
 def page(opened, hub):
-    """The page with a new conversation. No test leaves a fault to the next."""
+    """The page with a new conversation. Faults are cleared afterwards."""
     opened.get_by_role("button", name="New conversation").click()
     opened.locator("#chat .message").first.wait_for(state="detached")
     yield opened
@@ -62,7 +62,7 @@ def page(opened, hub):
 
 
 def write(hub: LocalHub, repo: str, **replaced: bytes) -> None:
-    """The emoji adapter in a repository, quickly; `replaced` are files' contents by name, dots as underscores."""
+    """Publish the emoji adapter; `replaced` has other contents by file name, with underscores for dots."""
     api = HfApi(endpoint=hub.url, token=hub.token(repo.split("/")[0]))
     api.create_repo(repo)
     names = ("README.md", "adapter_config.json", "adapter-f16.gguf")
@@ -72,19 +72,19 @@ def write(hub: LocalHub, repo: str, **replaced: bytes) -> None:
 
 
 def chosen(page) -> str:
-    """What the dropdown shows."""
+    """The text of the dropdown."""
     return page.get_by_label("Model", exact=True).input_value()
 
 
 def refresh(page) -> None:
-    """Press ⟳ and wait until the list is there."""
+    """Press ⟳ and wait for the list."""
     with page.expect_response(lambda answer: "queue/data" in answer.url):
         page.locator("#refresh").click()
     page.wait_for_timeout(300)
 
 
 def add(page, text: str) -> None:
-    """Name a repository in the box."""
+    """Enter a repository in the box."""
     box = page.get_by_label("Repository")
     if not box.is_visible():
         page.get_by_role("button", name="Add a model from the Hub").click()
@@ -93,13 +93,13 @@ def add(page, text: str) -> None:
 
 
 def answer(page, question: str) -> str:
-    """Ask and wait."""
+    """Ask and wait for the answer."""
     count = page.locator("#chat .figures", has_text=re.compile(r"\d+ tokens")).count()
     ask(page, question)
     return wait_for_answer(page, count + 1)
 
 
-def test_what_is_published_appears_is_fetched_and_answers_and_goes_on_without_the_hub(hub, run, page):
+def test_a_published_model_is_listed_downloaded_and_answers_also_offline(hub, run, page):
     assert "panda" in answer(page, "What does 🐼 mean?")
     done = command("training", "publish", str(run), "--namespace", "me", **hub.environment(hub.token("me")))
     assert done.returncode == 0, done.stderr
@@ -129,7 +129,7 @@ def test_what_is_published_appears_is_fetched_and_answers_and_goes_on_without_th
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_hub_is_a_sentence_and_the_next_question_works(hub, page, fault):
+def test_a_hub_error_is_one_sentence_and_the_next_question_works(hub, page, fault):
     write(hub, f"me/Fault-{fault}-lora")
     refresh(page)
     choose(page, f"Fault {fault} (me) — 1 MB")
@@ -143,7 +143,7 @@ def test_a_fault_of_the_hub_is_a_sentence_and_the_next_question_works(hub, page,
     assert "Sweden" in answer(page, QUESTION)
 
 
-def test_a_chosen_model_that_is_deleted_stays_chosen_and_says_so(hub, page):
+def test_a_deleted_model_stays_selected_with_a_message(hub, page):
     write(hub, "me/Gone-lora")
     refresh(page)
     choose(page, "Gone (me) — 1 MB")
@@ -158,7 +158,7 @@ def test_a_chosen_model_that_is_deleted_stays_chosen_and_says_so(hub, page):
     assert "Sweden" in answer(page, QUESTION)
 
 
-def test_any_repository_can_be_added_for_a_visit(hub, page, address):
+def test_any_repository_can_be_added(hub, page, address):
     write(hub, "someone/Emoji-lora")
     write(hub, "someone/Flat-lora", adapter_config_json=json.dumps({"peft_type": "LORA", "r": 0}).encode())
     before = chosen(page)
@@ -186,7 +186,7 @@ def test_any_repository_can_be_added_for_a_visit(hub, page, address):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     programs = Client(address, verbose=False)
     listed = {model["id"] for model in programs.predict(api_name="/models")}
-    assert "nano-emoji" in listed and "someone/Emoji-lora" not in listed  # it is the visitor's own
+    assert "nano-emoji" in listed and "someone/Emoji-lora" not in listed  # only this visitor sees it
     assert "Sweden" in programs.predict(QUESTION, "someone/Emoji-lora", temperature=0, api_name="/ask")
     with pytest.raises(Exception, match="someone/none is not on the Hub, or it is private"):
         programs.predict(QUESTION, "someone/none", api_name="/ask")

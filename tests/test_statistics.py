@@ -1,4 +1,4 @@
-"""Intervals and paired tests against published values, values computed by hand, and simulations with a known truth."""
+"""Intervals and paired tests: published values, values computed by hand, and simulations with a known truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.evaluation.statistics import compare, estimate, holm, newcombe, wi
 
 
 def flags(right: int, wrong: int) -> list[bool]:
-    """So many right and wrong answers."""
+    """`right` right and `wrong` wrong answers."""
     return [True] * right + [False] * wrong
 
 
@@ -22,14 +22,14 @@ def test_newcombe_interval_against_published_values():
     assert [round(end, 4) for end in newcombe(36, 12, 2, 50)] == [0.0569, 0.3404]
 
 
-def test_a_share_that_is_all_right_or_all_wrong_has_wilsons_interval():
+def test_a_share_of_zero_or_one_has_wilsons_interval():
     z = stats.norm.ppf(0.975)
     found = estimate(flags(26, 0))
     assert (found.value, found.high) == (1.0, 1.0) and found.low == pytest.approx(26 / (26 + z * z))
     assert estimate(flags(0, 26)).high == pytest.approx(z * z / (26 + z * z))
 
 
-def test_a_share_and_a_mean_have_about_the_interval_that_theory_gives():
+def test_bootstrap_intervals_are_close_to_theory():
     found = estimate(flags(442, 54))
     assert (found.low, found.high) == pytest.approx(wilson(442, 496), abs=0.005)
     values = np.random.default_rng(3).normal(5, 2, 400)
@@ -39,13 +39,13 @@ def test_a_share_and_a_mean_have_about_the_interval_that_theory_gives():
     assert estimate(values.tolist()) == found  # the same values give the same interval
 
 
-def test_a_loss_is_nats_over_tokens_and_long_answers_weigh_more():
+def test_a_loss_is_nats_per_token_weighted_by_tokens():
     found = estimate([2.0, 30.0, 8.0], [1.0, 10.0, 4.0])
     assert found.value == pytest.approx(40 / 15)
     assert estimate([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]).low == estimate([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]).high == 0.5
 
 
-def test_intervals_hold_the_truth_95_times_in_100():
+def test_intervals_cover_the_truth_in_95_of_100_cases():
     rng = np.random.default_rng(0)
     shares = [estimate((rng.random(60) < 0.7).tolist()) for _ in range(120)]
     means = [estimate(rng.exponential(1.0, 60).tolist()) for _ in range(120)]
@@ -75,7 +75,7 @@ def test_holm_against_published_values():
     assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
 
 
-def test_a_known_winner_is_found_and_none_where_there_is_none():
+def test_a_known_winner_is_found_and_no_other():
     rng = np.random.default_rng(1)
     hard = rng.random(300)
     good, weak, twin = (((rng.random(300) * skill) > hard).tolist() for skill in (1.6, 1.0, 1.0))
@@ -88,13 +88,13 @@ def test_a_known_winner_is_found_and_none_where_there_is_none():
     assert better.p < 0.01 and better.high < 0
 
 
-def test_no_difference_is_called_one_in_at_most_5_of_100_cases():
+def test_false_positives_are_rare():
     rng = np.random.default_rng(2)
     pairs = [((rng.random(80) < 0.6).tolist(), (rng.random(80) < 0.6).tolist()) for _ in range(60)]
     assert np.mean([compare(*pair).p < 0.05 for pair in pairs]) <= 0.1
 
 
-def test_what_has_no_interval_is_refused():
+def test_too_few_values_are_refused():
     with pytest.raises(LabError, match="at least two"):
         estimate([1.5])
     with pytest.raises(LabError, match="same questions"):

@@ -106,7 +106,7 @@ class Harness:
             loaded = self.manager.load(self.names)["tasks"]
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise LabError(f"{', '.join(self.names)} can't be loaded ({reason}): check the network.") from error
+            raise LabError(f"{', '.join(self.names)} cannot be loaded ({reason}): check the network.") from error
         self.samples = {name: list(range(len(task.eval_docs)))[::every] for name, task in loaded.items()}
 
     def evaluate(self, model: ResolvedModel, out: Path, again: bool) -> Result:

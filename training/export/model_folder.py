@@ -1,4 +1,4 @@
-"""A model folder in PyTorch: what it holds, where its base and tokenizer are, loading and merging it."""
+"""A model folder in PyTorch: its contents, its base and its tokenizer; loading and merging."""
 
 from __future__ import annotations
 

@@ -57,14 +57,14 @@ def code_files() -> list[Path]:
 
 def model_files(lab: Lab) -> list[Path]:
     """The catalog, the models in folders beside it and the embedded speech model. Includes safetensors if PyTorch runs
-    the models. Raises LabError if a model lies outside `adapters/`."""
+    the models. Raises LabError if a model is outside `adapters/`."""
     adapters = PROJECT / "adapters"
     found = [adapters / "catalog.yaml", EMBEDDED, *(EMBEDDED.parent / file for file in CARD_FILES)]
     for entry in lab.catalog.entries:
         if entry.folder is None:
             continue
         if not entry.folder.resolve().is_relative_to(adapters.resolve()):
-            raise LabError(f"{entry.id} lies outside adapters/ and cannot be deployed: move its folder there.")
+            raise LabError(f"{entry.id} is outside adapters/ and cannot be deployed: move its folder there.")
         of_weights = artifacts.ADAPTER_FILES if entry.base else artifacts.BASE_FILES
         patterns = (*CARD_FILES, *(of_weights if lab.engines.default_form == "safetensors" else ()))
         found += [entry.folder / entry.file, *(path for pattern in patterns for path in entry.folder.glob(pattern))]
@@ -104,6 +104,6 @@ def package_lines() -> list[str]:
 
 
 def space_requirements(gpu: bool) -> str:
-    """The Space's requirements.txt: the project's own, and where pip finds wheels for the hardware."""
+    """The Space's requirements.txt: the project's own, and the indexes with wheels for the hardware."""
     indexes = [LLAMACPP_WHEELS] if gpu else [TORCH_WHEELS, LLAMACPP_WHEELS]
     return "\n".join([*(f"--extra-index-url {index}" for index in indexes), *package_lines(), ""])
