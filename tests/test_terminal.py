@@ -10,6 +10,7 @@ import pytest
 from conftest import assert_refused, command
 
 from inference.settings import PROJECT
+from inference.terminal import requirements_file
 
 
 def test_models_lists_the_catalog_in_order():
@@ -66,7 +67,6 @@ def test_a_bad_recipe_gives_one_sentence(arguments, words):
     assert_refused(command("training", "sft", *arguments), *words)
 
 
-QUESTION_ALOUD = "tests/recordings/which_emoji.flac"
 WITHOUT = """
 import runpy, sys
 hidden, module, *arguments = sys.argv[1:]
@@ -82,7 +82,6 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
         ("trl", ["training", "sft", "emoji-nano"], "trl", "requirements-train.txt"),
         ("optuna", ["training", "sweep", "epochs-nano"], "optuna", "requirements-train.txt"),
         ("lm_eval", ["training", "evaluate", "nano", "--task", "arc_easy"], "lm_eval", "requirements-train.txt"),
-        ("whisper", ["inference", "transcribe", QUESTION_ALOUD], "openai-whisper", "requirements.txt"),
     ],
 )
 def test_a_missing_package_is_named_with_the_file_that_installs_it(hidden, arguments, package, file):
@@ -90,3 +89,17 @@ def test_a_missing_package_is_named_with_the_file_that_installs_it(hidden, argum
         [sys.executable, "-c", WITHOUT, hidden, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     assert_refused(done, f"This command needs {package}: run `pip install -r {file}`.")
+
+
+@pytest.mark.parametrize(
+    ("module", "file"),
+    [
+        ("whisper", "requirements.txt"),
+        ("llama_cpp", "requirements.txt"),
+        ("lm_eval", "requirements-train.txt"),
+        ("jiwer", "requirements-dev.txt"),
+        ("nonsense", None),
+    ],
+)
+def test_the_requirements_file_of_a_module_is_found(module, file):
+    assert requirements_file(module) == file
