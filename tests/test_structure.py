@@ -33,7 +33,7 @@ FORBIDDEN = {
 }
 LARGEST_FOLDER = 9  # Python files beside __init__.py and __main__.py
 LONGEST_MODULE = 320  # lines
-RUNTIMES = [PROJECT / "inference" / "engines" / runtime for runtime in ("llamacpp", "pytorch", "remote")]
+ENGINES = [PROJECT / "inference" / "engines" / name for name in ("isolation", "llamacpp", "pytorch", "remote")]
 
 
 def modules(*folders: str) -> list[Path]:
@@ -88,8 +88,8 @@ def test_a_file_name_occurs_once_in_a_room(room):
     folders: dict[str, set[str]] = defaultdict(set)
     for path in modules(room):
         if not path.name.startswith("__"):
-            # Each runtime may have its engine.py, loading.py and so on: these are the same thing for another library.
-            folders[path.name].add("a runtime" if path.parent in RUNTIMES else name(path.parent))
+            # Each engine may have its engine.py, loading.py and so on: these are the same thing for another runtime.
+            folders[path.name].add("an engine" if path.parent in ENGINES else name(path.parent))
     assert not {file: found for file, found in folders.items() if len(found) > 1}
 
 
