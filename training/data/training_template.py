@@ -28,7 +28,7 @@ def training_template(tokenizer: PreTrainedTokenizerBase) -> str:
     It renders the same text, with one exception: Llama 3.2's date is fixed, because what a run learns must not depend on
     the day. Raises LabError if neither TRL nor this module can mark the template.
     """
-    from trl.chat_template_utils import get_training_chat_template
+    from trl import get_training_chat_template
 
     template, name = tokenizer.chat_template, tokenizer.name_or_path
     if not isinstance(template, str) or not template:

@@ -25,7 +25,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 if the device computes in it, else float16 on a GPU and float32 on a CPU."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
 
 def load_config(folder: Path) -> PretrainedConfig:
