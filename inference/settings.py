@@ -14,6 +14,7 @@ from pathlib import Path
 from inference.errors import LabError
 
 PROJECT = Path(__file__).parents[1]
+SPACE_ADD_MODELS_BYTES = 5_000_000_000  # ADD_MODELS_GB on a Space, where anyone is a visitor
 REPOSITORY_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -36,7 +37,18 @@ SETTINGS = (
     Setting("HUB_NAMESPACE", "", "Hub account that replaces `{namespace}` in the catalog's repository names."),
     Setting("HUB_AUTHORS", "", "Hub accounts, separated by commas. Their models of this project join the dropdown."),
     Setting("HUB_COLLECTION", "", "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way."),
-    Setting("HF_TOKEN", "", "Hub token for gated or private repositories, and for `VOTES_REPO`."),
+    Setting(
+        "LIST_PRIVATE", "0", "`1`: private and gated models of these accounts join the dropdown, too, for every visitor."
+    ),
+    Setting(
+        "ADD_MODELS", "anyone", "Who may add models from the Hub by their name: `anyone`, or `no` for the list alone."
+    ),
+    Setting(
+        "ADD_MODELS_GB", "5 on a Space, else no limit",
+        "Disk space for the models that visitors add in GB. A larger one is refused; the least recently used are deleted "
+        "first.",
+    ),
+    Setting("HF_TOKEN", "", "Hub token for gated or private repositories of the catalog, and for `VOTES_REPO`."),
     Setting("HF_HUB_OFFLINE", "0", "`1`: send no request to the Hub and use the copies on this disk."),
     Setting(
         "CACHE_GB", "no limit", "Disk space for downloaded models in GB. The least recently used are deleted first."
@@ -44,6 +56,7 @@ SETTINGS = (
     Setting("WHISPER_MODEL", "base", "Speech recognition model: one of Whisper's names or the path of a checkpoint."),
     Setting("VOTES", "a file in the cache folder", "SQLite file of the votes."),
     Setting("VOTES_REPO", "", "Data set on the Hub to which votes are pushed every 5 minutes."),
+    Setting("CONTEXT", "by memory", "Longest conversation in tokens that the llama.cpp engine reads."),
     Setting("OMP_NUM_THREADS", "one per core", "Largest number of CPU threads for llama.cpp and PyTorch."),
 )
 
@@ -65,8 +78,8 @@ def variable(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Settings:
-    """The page's settings, with the meaning that `SETTINGS` gives for each variable. `cache_bytes` is CACHE_GB in
-    bytes; None is no limit."""
+    """The page's settings, with the meaning that `SETTINGS` gives for each variable. `cache_bytes` and
+    `add_models_bytes` are CACHE_GB and ADD_MODELS_GB in bytes; None is no limit."""
 
     catalog: Path = PROJECT / "adapters" / "catalog.yaml"
     namespace: str | None = None
@@ -75,6 +88,9 @@ class Settings:
     engine: str = "auto"
     authors: tuple[str, ...] = ()
     collection: str | None = None
+    list_private: bool = False
+    add_models: bool = True
+    add_models_bytes: int | None = None
     cache_bytes: int | None = None
     votes: Path = field(default_factory=votes_file)
     votes_repo: str | None = None
@@ -90,7 +106,10 @@ class Settings:
             engine=variable("ENGINE") or cls.engine,
             authors=tuple(filter(None, re.split(r"[,\s]+", variable("HUB_AUTHORS") or ""))),
             collection=variable("HUB_COLLECTION"),
-            cache_bytes=read_cache_bytes(),
+            list_private=read_choice("LIST_PRIVATE", ("0", "1")) == "1",
+            add_models=read_choice("ADD_MODELS", ("anyone", "no")) == "anyone",
+            add_models_bytes=read_gigabytes("ADD_MODELS_GB", SPACE_ADD_MODELS_BYTES if variable("SPACE_ID") else None),
+            cache_bytes=read_gigabytes("CACHE_GB", None),
             votes=Path(variable("VOTES") or votes_file()).expanduser(),
             votes_repo=read_votes_repository(),
         )
@@ -104,14 +123,37 @@ def read_port() -> int:
     return int(port)
 
 
-def read_cache_bytes() -> int | None:
-    """CACHE_GB in bytes; None is no limit. Raises LabError if it is not a number."""
-    gigabytes = variable("CACHE_GB")
-    if gigabytes is None:
+def read_integer(name: str, lowest: int, highest: int) -> int | None:
+    """The whole number of a variable; None if it is not set. Raises LabError if it is not one in the range."""
+    text = variable(name)
+    if text is None:
         return None
-    if not re.fullmatch(r"\d+(\.\d+)?", gigabytes, re.ASCII):
-        raise LabError("CACHE_GB is not a number of gigabytes: set it to a number such as 20, or unset it.")
+    if not text.isdecimal() or not lowest <= int(text) <= highest:
+        raise LabError(f"{name} is not a number from {lowest:,} to {highest:,}: set it to one, or unset it.")
+    return int(text)
+
+
+def read_context() -> int | None:
+    """CONTEXT in tokens; None means that the memory decides."""
+    return read_integer("CONTEXT", 256, 1_000_000)
+
+
+def read_gigabytes(name: str, default: int | None) -> int | None:
+    """A variable's disk space in bytes; None is no limit. Raises LabError if it is not a number."""
+    gigabytes = variable(name)
+    if gigabytes is None:
+        return default
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", gigabytes, re.ASCII):
+        raise LabError(f"{name} is not a number of gigabytes: set it to a number such as 20, or unset it.")
     return int(float(gigabytes) * 1e9)
+
+
+def read_choice(name: str, choices: tuple[str, ...]) -> str:
+    """A variable with these values; the first one is the default. Raises LabError if it has another."""
+    value = variable(name) or choices[0]
+    if value not in choices:
+        raise LabError(f"{name} can't be “{value[:60]}”: set it to {' or '.join(choices)}.")
+    return value
 
 
 def read_votes_repository() -> str | None:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from inference.engines import AnswerScore, Chunk, Figures, Message, ModelFiles, Sampling
 from inference.engines.chat_template.template import fit_to_context
@@ -25,10 +25,20 @@ class Finished:
     reason: Literal["stop", "length", "cancelled"]
 
 
-# What the scheduler's thread reports: a status ("loading"), a token (its bytes and the time of `perf_counter`), or the
-# end: a finished answer, a score or an error.
+# The end of a request. Before it, the scheduler's thread reports a status ("loading"), an `EncodeJob`, and each token
+# (its bytes and the time of `perf_counter`).
 Outcome = Finished | AnswerScore | BaseException
-Event = str | tuple[bytes, float] | Outcome
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What the visitor's thread computes for the scheduler: the prompt's token ids. A long history costs its visitor
+    time, and nobody else. `done` tells the scheduler."""
+
+    encode: Callable[[Sequence[Message]], list[int]]
+    is_end: Callable[[int], bool]
+    n_ctx: int
+    done: Callable[[], None]
 
 
 @dataclass(eq=False)
@@ -49,9 +59,10 @@ class Request:
     sampling: Sampling
     answer: str | None = None
     started_at: float = field(default_factory=time.perf_counter)
-    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    events: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    reported_waiting: bool = False
+    reported: str = ""
+    encoding: bool = False
     tokens: list[int] = field(default_factory=list)
     answer_start: int = 0
     prompt_tokens: int = 0
@@ -66,11 +77,27 @@ class Request:
         """Whether a given answer is scored."""
         return self.answer is not None
 
-    def encode(
+    def start_encoding(self, job: EncodeJob) -> None:
+        """Give the visitor's thread its job; until it is done the request waits."""
+        self.encoding = True
+        self.events.put(job)
+
+    def run(self, job: EncodeJob) -> None:
+        """In the visitor's thread: set `tokens`. Raises LabError if the text does not fit."""
+        try:
+            self._encode(job.encode, job.is_end, job.n_ctx)
+        except BaseException:
+            self.cancelled.set()
+            raise
+        finally:
+            self.encoding = False
+            job.done()
+
+    def _encode(
         self, encode: Callable[[Sequence[Message]], list[int]], is_end: Callable[[int], bool], n_ctx: int
     ) -> None:
         """Set `tokens`, at most `n_ctx`. `encode` gives a conversation's token ids, and `is_end` finds end-of-turn
-        tokens. Raises LabError if the text is longer."""
+        tokens."""
         if self.answer is None:
             reserved = min(self.sampling.max_tokens, n_ctx // 4)  # tokens that are left for the answer at least
             self.tokens, self.dropped_turns = fit_to_context(self.messages, encode, n_ctx - reserved)
@@ -88,11 +115,15 @@ class Request:
         self.log_likelihood += log_likelihood
         self.greedy = self.greedy and greedy
 
+    def report(self, status: str) -> None:
+        """Report what the answer waits for, if that is news."""
+        if status != self.reported:
+            self.reported = status
+            self.events.put(status)
+
     def report_waiting(self) -> None:
-        """Report once that the question has to wait for other answers."""
-        if not self.reported_waiting:
-            self.reported_waiting = True
-            self.events.put(WAITING)
+        """Report that the question has to wait for other answers."""
+        self.report(WAITING)
 
     def score(self) -> AnswerScore:
         """The score of the answer, after all of it was decoded."""
@@ -138,6 +169,8 @@ def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
             if isinstance(event, Finished):
                 reason = event.reason
                 break
+            if isinstance(event, EncodeJob):
+                request.run(event)
             if isinstance(event, str):
                 yield Chunk(waiting=event)
             elif isinstance(event, tuple):

@@ -7,13 +7,16 @@ requests and read their events. How the requests of one base share its forward p
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from inference.engines import AnswerScore, Chunk, Message, ModelFiles, Sampling
-from inference.engines.request import Finished, Outcome, Request, chunks
+from inference.engines.request import EncodeJob, Finished, Outcome, Request, chunks
 from inference.errors import LabError
+
+POLL = 0.05  # seconds
 
 R = TypeVar("R", bound=Request)
 R_co = TypeVar("R_co", bound=Request, covariant=True)
@@ -40,6 +43,8 @@ class Scheduler(ABC, Generic[R]):
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._ready = False  # something has happened that the thread waits for
+        self._step_started: float | None = None
 
     @abstractmethod
     def _batches_in_memory(self) -> Sequence[Batch[R]]:
@@ -47,7 +52,8 @@ class Scheduler(ABC, Generic[R]):
 
     @abstractmethod
     def _admit(self, request: R) -> bool:
-        """Start to answer a request. Returns False if it has to wait for other answers to end."""
+        """Start to answer a request. Returns False if it has to wait: for other answers to end, for its model, or for
+        its tokens (`Request.start_encoding`)."""
 
     @abstractmethod
     def _finish(self, request: R, outcome: Outcome) -> None:
@@ -73,6 +79,8 @@ class Scheduler(ABC, Generic[R]):
             while not isinstance(event := request.events.get(), AnswerScore):
                 if isinstance(event, BaseException):
                     raise event
+                if isinstance(event, EncodeJob):
+                    request.run(event)
             return event
         finally:
             request.cancelled.set()
@@ -90,27 +98,55 @@ class Scheduler(ABC, Generic[R]):
             if self._closing and self._thread:
                 raise LabError("The engine is being closed: ask again in a moment.")
             self._waiting.append(request)
+            self._ready = True
             if self._thread is None:
                 self._closing = False
                 self._thread = threading.Thread(target=self._run, name=type(self).__module__, daemon=True)
                 self._thread.start()
             self._changed.notify()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._closing or self._waiting or self._admitted()):
-                    self._changed.wait()
-                if self._closing:
-                    break
-            self._admit_waiting()
-            self._step_batches()
+    def seconds_in_step(self) -> float:
+        """How long the thread has been computing without a pause (s): a step of a healthy engine takes far less than
+        a minute."""
+        started = self._step_started
+        return time.monotonic() - started if started is not None else 0.0
+
+    def _wake(self) -> None:
+        """Make the thread look at the waiting requests again."""
         with self._changed:
-            closed = LabError("The engine was closed before the answer ended: ask again.")
-            self._fail([*self._waiting, *self._admitted()], closed)
-            self._waiting.clear()
-            self._unload_all()
+            self._ready = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            self._step_started = time.monotonic()
+            try:
+                self._admit_waiting()
+                self._step_batches()
+            except Exception as error:  # this thread must never end while others wait for it
+                self._reset(error)
+            self._step_started = None
+        self._reset(LabError("The engine was closed before the answer ended: ask again."))
+        with self._changed:
             self._thread, self._closing = None, False
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is something to compute. Returns False if the engine is being closed."""
+        with self._changed:
+            while not (self._closing or self._ready or self._admitted()):
+                # Waiting requests are looked at now and then, because they can be cancelled.
+                if not self._changed.wait(POLL if self._waiting else None):
+                    break
+            self._ready = False
+            return not self._closing
+
+    def _reset(self, error: Exception) -> None:
+        """Fail all requests and free the memory."""
+        with self._changed:
+            requests = [*self._waiting, *self._admitted()]
+            self._waiting.clear()
+        self._fail(requests, error)
+        self._unload_all()
 
     def _step_batches(self) -> None:
         # A method of its own: a local variable of `_run` would keep a base in memory that is being replaced.
@@ -131,17 +167,24 @@ class Scheduler(ABC, Generic[R]):
         delayed: list[R] = []
         for request in waiting:
             if request.cancelled.is_set():
-                self._finish(request, Finished("cancelled"))
+                self._end(request, Finished("cancelled"))
+            elif request.encoding:
+                continue  # its visitor's thread is at work; it holds up nobody
             else:
                 try:
-                    if any(self._blocks(earlier, request) for earlier in delayed) or not self._admit(request):
+                    if any(self._blocks(earlier, request) for earlier in delayed):
                         request.report_waiting()
                         delayed.append(request)
+                        continue
+                    if not self._admit(request):
+                        if not request.encoding:
+                            delayed.append(request)
                         continue
                 except Exception as error:  # reported to the visitor who asked
                     self._fail([request], error)
             with self._changed:
-                self._waiting.remove(request)
+                if request in self._waiting:
+                    self._waiting.remove(request)
 
     def _blocks(self, earlier: R, later: R) -> bool:
         """Whether a request has to wait because an earlier one waits. Otherwise the earlier one could starve."""
@@ -149,4 +192,11 @@ class Scheduler(ABC, Generic[R]):
 
     def _fail(self, requests: Collection[R], error: Exception) -> None:
         for request in list(requests):
-            self._finish(request, error)
+            self._end(request, error)
+
+    def _end(self, request: R, outcome: Outcome) -> None:
+        """Finish a request. An error on the way is reported in place of the outcome, and does not stop the others."""
+        try:
+            self._finish(request, outcome)
+        except Exception as error:
+            request.events.put(outcome if isinstance(outcome, BaseException) else error)

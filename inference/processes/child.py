@@ -38,7 +38,7 @@ class Child:
         ours, theirs = socket.socketpair()
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         code = [str(PROJECT / name) for name in ("inference", "training")]
-        limits = Limits(**{**limits.as_fields(), "readable": [*code, *limits.readable]})
+        limits = Limits(**{**limits.as_fields(), "readable": [*code, *limits.readable], "listable": [str(PROJECT)]})
         command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid()), json.dumps(limits.as_fields())]
 
         def start() -> subprocess.Popen[bytes]:

@@ -67,10 +67,12 @@ AF_UNIX = 1
 @dataclass(frozen=True)
 class Limits:
     """What a child may use. `readable` are folders and files besides the system's own, `devices` may also be written.
+    Of `listable` folders only the names of files can be read.
     `memory` (bytes) bounds private memory, `cpu_seconds` the CPU time of the process; None is no limit."""
 
     readable: Sequence[str] = ()
     devices: Sequence[str] = ()
+    listable: Sequence[str] = ()
     memory: int | None = None
     cpu_seconds: int | None = None
     open_files: int = 512
@@ -138,6 +140,7 @@ def restrict_files(libc: ctypes.CDLL, limits: Limits) -> bool:
         rules = {path: READ_FILE | READ_DIR for path in folders} | dict.fromkeys(
             ("/dev/null", *limits.devices), READ_FILE | WRITE_FILE | READ_DIR | IOCTL_DEV
         )
+        rules |= {path: rules.get(path, 0) | READ_DIR for path in limits.listable}
         executable = os.path.realpath(sys.executable)
         for path in (os.path.dirname(executable), "/lib", "/lib64", "/usr/lib"):  # the interpreter and ld.so
             rules[path] = READ_FILE | READ_DIR | EXECUTE

@@ -1,8 +1,8 @@
 """From chat messages to token ids, through the chat template that comes with the model.
 
-The template runs in a sandbox. The text of a message stays text: if it spells a special token (`<|eot_id|>`), a
-placeholder replaces the spelling until the special tokens of the prompt are found. The module knows no runtime: it gets
-a function that tokenizes plain text, and the ids of the special tokens.
+The template runs in a process of its own, see `renderer`. The text of a message stays text: if it spells a special
+token (`<|eot_id|>`), a placeholder replaces the spelling until the special tokens of the prompt are found. The module
+knows no runtime: it gets a function that tokenizes plain text, and the ids of the special tokens.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-
-from jinja2 import TemplateError
-from jinja2.sandbox import SecurityError
+from itertools import accumulate
 
 from inference.engines import Message
-from inference.engines.chat_template.sandbox import Bounded
+from inference.engines.chat_template.renderer import POOL
 from inference.errors import LabError
+
+CHARACTERS_PER_TOKEN = 32  # no ordinary text has more
 
 
 class ChatTemplate:
@@ -35,13 +35,8 @@ class ChatTemplate:
     def __init__(
         self, source: str, special: Mapping[str, int], tokenize: Callable[[str], list[int]], bos: str, eos: str
     ) -> None:
-        self._environment = Bounded()
-        try:
-            self._template = self._environment.from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise LabError(
-                f"The model's chat template is not valid ({error}): use another copy of the model."
-            ) from error
+        POOL.check(source)
+        self._source = source
         self._special = dict(special)
         self._tokenize = tokenize
         self._names = {"bos_token": bos, "eos_token": eos}
@@ -51,20 +46,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to the beginning of the answer. Raises LabError if the template fails or refuses."""
-        try:
-            return self._environment.render(
-                self._template, messages=messages, add_generation_prompt=True, **self._names
-            )
-        except SecurityError as error:
-            raise LabError(
-                f"The model's chat template can't be used ({error}): use another copy of the model."
-            ) from error
-        except TemplateError as error:
-            message = f"The model's chat template refuses this conversation ({error}): start a new one."
-            raise LabError(message) from error
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise LabError(f"The model's chat template fails ({reason}): use another copy of the model.") from error
+        return POOL.render(self._source, {"messages": messages, "add_generation_prompt": True, **self._names})
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids. Raises LabError as `render` does."""
@@ -95,18 +77,37 @@ def fit_to_context(
     """The prompt's token ids, at most `limit`, and how many of the oldest turns were dropped for that.
 
     A turn is a question and its answer. The system prompt is kept. Raises LabError if the last question alone is too
-    long.
+    long. The number of dropped turns is found by bisection, and no text that is surely too long is encoded.
     """
     system = [m for m in messages[:1] if m["role"] == "system"]
     turns = list(messages[len(system) :])
-    dropped = 0
-    while len(tokens := encode([*system, *turns])) > limit:
-        next_question = next((i for i, m in enumerate(turns[1:], 1) if m["role"] == "user"), None)
-        if next_question is None:
-            raise LabError(
-                f"The question is too long: with the system prompt it has {len(tokens):,} tokens and this model reads "
-                f"at most {limit:,}. Shorten it."
-            )
-        turns = turns[next_question:]
-        dropped += 1
-    return tokens, dropped
+    starts = [0, *(i for i, m in enumerate(turns[1:], 1) if m["role"] == "user")]
+    budget = limit * CHARACTERS_PER_TOKEN - sum(len(m["content"]) for m in system)
+    sizes = [len(m["content"]) for m in turns]
+    following = list(accumulate(reversed(sizes)))  # characters of the last 1, 2, … messages
+    fewest = next((n for n, start in enumerate(starts) if following[len(turns) - start - 1] <= budget), None)
+    if fewest is None:
+        raise too_long(budget // CHARACTERS_PER_TOKEN, limit, "more than ")
+    tokens = encode([*system, *turns[starts[fewest] :]])
+    if len(tokens) <= limit:
+        return tokens, fewest
+    # Bisection: with `low` turns dropped it does not fit; with `high` it does, once `best` is set.
+    low, high, best = fewest, len(starts), None
+    while high - low > 1:
+        middle = (low + high) // 2
+        tokens = encode([*system, *turns[starts[middle] :]])
+        if len(tokens) <= limit:
+            high, best = middle, tokens
+        else:
+            low = middle
+    if best is None:
+        raise too_long(len(tokens), limit)
+    return best, high
+
+
+def too_long(count: int, limit: int, qualifier: str = "") -> LabError:
+    """The error for a question of `count` tokens."""
+    return LabError(
+        f"The question is too long: with the system prompt it has {qualifier}{count:,} tokens and this model reads "
+        f"at most {limit:,}. Shorten it."
+    )

@@ -1,25 +1,29 @@
-"""The parent's handle on the child process: starts it, sends and receives messages, and reports why it ended."""
+"""The parent's handle on the child process: starts it, exchanges messages, kills it if it hangs, says why it ended."""
 
 from __future__ import annotations
 
 import json
-import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
 import threading
-from collections import deque
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
-from inference.engines import ModelFiles
-from inference.settings import PROJECT
+import psutil
+from pydantic import ValidationError
 
-STDERR_TIMEOUT = 1.0  # seconds to wait for the last lines of a child that has ended
+from inference.engines import ModelFiles
+from inference.engines.isolation.messages import FILES, result_from_json
+from inference.processes.child import Child
+from inference.processes.confinement import Limits
+
+SILENCE = 5.0  # seconds without a heartbeat after which the child is killed
+START = 60.0  # seconds until the first one
+LONGEST_STEP = 60.0  # seconds of one step of the engine; a slow CPU reads a part of a prompt in a few
+CHECK = 0.5  # seconds
+MEMORY = 0.9  # of the machine's memory that the child may have for itself, mapped files aside
 
 
 @dataclass(eq=False)
@@ -33,65 +37,80 @@ class Call:
 
 
 class ChildProcess:
-    """One child process. `on_exit` is called with it and the reason when it has ended."""
+    """One child process, which can read what is below `readable`. `on_exit` is called with it and the reason when it
+    has ended."""
 
-    def __init__(self, name: str, options: dict[str, Any], on_exit: Callable[[ChildProcess, str], None]) -> None:
-        ours, theirs = socket.socketpair()
-        path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        module = "inference.engines.isolation.child"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno()), name, json.dumps(options)],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            # Without GGML_NO_BACKTRACE llama.cpp starts a debugger when it aborts, if one is installed.
-            env={**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"},
-        )  # fmt: skip
-        theirs.close()
-        self.connection = Connection(ours.detach())
+    def __init__(
+        self,
+        name: str,
+        options: dict[str, Any],
+        readable: Sequence[str],
+        on_exit: Callable[[ChildProcess, str], None],
+    ) -> None:
+        limits = Limits(readable=list(readable), memory=int(MEMORY * psutil.virtual_memory().total))
+        # Without GGML_NO_BACKTRACE llama.cpp starts a debugger when it aborts, if one is installed.
+        self._child = Child(
+            "inference.engines.isolation.child", [name, json.dumps(options)], limits, GGML_NO_BACKTRACE="1"
+        )
+        self.readable = frozenset(readable)
         self.calls: dict[int, Call] = {}
-        self.loading: ModelFiles | None = None  # the files that it is loading
+        self.loading: list[ModelFiles] = []  # the files that it is opening
         self.ended = False
-        self._on_exit, self._sending = on_exit, threading.Lock()
-        self._stderr: deque[str] = deque(maxlen=20)
-        self._stderr_reader = threading.Thread(target=self._read_stderr, daemon=True)
-        self._stderr_reader.start()
+        self._on_exit = on_exit
+        self._hung = ""
+        self._heard_at, self._silence = time.monotonic(), START
+        self._step_seconds = 0.0
         threading.Thread(target=self._receive, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._child.process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Negative for a signal; None while it runs."""
+        return self._child.process.returncode
 
     def send(self, *message: object) -> None:
         """Send a message. Raises OSError if the child has ended."""
-        with self._sending:
-            self.connection.send(message)
+        self._child.channel.send(*message)
 
     def kill(self) -> None:
         """End the process and wait until it has ended."""
-        self.process.kill()
-        self.process.wait()
+        self._child.kill()
 
-    def _read_stderr(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._stderr.append(line.decode("utf-8", "replace").strip()[:300])
+    def _watch(self) -> None:
+        """Kill the process if it is silent or computes one step for too long."""
+        while not self.ended:
+            silent = time.monotonic() - self._heard_at
+            if silent > self._silence or self._step_seconds > LONGEST_STEP:
+                self._hung = "it did not respond"
+                self.kill()
+                return
+            time.sleep(CHECK)
 
     def _receive(self) -> None:
         try:
             while True:
-                number, *event = self.connection.recv()
+                number, kind, value = self._child.channel.receive()
+                self._heard_at = time.monotonic()
                 if number is None:
-                    (self.loading,) = event
+                    self._note(kind, value)
                 elif call := self.calls.get(number):
-                    call.events.put((event[0], event[1]))
-        except (EOFError, OSError):
-            self.ended = True
-            self.connection.close()
+                    call.events.put((kind, result_from_json(kind, value)))
+        except (EOFError, OSError, ValueError, TypeError, ValidationError):
             self.kill()
-            self._stderr_reader.join(STDERR_TIMEOUT)
-            self._on_exit(self, self._exit_reason())
+            self.ended = True
+            self._child.channel.close()
+            self._on_exit(self, self._hung or self._child.exit_reason())
 
-    def _exit_reason(self) -> str:
-        """The last error message on its standard error, else its signal or exit code."""
-        code = self.process.returncode
-        if code == -signal.SIGKILL:
-            return "it was killed, most likely because the memory was full"
-        errors = [line for line in self._stderr if "failed" in line or "rror" in line] or list(self._stderr)
-        if errors:
-            return errors[-1].rpartition(": ")[2].rstrip(".")
-        return signal.Signals(-code).name if code < 0 else f"code {code}"
+    def _note(self, kind: str, value: Any) -> None:
+        if kind == "alive":
+            self._silence, self._step_seconds = SILENCE, float(value)
+        elif kind == "loading":
+            self.loading.append(FILES.validate_python(value))
+        else:
+            with suppress(ValueError):
+                self.loading.remove(FILES.validate_python(value))

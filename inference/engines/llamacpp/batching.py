@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.engines.llamacpp.kv_cache import MAX_CONTEXT, CachedSequence
+from inference.engines.llamacpp.kv_cache import CachedSequence
 from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
 from inference.engines.llamacpp.sampler import Sampler
 from inference.engines.request import WAITING, Finished, Outcome, Request
@@ -29,13 +29,11 @@ class SequenceRequest(Request):
     """A request on a llama.cpp base.
 
     Attributes:
-        base_bytes: the memory that its base needs; 0 before it is known.
         sequence: its part of the KV cache; None before it is admitted and while it is preempted.
         reserved_cells: the cells of the cache that it may count on.
         prefilled_at: a counter: when a part of its prompt was last read.
     """
 
-    base_bytes: int = 0
     sequence: CachedSequence | None = None
     sampler: Sampler | None = None
     reserved_cells: int = 0
@@ -72,8 +70,14 @@ class ContinuousBatch:
         self.base, self.size = base, size
         self.active: list[SequenceRequest] = []
         self.preempted: list[SequenceRequest] = []
+        self.encoding: set[SequenceRequest] = set()  # their visitors' threads use the tokenizer
         self.decode_steps = 0
         self._counter = itertools.count(1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing uses the base."""
+        return not (self.active or self.preempted or self.encoding)
 
     @property
     def requests(self) -> list[SequenceRequest]:
@@ -81,30 +85,28 @@ class ContinuousBatch:
         return [*self.active, *self.preempted]
 
     def admit(self, request: SequenceRequest) -> bool:
-        """Start a request. Returns False if no sequence or too little room is free. Raises LabError if it is longer
-        than the context."""
-        n_ctx = self.base.n_ctx
-        if not request.tokens:
-            request.encode(self.base.tokenizer.encode, self.base.tokenizer.is_end, n_ctx)
+        """Start a request that has its tokens. Returns False if no sequence or too little room is free."""
+        self.encoding.discard(request)
+        if not request.reserved_cells:
             answer = min(request.sampling.max_tokens, RESERVED_ANSWER)
-            request.reserved_cells = min(n_ctx, len(request.tokens) + answer)
+            request.reserved_cells = min(self.base.n_ctx, len(request.tokens) + answer)
         return not self.preempted and self._activate(request)
 
     def _activate(self, request: SequenceRequest) -> bool:
         """Give a request the sequence that shares most of its prompt, and room."""
         reserved = sum(max(other.reserved_cells, len(other.tokens)) for other in self.active)
-        if self.active and reserved + request.reserved_cells > MAX_CONTEXT:
+        if self.active and reserved + request.reserved_cells > self.base.cache.cells:
             return False
         # The last token is decoded again even if it is cached, because its logits are needed.
         last = (request.answer_start or len(request.tokens)) - 1
+        if not request.scoring and request.sampler is None:
+            request.sampler = Sampler(request.sampling)  # first: it can fail, and nothing is taken yet
         sequence = self.base.cache.acquire(request.tokens[:last], request.files.adapter)
         if sequence is None:
             return False
         request.sequence, request.prefilled_at = sequence, next(self._counter)
         if not request.generated:
             request.cached_tokens = len(sequence.tokens)
-        if not request.scoring and request.sampler is None:
-            request.sampler = Sampler(request.sampling)
         self.active.append(request)
         return True
 
@@ -201,6 +203,7 @@ class ContinuousBatch:
 
     def finish(self, request: SequenceRequest, outcome: Outcome) -> None:
         """Report a request's outcome and free what it held."""
+        self.encoding.discard(request)
         request.free_sampler()
         if request.sequence:
             self._release(request)

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import llama_cpp.llama_cpp as cpp
 import psutil
 
 from inference.engines import ModelFiles
 from inference.engines.llamacpp.batching import ContinuousBatch, SequenceRequest
+from inference.engines.llamacpp.kv_cache import CELLS_SHARE, MAX_CELLS, MIN_CELLS
 from inference.engines.llamacpp.loaded_base import LoadedBase
-from inference.engines.llamacpp.loading import Log, memory_needed
-from inference.engines.request import Outcome
+from inference.engines.llamacpp.loading import Log, MemoryNeed, memory_needed
+from inference.engines.request import EncodeJob, Outcome
 from inference.engines.scheduler import Scheduler
 from inference.errors import LabError
+from inference.settings import read_context
 
+T = TypeVar("T")
 ADAPTER_SHARE = 0.1  # of the memory for adapters. 16 GB have room for 70 adapters of a 1B with rank 16
 # llama.cpp sizes its graph for all loaded adapters of a base and builds it again at each switch: the first token of the
 # nano after a switch took 1.8 ms with 2 loaded adapters, 3.1 ms with 16 and 7.6 ms with 100.
@@ -33,33 +38,45 @@ def compute_threads() -> int:
     return int(setting) if setting.isdecimal() and int(setting) else len(os.sched_getaffinity(0))
 
 
+def close_unused(loading: Future[LoadedBase]) -> None:
+    """Free a base that nobody waits for any more."""
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()
+
+
 class Engine(Scheduler[SequenceRequest]):
     """Runs GGUF models on the CPU.
 
     Args:
         threads: the number of threads that compute; None means `compute_threads()`.
+        context: the longest conversation in tokens; None means as much as the memory allows.
         memory: bytes that bases may take; None means what is free. Adapters may take ADAPTER_SHARE of it in addition.
 
     Attributes:
-        on_load: called with the files before they are loaded, and with None afterwards. If the process ends in between,
-            these files crashed it.
+        on_load: called with the files and True before they are opened, and with False afterwards. If the process ends
+            in between, these files may have crashed it.
     """
 
     request_type = SequenceRequest
 
-    def __init__(self, threads: int | None = None, memory: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, memory: int | None = None, context: int | None = None) -> None:
         super().__init__()
-        self.on_load: Callable[[ModelFiles | None], None] = lambda files: None
+        self.on_load: Callable[[ModelFiles, bool], None] = lambda files, loading: None
         self._threads = threads or compute_threads()
         self._memory = memory
         self._log = Log()
         cpp.llama_backend_init()
+        self._context = context
         self._batches: dict[Path, ContinuousBatch] = {}  # by the base's path, the least recently used one first
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._needs: dict[Path, Future[MemoryNeed]] = {}
+        self._loads: dict[Path, Future[LoadedBase]] = {}
+        self._reserved: dict[Path, int] = {}  # bytes for the bases that are being loaded
 
     @classmethod
     def from_environment(cls) -> Engine:
-        """See `inference.engines.Engine`. It has no settings of its own."""
-        return cls()
+        """See `inference.engines.Engine`."""
+        return cls(context=read_context())
 
     def in_memory(self, files: ModelFiles) -> bool:
         """Whether base and adapter are loaded."""
@@ -71,48 +88,97 @@ class Engine(Scheduler[SequenceRequest]):
 
     def _admit(self, request: SequenceRequest) -> bool:
         path, adapter = request.files.base, request.files.adapter
-        batch = self._batches.get(path)
-        if batch is None and not self._make_room(request):
+        batch = self._batches.get(path) or self._load(request)
+        if batch is None:
             return False
-        if not self.in_memory(request.files):
-            request.events.put("loading")
-        with self._reporting_load(request.files):
-            if batch is None:
-                batch = ContinuousBatch(LoadedBase(path, self._threads, self._log), request.base_bytes)
-            self._batches.pop(path, None)
-            self._batches[path] = batch
-            if adapter is not None:
+        self._batches[path] = self._batches.pop(path, batch)
+        if adapter is not None and not self.in_memory(request.files):
+            request.report("loading")
+            with self._reporting_load(request.files):
                 batch.base.load_adapter(adapter)
-                self._evict_adapters(keep=adapter)
-        if not batch.admit(request):
+        if adapter is not None:
+            batch.base.load_adapter(adapter)  # marks it as used
+            self._evict_adapters(keep=adapter)
+        if not request.tokens:
+            batch.encoding.add(request)
+            base = batch.base
+            request.start_encoding(EncodeJob(base.encode, base.tokenizer.is_end, base.n_ctx, self._wake))
             return False
-        request.events.put("thinking")
+        if not batch.admit(request):
+            request.report_waiting()
+            return False
+        request.report("thinking")
         return True
+
+    def _load(self, request: SequenceRequest) -> ContinuousBatch | None:
+        """The batch of the request's base, which is loaded in a thread of its own beside the answers that are under
+        way. None while it is being loaded or must wait for memory."""
+        path = request.files.base
+        request.report("loading")
+        if path not in self._needs:
+            self._needs[path] = self._start(request.files, lambda: memory_needed(path, self._log))
+        need_known = self._needs[path]
+        if not need_known.done():
+            return None
+        if path not in self._loads:
+            try:
+                need = need_known.result()
+            except BaseException:
+                del self._needs[path]
+                raise
+            if not self._make_room(path, need.total(MIN_CELLS)):
+                request.report_waiting()
+                return None
+            cells = self._cells(need)
+            self._reserved[path] = need.total(cells)
+            n_ctx = min(self._context or cells, cells)
+            self._loads[path] = self._start(
+                request.files, lambda: LoadedBase(path, self._threads, self._log, n_ctx, cells)
+            )
+        loading = self._loads[path]
+        if not loading.done():
+            return None
+        del self._loads[path], self._needs[path]
+        size = self._reserved.pop(path)
+        return self._batches.setdefault(path, ContinuousBatch(loading.result(), size))
+
+    def _start(self, files: ModelFiles, work: Callable[[], T]) -> Future[T]:
+        """Run `work`, which opens the files, in the thread that loads."""
+
+        def reported() -> T:
+            with self._reporting_load(files):
+                return work()
+
+        future = self._loader.submit(reported)
+        future.add_done_callback(lambda _: self._wake())
+        return future
+
+    def _cells(self, need: MemoryNeed) -> int:
+        """The size of the KV cache: what CONTEXT asks for, or a share of the memory that is free."""
+        if self._context:
+            return max(MIN_CELLS, self._context)
+        cells = int(CELLS_SHARE * max(0, self._free())) // max(1, need.cell)
+        return min(MAX_CELLS, max(MIN_CELLS, cells // 1024 * 1024))
 
     @contextmanager
     def _reporting_load(self, files: ModelFiles) -> Iterator[None]:
-        """Call `on_load` if the files are not in memory."""
-        if self.in_memory(files):
-            yield
-            return
-        self.on_load(files)
+        """Call `on_load` before and after the files are opened."""
+        self.on_load(files, True)
         try:
             yield
         finally:
-            self.on_load(None)
+            self.on_load(files, False)
 
     def _blocks(self, earlier: SequenceRequest, later: SequenceRequest) -> bool:
-        """A request that waits for the memory of its base blocks all others, so that the loaded bases become idle."""
-        return earlier.files.base not in self._batches or earlier.files.base == later.files.base
+        """A request that waits for memory blocks all others, so that the loaded bases become idle. One whose base is
+        being loaded blocks those to the same base."""
+        path = earlier.files.base
+        waits_for_memory = path not in self._batches and path not in self._loads and self._needs[path].done()
+        return waits_for_memory or path == later.files.base
 
-    def _make_room(self, request: SequenceRequest) -> bool:
-        """Unload idle bases until the request's base fits. Returns False if it has to wait for the others. Raises
-        LabError if it needs more memory than there would be without them."""
-        path = request.files.base
-        if not request.base_bytes:
-            with self._reporting_load(request.files):
-                request.base_bytes = memory_needed(path, self._log)
-        needed = request.base_bytes
+    def _make_room(self, path: Path, needed: int) -> bool:
+        """Unload idle bases until `needed` bytes fit. Returns False if it has to wait for the others. Raises LabError
+        if it needs more memory than there would be without them."""
         available = self._free() + sum(batch.size for batch in self._batches_in_memory())
         if needed > available:
             raise LabError(
@@ -120,7 +186,7 @@ class Engine(Scheduler[SequenceRequest]):
                 "choose a smaller model."
             )
         while self._free() < needed:
-            idle = next((batch for batch in self._batches_in_memory() if not batch.requests), None)
+            idle = next((batch for batch in self._batches_in_memory() if batch.idle), None)
             if idle is None:
                 return False
             del self._batches[idle.base.path]
@@ -130,10 +196,11 @@ class Engine(Scheduler[SequenceRequest]):
     def _free(self) -> int:
         """The bytes that are free for more bases. Linux counts the mapped file of a loaded base as available, so what
         this process has mapped is subtracted."""
-        free = psutil.virtual_memory().available - psutil.Process().memory_info().shared
+        reserved = sum(self._reserved.values())
+        free = psutil.virtual_memory().available - psutil.Process().memory_info().shared - reserved
         if self._memory is None:
             return free
-        return min(free, self._memory - sum(batch.size for batch in self._batches_in_memory()))
+        return min(free, self._memory - sum(batch.size for batch in self._batches_in_memory()) - reserved)
 
     def _evict_adapters(self, keep: Path) -> None:
         """Unload the least recently used adapters beyond ADAPTER_SHARE and MAX_ADAPTERS, except `keep` and those in
@@ -158,6 +225,11 @@ class Engine(Scheduler[SequenceRequest]):
             request.events.put(outcome)
 
     def _unload_all(self) -> None:
+        for loading in self._loads.values():  # what arrives after the engine was closed
+            loading.add_done_callback(close_unused)
+        self._loads.clear()
+        self._needs.clear()
+        self._reserved.clear()
         for batch in self._batches_in_memory():
             batch.base.close()
         self._batches.clear()

@@ -1,6 +1,6 @@
 """The KV cache of one llama.cpp context: which tokens its sequences hold, and which sequence the next request gets.
 
-All sequences share one pool of MAX_CONTEXT cells, a cell for each token. The cells of a finished request stay in its
+All sequences share one pool of cells, a cell for each token. The cells of a finished request stay in its
 sequence, so that the next question of the conversation reuses them, until others need the room.
 """
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as cpp
 
-MAX_CONTEXT = 4096  # cells that all sequences share. A 1B's KV cache takes 32 KB a token in f16, so 134 MB
+MIN_CELLS, MAX_CELLS = 4096, 16384  # of the pool. A 1B's KV cache takes 32 KB a cell in f16, so 134 to 537 MB
+CELLS_SHARE = 0.1  # of the free memory for the cells of one base
 SEQUENCES = 8  # requests answered at once
 IDLE_CELLS = 1024  # kept for older conversations. Each cell in use costs every token: these some 2 % on a 1B
 
@@ -38,7 +39,8 @@ class CachedSequence:
 class KVCache:
     """The sequences of a context."""
 
-    def __init__(self, context: cpp.llama_context_p) -> None:
+    def __init__(self, context: cpp.llama_context_p, cells: int) -> None:
+        self.cells = cells
         self._memory = cpp.llama_get_memory(context)
         self.sequences = [CachedSequence(number) for number in range(SEQUENCES)]
         self._counter = itertools.count(1)
@@ -76,11 +78,11 @@ class KVCache:
         """Evict idle sequences, the oldest first, until `count` more tokens fit. Returns whether they do."""
         used = sum(len(sequence.tokens) for sequence in self.sequences)
         for sequence in reversed(self._idle()):
-            if used + count <= MAX_CONTEXT:
+            if used + count <= self.cells:
                 break
             used -= len(sequence.tokens)
             self.truncate(sequence, 0)
-        return used + count <= MAX_CONTEXT
+        return used + count <= self.cells
 
     def trim_idle(self) -> None:
         """Evict the oldest idle sequences beyond IDLE_CELLS. The latest one always stays."""

@@ -2,12 +2,13 @@
 
 It uses the low-level bindings of llama-cpp-python, because the high-level class takes an adapter only in its
 constructor. An adapter applies to the whole context, so all tokens of one `decode` are under one adapter. Not
-thread-safe.
+thread-safe, except `encode`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from typing import Any
 import llama_cpp.llama_cpp as cpp
 import numpy as np
 
-from inference.engines.llamacpp.kv_cache import MAX_CONTEXT, SEQUENCES, CachedSequence, KVCache
+from inference.engines import Message
+from inference.engines.llamacpp.kv_cache import MIN_CELLS, SEQUENCES, CachedSequence, KVCache
 from inference.engines.llamacpp.loading import Log, check_gguf, load_model
 from inference.engines.llamacpp.tokenizer import Tokenizer
 from inference.errors import LabError
@@ -36,19 +38,23 @@ class LoadedAdapter:
 class LoadedBase:
     """A base model with its context and its adapters. Raises LabError if the file cannot be run.
 
+    Args:
+        n_ctx: the longest text in tokens, if the model was trained for as much.
+        cells: tokens that the KV cache holds for all requests together.
+
     Attributes:
         n_ctx: the longest text in tokens.
         adapters: the loaded adapters, the least recently used one first.
         adapter: the adapter that is active on the context.
     """
 
-    def __init__(self, path: Path, threads: int, log: Log) -> None:
+    def __init__(self, path: Path, threads: int, log: Log, n_ctx: int = MIN_CELLS, cells: int = MIN_CELLS) -> None:
         self.path = path
         self._log = log
         self.model = load_model(path, log)
-        self.n_ctx = min(cpp.llama_model_n_ctx_train(self.model), MAX_CONTEXT)
+        self.n_ctx = min(cpp.llama_model_n_ctx_train(self.model), n_ctx)
         params = cpp.llama_context_default_params()
-        params.n_ctx = MAX_CONTEXT
+        params.n_ctx = cells
         params.n_batch = params.n_ubatch = PROMPT_BATCH
         params.n_seq_max, params.kv_unified = SEQUENCES, True
         params.n_threads = params.n_threads_batch = threads
@@ -57,7 +63,10 @@ class LoadedBase:
         if not self.context:
             cpp.llama_model_free(self.model)
             raise LabError(f"{path.name} needs more memory than is available: choose a smaller model.")
-        self.cache = KVCache(self.context)
+        self._idle = threading.Condition()
+        self._encoding = 0  # threads that use the vocabulary
+        self._closed = False
+        self.cache = KVCache(self.context, cells)
         self.adapters: dict[Path, LoadedAdapter] = {}
         self.adapter: Path | None = None
         self._batch = cpp.llama_batch_init(PROMPT_BATCH, 0, 1)
@@ -66,6 +75,19 @@ class LoadedBase:
         except LabError:
             self.close()
             raise
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a prompt. Any thread may call it. Raises LabError if the base is being closed."""
+        with self._idle:
+            if self._closed:
+                raise LabError("The engine was closed before the answer ended: ask again.")
+            self._encoding += 1
+        try:
+            return self.tokenizer.encode(messages)
+        finally:
+            with self._idle:
+                self._encoding -= 1
+                self._idle.notify_all()
 
     def load_adapter(self, adapter: Path) -> None:
         """Load an adapter if it is not in memory, and mark it as the most recently used one. Raises LabError if it does
@@ -143,6 +165,9 @@ class LoadedBase:
 
     def close(self) -> None:
         """Free the memory of the base and its adapters."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._encoding)
         cpp.llama_batch_free(self._batch)
         cpp.llama_free(self.context)
         cpp.llama_model_free(self.model)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import re
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp.llama_cpp as cpp
 
-from inference.engines.llamacpp.kv_cache import MAX_CONTEXT
 from inference.errors import LabError
 
 WARNING_AND_ERROR = (3, 4)  # GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR in ggml.h
@@ -75,8 +75,20 @@ def load_model(path: Path, log: Log, vocab_only: bool = False) -> cpp.llama_mode
     return model
 
 
-def memory_needed(path: Path, log: Log) -> int:
-    """The bytes of memory that a base takes: its weights (the file's size) and its KV cache (from the metadata)."""
+@dataclass(frozen=True)
+class MemoryNeed:
+    """The bytes that a base takes: its `weights` (the file's size), and each `cell` of its KV cache."""
+
+    weights: int
+    cell: int
+
+    def total(self, cells: int) -> int:
+        """The bytes with that many cells."""
+        return self.weights + cells * self.cell
+
+
+def memory_needed(path: Path, log: Log) -> MemoryNeed:
+    """The memory that a base takes, from its metadata."""
     model = load_model(path, log, vocab_only=True)
     buffer = ctypes.create_string_buffer(4096)
 
@@ -96,4 +108,4 @@ def memory_needed(path: Path, log: Log) -> int:
         cell = KV_BYTES * value(f"{architecture}.block_count") * heads * (keys + values)
     finally:
         cpp.llama_model_free(model)
-    return path.stat().st_size + MAX_CONTEXT * cell
+    return MemoryNeed(path.stat().st_size, cell)

@@ -71,9 +71,8 @@ class ContinuousBatch:
 
     def admit(self, request: RowRequest) -> None:
         """Give a request a free row and read its prompt. Then choose the first token, or score the given answer. Raises
-        LabError if the adapter does not fit or the text is longer than the context."""
-        adapter, tokenizer = request.files.adapter, self.runner.tokenizer
-        request.encode(tokenizer.encode, tokenizer.is_end, self.runner.n_ctx)
+        LabError if the adapter does not fit."""
+        adapter = request.files.adapter
         request.row = self.rows.index(None)
         self.rows[request.row] = request
         self.runner.set_sampling(request.row, request.sampling, request.random.random())

@@ -14,7 +14,7 @@ import torch
 from inference.engines import ModelFiles
 from inference.engines.pytorch.batching import ContinuousBatch, RowRequest
 from inference.engines.pytorch.model_runner import ModelRunner
-from inference.engines.request import Outcome
+from inference.engines.request import EncodeJob, Outcome
 from inference.engines.scheduler import Scheduler
 from inference.errors import LabError
 
@@ -59,9 +59,10 @@ class Engine(Scheduler[RowRequest]):
         folder, adapter, batch = folder_of(request.files.base), request.files.adapter, self._batch
         fits = batch is not None and batch.runner.folder == folder
         if batch and batch.requests and (not fits or None not in batch.rows):
+            request.report_waiting()
             return False
         if not self.in_memory(request.files):
-            request.events.put("loading")
+            request.report("loading")
         if batch is None or not fits:
             batch = None  # frees the old base before the next one is loaded: two do not fit on a small machine
             self._unload_all()
@@ -69,7 +70,11 @@ class Engine(Scheduler[RowRequest]):
         if adapter is not None and adapter not in batch.runner.adapters.columns:
             in_use = any(other.files.adapter for other in batch.requests)
             batch.runner.adapters.add(adapter, in_use)
-        request.events.put("thinking")
+        if not request.tokens:
+            tokenizer = batch.runner.tokenizer
+            request.start_encoding(EncodeJob(tokenizer.encode, tokenizer.is_end, batch.runner.n_ctx, self._wake))
+            return False
+        request.report("thinking")
         batch.admit(request)
         return True
 

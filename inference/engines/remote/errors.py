@@ -13,9 +13,8 @@ from email.utils import parsedate_to_datetime
 
 import openai
 
-from inference.catalog import shorten
 from inference.errors import LabError
-from inference.validation import nearest
+from inference.validation import nearest, shorten
 
 MAX_ATTEMPTS = 4  # of one question, before its first token
 FIRST_DELAY = 0.5  # seconds before the second attempt; doubled for each further one
