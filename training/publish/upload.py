@@ -1,9 +1,9 @@
 """From a run's folder to the Hub: `python -m training publish RUN --namespace ME`
 
-An adapter becomes `ME/TITLE-lora` and its merged GGUF files `ME/TITLE-GGUF`. A fully fine-tuned model becomes `ME/TITLE` and
-`ME/TITLE-GGUF`. Each repository is one commit. After a failed upload, files that have arrived are not sent again. After
-the commit the checksum of every file is compared with the Hub's. GGUF files that did not pass the parity check are left
-out.
+An adapter becomes `ME/TITLE-lora` and its merged GGUF files `ME/TITLE-GGUF`. A fully fine-tuned model becomes
+`ME/TITLE` and `ME/TITLE-GGUF`. Each repository is one commit. After a failed upload, files that have arrived are not
+sent again. After the commit the checksum of every file is compared with the Hub's. GGUF files that did not pass the
+parity check are left out.
 """
 
 from __future__ import annotations
