@@ -1,1 +1,1 @@
-"""How the embedded models were made: the only part of the project that knows they are small."""
+"""How the embedded models are made. Only this part of the project knows that they are small."""

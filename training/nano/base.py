@@ -134,6 +134,14 @@ class Batches(torch.utils.data.IterableDataset):
             yield collate(self.tokenizer, conversations)
 
 
+def make_optimizer(model: LlamaForCausalLM, peak: float) -> torch.optim.Optimizer:
+    """AdamW with the learning rate `peak`; weight decay is on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98))
+
+
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, batch_tokens: int, peak: float
 ) -> dict[str, Any]:
@@ -143,11 +151,7 @@ def train(
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.nn.Module.to(model, device)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98)
-    )
+    optimizer = make_optimizer(model, peak)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, 100, steps, min_lr_rate=0.01)
     # A GPU trains faster than one process draws batches. A CPU has no cores to spare for drawing ahead.
     workers = min(WORKERS, os.cpu_count() or 1) if device == "cuda" else 0

@@ -2,7 +2,7 @@
 
 An endless stream of conversations of one to ten questions is drawn from the grammar of `training.data.emoji.phrasing`. A
 tenth of the emoji is never taught. Half of that tenth, flags, other topics, other characters and similar names get the
-answer "I don't know that one yet."; the other half (`untaught(trained=False)`) tests whether the model says so by itself.
+answer "I don't know that one yet."; the other half (`untaught(trained=False)`) tests whether the model says so untaught.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Question:
         return self.emoji.text if self.kind == "find" else self.emoji.name
 
     def is_right(self, answer: str) -> bool:
-        """Whether `answer` contains the expected name as whole words (case aside), or exactly the expected emoji."""
+        """Whether `answer` contains the expected name as complete words in any case, or only the expected emoji."""
         if self.kind == "find":
             return emoji_in(answer) == {bare(self.emoji.text)}
         # "two-hump camel" contains "camel": words of the right name don't count for the wrong one.
@@ -40,7 +40,7 @@ class Question:
 
 
 def without_words(text: str, words: str) -> str:
-    """`text` without `words`, which match as whole words in any case."""
+    """`text` without `words`, which match as complete words in any case."""
     return re.sub(rf"(?<!\w){re.escape(words)}(?!\w)", "", text, flags=re.IGNORECASE)
 
 
