@@ -22,7 +22,7 @@ from training.recipe import load_recipe, recipe_names
 from training.sweeps.design import GROUPS, LOSS, SWEEPS, load_sweep
 from training.sweeps.runner import check_all_finished, run_trial
 from training.sweeps.schedule import claim_run, failure_reasons, open_study, queue_missing_runs, try_lock
-from training.sweeps.sweep_report import write_report
+from training.sweeps.sweep_report import field_chart, write_report
 from training.sweeps.sweep_summary import Point, Run, effects, pareto_front
 from training.sweeps.trial import PruningCallback
 
@@ -271,6 +271,16 @@ def test_an_effect_is_the_mean_over_pairs_that_differ_in_one_field(tmp_path):
     r, packing = effects(runs[:3], design)  # one pair each: 5 → 6 and 5 → 8 of the same ten questions
     assert r.pairs == 1 and r.changes["flags"] == pytest.approx((0.1, *newcombe(5, 1, 0, 10)))
     assert packing.changes["flags"] == pytest.approx((0.3, *newcombe(5, 3, 0, 10)))
+
+
+def test_named_points_have_no_chart_against_a_field(tmp_path):
+    design = load_sweep(
+        write_sweep(
+            tmp_path, fields=None, points={name: {"epochs": n} for name, n in zip("abc", (1.0, 2.0, 4.0), strict=True)}
+        )
+    )
+    points = [Point({"point": name}, [run({"point": name, "seed": 0}, 10, 5)]) for name in "abc"]
+    assert field_chart(design, points, tmp_path) == [] and not list(tmp_path.glob("*.png"))
 
 
 def test_no_point_is_better_in_both_than_one_on_the_pareto_front(tmp_path):
