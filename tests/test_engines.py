@@ -346,6 +346,8 @@ def test_questions_to_two_adapters_and_the_base_at_once_are_all_answered(subject
 def test_answers_stream_at_once_under_two_adapters_and_without(subject, endless):
     models = [subject.files(endless / "base", adapter and endless / adapter)
               for adapter in ("first", "second", "second", None)]  # fmt: skip
+    for files in models:  # the isolated engine starts a process for each folder that it has not seen
+        ask(subject.engine, files, "hello", sampling=Sampling(0, max_tokens=1))
     arrivals: list[int] = []
 
     def stream(visitor: int) -> Figures:

@@ -14,6 +14,7 @@ from conftest import EMOJI, NANO, ask
 
 from inference.engines import Chunk, Message, ModelFiles, Sampling
 from inference.engines.llamacpp.engine import ADAPTER_SHARE, Engine
+from inference.engines.llamacpp.kv_cache import MIN_CELLS
 from inference.engines.llamacpp.loading import Log, memory_needed
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
@@ -185,14 +186,14 @@ def test_an_adapter_for_another_base_is_refused(engine, nano, tmp_path):
 @contextmanager
 def with_memory(size: int) -> Iterator[Engine]:
     """An engine that may take `size` bytes for models."""
-    engine = Engine(threads=1, memory=size)
+    engine = Engine(threads=1, memory=size, context=MIN_CELLS)
     yield engine
     engine.close()
 
 
 def needed(path: Path) -> int:
     """The bytes of memory that a base takes."""
-    return memory_needed(path, Log())
+    return memory_needed(path, Log()).total(MIN_CELLS)
 
 
 def begin(engine: Engine, files: ModelFiles, tokens: int) -> Iterator[Chunk]:

@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from inference.engines import AnswerScore, Chunk, Message, ModelFiles, Sampling
-from inference.engines.request import EncodeJob, Finished, Outcome, Request, chunks
+from inference.engines.request import WAITING, EncodeJob, Finished, Outcome, Request, chunks
 from inference.errors import LabError
 
 POLL = 0.05  # seconds
+ENCODE_GRACE = 0.003  # seconds that answers under way wait for a prompt; an ordinary one takes a millisecond
 
 R = TypeVar("R", bound=Request)
 R_co = TypeVar("R_co", bound=Request, covariant=True)
@@ -133,6 +134,8 @@ class Scheduler(ABC, Generic[R]):
     def _wait_for_work(self) -> bool:
         """Wait until there is something to compute. Returns False if the engine is being closed."""
         with self._changed:
+            if any(request.encoding for request in self._waiting) and not self._ready:
+                self._changed.wait(ENCODE_GRACE)  # questions that arrive together share their passes
             while not (self._closing or self._ready or self._admitted()):
                 # Waiting requests are looked at now and then, because they can be cancelled.
                 if not self._changed.wait(POLL if self._waiting else None):
@@ -172,8 +175,8 @@ class Scheduler(ABC, Generic[R]):
                 continue  # its visitor's thread is at work; it holds up nobody
             else:
                 try:
-                    if any(self._blocks(earlier, request) for earlier in delayed):
-                        request.report_waiting()
+                    if blocking := next((each for each in delayed if self._blocks(each, request)), None):
+                        request.report(blocking.reported or WAITING)
                         delayed.append(request)
                         continue
                     if not self._admit(request):

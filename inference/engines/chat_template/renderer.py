@@ -23,6 +23,7 @@ from inference.processes.confinement import Limits
 CPU_SECONDS = 1.0  # for one prompt; an ordinary one takes less than a millisecond
 WALL_SECONDS = 10.0
 POLL = 0.05  # seconds
+PATIENCE = 0.05  # seconds until another process is started
 MEMORY = 512_000_000  # bytes
 MAX_PROCESSES = 3
 MAX_COMPILED = 64  # templates that a process keeps
@@ -69,8 +70,8 @@ class RendererPool:
 
     def __init__(self) -> None:
         self._idle: list[Renderer] = []
-        self._free = threading.Semaphore(MAX_PROCESSES)
-        self._lock = threading.Lock()
+        self._started = 0
+        self._changed = threading.Condition()
         self._refused: OrderedDict[str, str] = OrderedDict()
 
     def render(self, source: str, names: Mapping[str, Any]) -> str:
@@ -78,20 +79,22 @@ class RendererPool:
         key = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         if reason := self._refused.get(key):
             raise LabError(reason)
-        with self._free:
-            with self._lock:
-                renderer = self._idle.pop() if self._idle else None
-            renderer = renderer or Renderer()
-            try:
-                kind, text = renderer.render(source, names)
-            except TimeoutError:
-                raise self._refuse(key, f"it computed for more than {CPU_SECONDS:g} s") from None
-            except (EOFError, OSError, ValueError):
-                reason = renderer.exit_reason()
-                renderer.close()
-                raise self._refuse(key, f"its process ended: {reason}") from None
-            with self._lock:
-                self._idle.append(renderer)
+        renderer = self._take()
+        try:
+            kind, text = renderer.render(source, names)
+        except TimeoutError:
+            self._give_back(None)
+            raise self._refuse(key, f"it computed for more than {CPU_SECONDS:g} s") from None
+        except (EOFError, OSError, ValueError):
+            reason = renderer.exit_reason()
+            renderer.close()
+            self._give_back(None)
+            raise self._refuse(key, f"its process ended: {reason}") from None
+        except BaseException:
+            renderer.close()
+            self._give_back(None)
+            raise
+        self._give_back(renderer)
         if kind == "text":
             return text
         raise LabError(
@@ -103,13 +106,37 @@ class RendererPool:
             }[kind]
         )
 
+    def _take(self) -> Renderer:
+        """An idle process. Ordinary templates take so little that waiting a moment is better than starting another."""
+        with self._changed:
+            patience = PATIENCE if self._started < MAX_PROCESSES else None
+            if self._started and not self._idle:
+                self._changed.wait_for(lambda: bool(self._idle) or not self._started, patience)
+            if self._idle:
+                return self._idle.pop()
+            self._started += 1
+        try:
+            return Renderer()
+        except BaseException:
+            self._give_back(None)
+            raise
+
+    def _give_back(self, renderer: Renderer | None) -> None:
+        """Make a process idle again; None: it has ended."""
+        with self._changed:
+            if renderer is None:
+                self._started -= 1
+            else:
+                self._idle.append(renderer)
+            self._changed.notify_all()
+
     def check(self, source: str) -> None:
         """Raises LabError if the template is not valid."""
         self.render(source, {"messages": None})
 
     def _refuse(self, key: str, reason: str) -> LabError:
         message = f"The model's chat template cannot be used ({reason}): use another copy of the model."
-        with self._lock:
+        with self._changed:
             self._refused[key] = message
             while len(self._refused) > MAX_REFUSED:
                 self._refused.popitem(last=False)

@@ -28,8 +28,9 @@ ATTEMPTS = 3  # of an answer whose child crashes before its first text
 POLL = 0.05  # seconds between two checks of `cancelled`
 IN_MEMORY_TIMEOUT = 1.0  # seconds
 CLOSE_TIMEOUT = 20.0  # seconds
-# What the child may read from its start: downloaded models, and those that come with the project.
-READABLE = (str(Path(constants.HF_HUB_CACHE)), str(PROJECT / "adapters"))
+# What the child may read from its start: downloaded models, and those of the project and of its runs. A model elsewhere
+# starts another child.
+READABLE = (str(Path(constants.HF_HUB_CACHE)), str(PROJECT / "adapters"), str(PROJECT / "runs"))
 CRASH_SIGNALS = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 

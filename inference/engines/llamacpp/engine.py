@@ -114,7 +114,6 @@ class Engine(Scheduler[SequenceRequest]):
         """The batch of the request's base, which is loaded in a thread of its own beside the answers that are under
         way. None while it is being loaded or must wait for memory."""
         path = request.files.base
-        request.report("loading")
         if path not in self._needs:
             self._needs[path] = self._start(request.files, lambda: memory_needed(path, self._log))
         need_known = self._needs[path]
@@ -129,6 +128,7 @@ class Engine(Scheduler[SequenceRequest]):
             if not self._make_room(path, need.total(MIN_CELLS)):
                 request.report_waiting()
                 return None
+            request.report("loading")
             cells = self._cells(need)
             self._reserved[path] = need.total(cells)
             n_ctx = min(self._context or cells, cells)

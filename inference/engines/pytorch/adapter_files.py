@@ -1,30 +1,29 @@
 """LoRA adapters in PEFT's format: from a folder to the matrices of each layer, or an error message.
 
 A folder must hold `adapter_config.json` and `adapter_model.safetensors` with plain LoRA of its base and nothing else.
-No pickle is opened and no code that comes with an adapter runs. PEFT reads the configuration and tells which tensors
-belong to it, but does not run them. `mixed_lora` puts the matrices on a model.
+No pickle is opened and no code that comes with an adapter runs. PEFT gets the checked fields of the configuration and
+tells which tensors belong to it, but does not run them. `mixed_lora` puts the matrices on a model.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from inference import catalog
+from inference import validation
 from inference.errors import LabError
+from inference.formats.adapter_config import AdapterConfig, read_adapter_config
 
-LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
-# These initializations change the base, and the adapter's file does not hold the changed base.
-CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
+PREFIX, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def translate_adapter_errors(folder: Path) -> Iterator[None]:
     """Raise LabError for the errors that an adapter's files cause."""
     try:
         yield
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise LabError(f"The adapter {folder.name} can't be read ({reason}): download or export it again.") from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
@@ -56,20 +55,28 @@ def check_adapter_files(folder: Path) -> None:
         raise LabError(f"The adapter {folder.name} has no {missing[0]}: download or export it again.")
 
 
-def read_config(folder: Path) -> LoraConfig:
-    """The adapter's configuration. Raises LabError unless it is LoRA on an unchanged base."""
-    config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise LabError(f"The adapter {folder.name} is not LoRA ({config.peft_type}): choose a LoRA adapter.")
-    if min([config.r, *(config.rank_pattern or {}).values()]) < 1:
-        raise LabError(f"The adapter {folder.name} has rank {config.r} and changes nothing: export it again.")
-    start = config.init_lora_weights
-    if isinstance(start, str) and start.startswith(CHANGED_BASE):
-        raise LabError(
-            f"The adapter {folder.name} was initialized with {start}, which changes the base: convert it to plain LoRA."
-        )
-    config.init_lora_weights, config.inference_mode = True, True
-    return config
+def to_peft(config: AdapterConfig, tensors: Iterable[str], base: str) -> LoraConfig:
+    """The configuration for PEFT, with the checked fields only. `tensors` are the names in the adapter's file: they name
+    the layers if the configuration has a regular expression for them, which is not evaluated. `base` is the base's
+    name."""
+    target, exclude = config.target_modules, config.exclude_modules
+    layers, pattern = config.layers_to_transform, config.layers_pattern
+    if config.names_layers_by_regex:
+        target = [name.removeprefix(PREFIX).removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)]
+        exclude = layers = pattern = None
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it, so a float is fine
+        use_rslora=config.use_rslora,
+        target_modules=target,
+        exclude_modules=exclude,
+        layers_to_transform=layers,
+        layers_pattern=pattern,
+        rank_pattern=config.rank_pattern or {},
+        alpha_pattern=config.alpha_pattern or {},
+        inference_mode=True,
+        base_model_name_or_path=base,
+    )
 
 
 def read_adapter(folder: Path, base: PretrainedConfig) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -79,21 +86,21 @@ def read_adapter(folder: Path, base: PretrainedConfig) -> dict[str, tuple[torch.
     """
     check_adapter_files(folder)
     with translate_adapter_errors(folder):
-        config = read_config(folder)
-        with torch.device("meta"):  # shapes without memory
-            bare = AutoModelForCausalLM.from_config(base)
-            config.base_model_name_or_path = bare.name_or_path  # PEFT warns about the trainer's name for it
-            adapted = get_peft_model(bare, config, low_cpu_mem_usage=True)
-        expected = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
+        config = read_adapter_config(folder)
         with safe_open(folder / "adapter_model.safetensors", "pt") as file:
             found = {name: list(file.get_slice(name).get_shape()) for name in list(file.keys())}
+        with torch.device("meta"):  # shapes without memory
+            bare = AutoModelForCausalLM.from_config(copy.deepcopy(base))  # nothing here may change the shared one
+            peft_config = to_peft(config, found, bare.name_or_path)
+            adapted = get_peft_model(bare, peft_config, low_cpu_mem_usage=True)
+        expected = {name: list(tensor.shape) for name, tensor in get_peft_model_state_dict(adapted).items()}
         check_tensors(folder, expected, found)
         tensors = load_file(folder / "adapter_model.safetensors")
         matrices = {}
         for layer in (name.removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)):
             adapted_layer: Any = adapted.get_submodule(layer)
             scaled = tensors[layer + LORA_B].float() * adapted_layer.scaling["default"]
-            matrices[layer.removeprefix("base_model.model.")] = tensors[layer + LORA_A], scaled
+            matrices[layer.removeprefix(PREFIX)] = tensors[layer + LORA_A], scaled
         return matrices
 
 
@@ -115,4 +122,4 @@ def check_tensors(folder: Path, expected: dict[str, list[int]], found: dict[str,
 
 def shorten(name: str) -> str:
     """A tensor's name without the common prefix and without unprintable characters, at most 80 characters."""
-    return catalog.shorten(name.removeprefix("base_model.model.").removeprefix("model."), 80)
+    return validation.shorten(name.removeprefix(PREFIX).removeprefix("model."), 80)
