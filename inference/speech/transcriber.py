@@ -200,7 +200,7 @@ def start_process(name: str) -> Child:
 def download(name: str, cancelled: Callable[[], bool]) -> Generator[TranscriptionProgress, None, str]:
     """Download a checkpoint and yield progress. Returns a sentence if that failed, else ""."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "inference.speech.download", name],
+        [sys.executable, "-m", "inference.speech.checkpoint_download", name],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

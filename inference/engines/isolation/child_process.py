@@ -50,7 +50,7 @@ class ChildProcess:
         limits = Limits(readable=list(readable), memory=int(MEMORY * psutil.virtual_memory().total))
         # Without GGML_NO_BACKTRACE llama.cpp starts a debugger when it aborts, if one is installed.
         self._child = Child(
-            "inference.engines.isolation.child", [name, json.dumps(options)], limits, GGML_NO_BACKTRACE="1"
+            "inference.engines.isolation.engine_process", [name, json.dumps(options)], limits, GGML_NO_BACKTRACE="1"
         )
         self.readable = frozenset(readable)
         self.calls: dict[int, Call] = {}

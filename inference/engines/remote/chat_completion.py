@@ -10,7 +10,7 @@ from typing import Any, Literal
 import openai
 
 from inference.engines import Chunk, Figures, Message, Sampling
-from inference.engines.remote.errors import StreamEnded, UnexpectedResponse, is_too_long
+from inference.engines.remote.server_errors import StreamEnded, UnexpectedResponse, is_too_long
 from inference.errors import LabError
 
 

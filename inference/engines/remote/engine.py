@@ -21,8 +21,8 @@ import openai
 from inference.engines import AnswerScore, Chunk, Message, Sampling
 from inference.engines.remote.address import check_key, check_url
 from inference.engines.remote.chat_completion import ChatCompletion
-from inference.engines.remote.client import Client
-from inference.engines.remote.errors import (
+from inference.engines.remote.openai_client import Client
+from inference.engines.remote.server_errors import (
     MAX_ATTEMPTS,
     SERVER_ERRORS,
     ErrorMessages,

@@ -1,4 +1,4 @@
-"""Download a Whisper checkpoint into Whisper's own cache: `python -m inference.speech.download NAME`
+"""Download a Whisper checkpoint into Whisper's own cache: `python -m inference.speech.checkpoint_download NAME`
 
 A process of its own, because the speech process may not use the network. Prints an error as one sentence.
 """
