@@ -113,5 +113,5 @@ def runtime(repository: Repository) -> dict:
     """A Space's runtime. Nothing is built or run: a Space with an app file counts as running."""
     files = repository.at().files
     stage = "RUNNING" if {"app.py", "Dockerfile", "index.html"} & files.keys() else "NO_APP_FILE"
-    hardware = {"current": repository.space.hardware, "requested": repository.space.hardware}
-    return {"stage": stage, "hardware": hardware, "gcTimeout": repository.space.sleep_seconds, "storage": None}
+    hardware = {"current": repository.settings.hardware, "requested": repository.settings.hardware}
+    return {"stage": stage, "hardware": hardware, "gcTimeout": repository.settings.sleep_seconds, "storage": None}

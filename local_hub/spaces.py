@@ -51,8 +51,8 @@ async def hardware(
     space: Owned, store: Stored, flavor: Annotated[str, Body()], sleepTimeSeconds: Annotated[int | None, Body()] = None
 ) -> dict:
     """Change the hardware; applies at once."""
-    space.space.hardware = flavor
-    space.space.sleep_seconds = sleepTimeSeconds
+    space.settings.hardware = flavor
+    space.settings.sleep_seconds = sleepTimeSeconds
     store.save(space)
     return runtime(space)
 
@@ -60,7 +60,7 @@ async def hardware(
 @router.post(SPACE + "/sleeptime")
 async def sleep_time(space: Owned, store: Stored, seconds: Annotated[int, Body(embed=True)]) -> dict:
     """Set the seconds without visitors after which a Space sleeps."""
-    space.space.sleep_seconds = seconds
+    space.settings.sleep_seconds = seconds
     store.save(space)
     return runtime(space)
 
@@ -68,42 +68,42 @@ async def sleep_time(space: Owned, store: Stored, seconds: Annotated[int, Body(e
 @router.get(SPACE + "/secrets")
 async def list_secrets(space: Owned) -> dict:
     """Names, descriptions and dates of a Space's secrets."""
-    return space.space.secrets
+    return space.settings.secrets
 
 
 @router.post(SPACE + "/secrets")
 async def add_secret(space: Owned, store: Stored, row: Annotated[dict, Body()]) -> dict:
     """Set a secret."""
-    space.space.secrets[row["key"]] = secret(row)
+    space.settings.secrets[row["key"]] = secret(row)
     store.save(space)
-    return space.space.secrets
+    return space.settings.secrets
 
 
 @router.delete(SPACE + "/secrets")
 async def delete_secret(space: Owned, store: Stored, key: Annotated[str, Body(embed=True)]) -> dict:
     """Remove a secret."""
-    space.space.secrets.pop(key, None)
+    space.settings.secrets.pop(key, None)
     store.save(space)
-    return space.space.secrets
+    return space.settings.secrets
 
 
 @router.get(SPACE + "/variables")
 async def list_variables(space: Owned) -> dict:
     """A Space's variables with their values."""
-    return space.space.variables
+    return space.settings.variables
 
 
 @router.post(SPACE + "/variables")
 async def add_variable(space: Owned, store: Stored, row: Annotated[dict, Body()]) -> dict:
     """Set a variable."""
-    space.space.variables[row["key"]] = variable(row)
+    space.settings.variables[row["key"]] = variable(row)
     store.save(space)
-    return space.space.variables
+    return space.settings.variables
 
 
 @router.delete(SPACE + "/variables")
 async def delete_variable(space: Owned, store: Stored, key: Annotated[str, Body(embed=True)]) -> dict:
     """Remove a variable."""
-    space.space.variables.pop(key, None)
+    space.settings.variables.pop(key, None)
     store.save(space)
-    return space.space.variables
+    return space.settings.variables

@@ -109,6 +109,12 @@ class Repository(BaseModel):
     commits: dict[str, Commit] = Field(default_factory=dict)
 
     @property
+    def settings(self) -> Space:
+        """Of a Space: its hardware, variables and secrets."""
+        assert self.space is not None
+        return self.space
+
+    @property
     def namespace(self) -> str:
         """The account it belongs to."""
         return self.id.split("/")[0]

@@ -36,7 +36,7 @@ WORDS = {
     r"answers? that (is|are) scored": "scored completion",
     r"anew": "again",
     r"what there is": "the list of models",
-    r"(asking|contrast|findings|served|hearing|ears|summary)\.py": "a module that is named after what it does",
+    r"\b(asking|contrast|findings|served|hearing|ears|summary)\.py": "a module that is named after what it does",
     r"(?<!gradient_)(?<!gradient )accumulation(?=[=:\"`”])": "gradient_accumulation",
 }
 CASED = {r"Listener|Listening|Served": "Transcriber, TranscriptionProgress, ResolvedModel"}

@@ -58,7 +58,7 @@ class ChildProcess:
         self.ended = False
         self._on_exit = on_exit
         self._hung = ""
-        self._heard_at, self._silence = time.monotonic(), START
+        self._received_at, self._silence = time.monotonic(), START
         self._step_seconds = 0.0
         threading.Thread(target=self._receive, daemon=True).start()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -84,7 +84,7 @@ class ChildProcess:
     def _watch(self) -> None:
         """Kill the process if it is silent or computes one step for too long."""
         while not self.ended:
-            silent = time.monotonic() - self._heard_at
+            silent = time.monotonic() - self._received_at
             if silent > self._silence or self._step_seconds > LONGEST_STEP:
                 self._hung = "it did not respond"
                 self.kill()
@@ -95,7 +95,7 @@ class ChildProcess:
         try:
             while True:
                 number, kind, value = self._child.channel.receive()
-                self._heard_at = time.monotonic()
+                self._received_at = time.monotonic()
                 if number is None:
                     self._note(kind, value)
                 elif call := self.calls.get(number):
