@@ -161,7 +161,9 @@ async def commit(request: Request, repository: Writable, revision: str, store: S
     if header.get("parentCommit") not in (None, head.sha):
         raise HubError(412, "A commit has happened since. Please refresh and try again.")
     files = apply(operations, head.files)
-    made = repository.commit(files, header["summary"], require_account(who).account, header.get("description") or "", branch)
+    made = repository.commit(
+        files, header["summary"], require_account(who).account, header.get("description") or "", branch
+    )
     store.save(repository)
     return {"success": True, "commitOid": made.sha, "commitUrl": f"{url_of(request, repository)}/commit/{made.sha}"}
 

@@ -108,6 +108,18 @@ class Tokenizer:
         ends = getattr(model.generation_config, "eos_token_id", None)
         ends = tokenizer.eos_token_id if ends is None else ends
         self.end_ids: set[int] = {ends} if isinstance(ends, int) else set(ends or ())
+        self.end_ids |= self._ends_of_turns(set(special.values()))
+
+    def _ends_of_turns(self, special: set[int]) -> set[int]:
+        """The special token that the chat template writes after an answer. Repositories often name another one as the
+        end of a text, with which no answer would ever end."""
+        question, answer = Message(role="user", content="a"), Message(role="assistant", content="b")
+        try:
+            prompt, closed = self.encode([question]), self.encode([question, answer])
+        except LabError:
+            return set()  # a template that takes no such conversation; a question reports what it refuses
+        start = next((i for i, (a, b) in enumerate(zip(prompt, closed, strict=False)) if a != b), len(prompt))
+        return {next((token for token in closed[start:] if token in special), -1)} - {-1}
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of plain text. No BOS is added and special tokens in the text stay text."""
