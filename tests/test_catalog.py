@@ -6,8 +6,9 @@ import pytest
 
 from inference.catalog import Catalog
 from inference.errors import LabError
-from inference.lab import Lab, check_messages
+from inference.lab import Lab
 from inference.settings import Settings
+from inference.visitors.values import check_messages
 
 ROW = "  - {id: a, name: A, summary: s, repo: u/r, file: f.gguf}\n"
 

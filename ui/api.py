@@ -9,10 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from inference.engines import Message, Sampling
-from inference.errors import LabError
+from inference.errors import LabError, visitor_message
 from inference.lab import REFRESH, Lab
 from inference.speech import Transcript
+from inference.visitors.limits import VisitorLimits
+from inference.visitors.values import DEFAULTS, AskValues, VoiceValues, read
+from ui.components.events import TRANSCRIBING, answering
+from ui.components.visitor import program_of
 
 
 @contextmanager
@@ -21,10 +24,10 @@ def lab_errors_as_messages() -> Iterator[None]:
     try:
         yield
     except LabError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(visitor_message(error), print_exception=False) from error
 
 
-def add_endpoints(lab: Lab) -> None:
+def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
     """Add `/models`, `/ask`, `/transcribe` and `/ask_voice` to the open Blocks."""
 
     def models() -> list[dict[str, Any]]:
@@ -36,40 +39,56 @@ def add_endpoints(lab: Lab) -> None:
         ]
 
     def ask(
+        request: gr.Request,
         question: str,
         model: str,
         system_prompt: str = "",
-        temperature: float = 0.2,
-        max_tokens: int = 256,
+        temperature: float = DEFAULTS.temperature,
+        max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = None,
+        top_p: float = DEFAULTS.top_p,
     ) -> Iterator[str]:
         """Ask one question. Yields the growing answer. `model` is an id from /models or user/repo on the Hub. With a
         seed or temperature 0, the answer is the same each time."""
-        messages = [Message(role="system", content=system_prompt)] if system_prompt else []
-        messages.append(Message(role="user", content=question))
-        answer = ""
         with lab_errors_as_messages():
-            for chunk in lab.ask(model, messages, Sampling(temperature, max_tokens=max_tokens, seed=seed)):
-                answer += chunk.text
-                if chunk.text:
-                    yield answer
+            values = read(
+                AskValues, question=question, model=model, system_prompt=system_prompt, temperature=temperature,
+                max_tokens=max_tokens, seed=seed, top_p=top_p,
+            )  # fmt: skip
+            with limits.admit(program_of(request)):
+                yield from growing_answer(values)
 
-    def transcribe(audio: str, language: str = "") -> dict[str, Any]:
+    def transcribe(request: gr.Request, audio: str, language: str = "") -> dict[str, Any]:
         """Transcribe a recording. Returns text, language, duration (s) and the time taken (s). An empty language is
         detected."""
-        return asdict(transcript_of(audio, language))
+        with lab_errors_as_messages():
+            language = read(VoiceValues, language=language).language or ""
+            with limits.admit(program_of(request), "recording"):
+                return asdict(transcript_of(audio, language))
 
-    def ask_voice(audio: str, model: str, language: str = "") -> Iterator[tuple[str, str]]:
+    def ask_voice(request: gr.Request, audio: str, model: str, language: str = "") -> Iterator[tuple[str, str]]:
         """Ask by voice. Yields the transcript and the growing answer."""
-        transcript = transcript_of(audio, language)
-        yield transcript.text, ""
-        for answer in ask(transcript.text, model):
-            yield transcript.text, answer
+        with lab_errors_as_messages():
+            values = read(VoiceValues, language=language, model=model)
+            visitor = program_of(request)
+            with limits.admit(visitor), limits.admit(visitor, "recording"):
+                transcript = transcript_of(audio, values.language or "")
+                yield transcript.text, ""
+                for answer in growing_answer(read(AskValues, question=transcript.text, model=model)):
+                    yield transcript.text, answer
+
+    def growing_answer(values: AskValues) -> Iterator[str]:
+        answer = ""
+        for chunk in lab.ask(values.model, values.messages, values.sampling):
+            answer += chunk.text
+            if chunk.text:
+                yield answer
 
     def transcript_of(audio: str, language: str) -> Transcript:
-        with lab_errors_as_messages():
-            *_, transcript = lab.transcribe(audio, language or None)
-            assert isinstance(transcript, Transcript)  # the last step
+        if not audio:
+            raise LabError("The recording is missing: send an audio file.")
+        *_, transcript = lab.transcribe(audio, language or None)
+        assert isinstance(transcript, Transcript)  # the last step
         return transcript
 
     with gr.Row(visible=False):  # gr.api has no type for a file, so a component receives it
@@ -78,14 +97,21 @@ def add_endpoints(lab: Lab) -> None:
         transcript, answer = gr.Textbox(label="transcript"), gr.Textbox(label="answer")
         record = gr.JSON(label="record")
         run = gr.Button()
-    run.click(transcribe, [recording, language], record, api_name="transcribe", api_description=transcribe.__doc__)
+    run.click(
+        transcribe,
+        [recording, language],
+        record,
+        api_name="transcribe",
+        api_description=transcribe.__doc__,
+        **TRANSCRIBING,
+    )
     run.click(
         ask_voice,
         [recording, model, language],
         [transcript, answer],
         api_name="ask_voice",
         api_description=ask_voice.__doc__,
-        concurrency_limit=8,
+        **answering(limits),
     )
-    gr.api(models, api_name="models", api_description=models.__doc__)
-    gr.api(ask, api_name="ask", api_description=ask.__doc__, concurrency_limit=8)
+    gr.api(models, api_name="models", api_description=models.__doc__, concurrency_limit=8)
+    gr.api(ask, api_name="ask", api_description=ask.__doc__, **answering(limits))

@@ -9,8 +9,9 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from inference.engines import Figures, Message, Sampling
-from inference.errors import LabError
-from inference.lab import DEFAULT_SAMPLING, Lab, check_messages
+from inference.errors import LabError, visitor_message
+from inference.lab import DEFAULT_SAMPLING, Lab
+from inference.visitors.values import check_messages
 
 ANY_MODEL = "*"  # stands for a random model that is ready (no model id may look like this)
 POLL_SECONDS = 0.1  # between two looks at the growing answers
@@ -82,7 +83,7 @@ def ask_all(
                 answer.waiting = chunk.waiting or answer.waiting
                 answer.figures = chunk.figures
         except LabError as error:
-            answer.error = str(error)
+            answer.error = visitor_message(error)
 
     answers = [Answer(model) for model in models]
     with ThreadPoolExecutor(len(models)) as pool:

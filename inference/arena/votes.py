@@ -1,8 +1,8 @@
 """Store battles and votes in one SQLite file.
 
-A battle is one question that several models answered under hidden names. Each battle takes one vote. Threads and
-processes may share the file. `inference.arena.ranking` evaluates the votes, `inference.arena.votes_hub` copies them to
-the Hub.
+A battle is one question that several models answered under hidden names. Each battle takes one vote. Only some votes
+count in the ranking: see `inference.arena.vote_rules`. Threads and processes may share the file.
+`inference.arena.ranking` evaluates the votes, `inference.arena.votes_hub` copies them to the Hub.
 """
 
 from __future__ import annotations
@@ -13,22 +13,28 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from inference.arena.ranking import Choice
-from inference.catalog import shorten
+from inference.arena.vote_rules import VoteRules
 from inference.errors import LabError
+from inference.validation import shorten
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS battles (
-    id TEXT PRIMARY KEY, question TEXT NOT NULL, models TEXT NOT NULL, time TEXT NOT NULL
+    id TEXT PRIMARY KEY, question TEXT NOT NULL, models TEXT NOT NULL, time TEXT NOT NULL,
+    drawn INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS votes (
-    battle TEXT PRIMARY KEY REFERENCES battles (id), outcome TEXT NOT NULL, time TEXT NOT NULL, session TEXT NOT NULL
+    battle TEXT PRIMARY KEY REFERENCES battles (id), outcome TEXT NOT NULL, time TEXT NOT NULL, session TEXT NOT NULL,
+    counted INTEGER NOT NULL DEFAULT 1
 ) STRICT;
 """
+# Columns that files of older versions lack. Their votes keep their place in the ranking.
+NEW_COLUMNS = {"battles": "drawn INTEGER NOT NULL DEFAULT 0", "votes": "counted INTEGER NOT NULL DEFAULT 1"}
 LETTERS = "abc"  # the names of the answers, from left to right
 UNDECIDED = ("tie", "both bad")
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process that writes
@@ -36,12 +42,14 @@ LOCK_TIMEOUT = 30.0  # seconds to wait for another process that writes
 
 @dataclass(frozen=True)
 class Battle:
-    """One question and the ids of the models that answered it, in the order shown. `time` is ISO 8601, UTC."""
+    """One question and the ids of the models that answered it, in the order shown. `time` is ISO 8601, UTC. `drawn` is
+    whether the server drew all models at random from the catalog."""
 
     id: str
     question: str
     models: tuple[str, ...]
     time: str
+    drawn: bool = False
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -55,22 +63,26 @@ class Battle:
 
 @dataclass(frozen=True)
 class Vote:
-    """A visitor's vote on a battle. `session` is a random id of the visit, `time` is ISO 8601, UTC."""
+    """A visitor's vote on a battle. `session` is a random id of the visit, `time` is ISO 8601, UTC. `counted` is
+    whether the vote is part of the ranking."""
 
     battle: Battle
     outcome: str
     time: str
     session: str
+    counted: bool = True
 
 
 class Votes:
-    """The votes in the file `path`, which is created when it is first needed.
+    """The votes in the file `path`, which is created when it is first needed. At most `per_hour` votes of one visitor
+    count in an hour; 0 is no limit.
 
     Every method raises LabError if the file is not usable.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, per_hour: int = 20) -> None:
         self.path = path
+        self.rules = VoteRules(per_hour)
         self._lock = threading.Lock()
         self._created = False
 
@@ -85,6 +97,7 @@ class Votes:
                     if not self._created or not self.path.is_file():
                         database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
                         database.executescript(SCHEMA)
+                        add_columns(database)
                         self._created = True
                 yield database
         except (OSError, sqlite3.Error) as error:
@@ -92,24 +105,28 @@ class Votes:
                 f"The votes file {self.path} is not usable ({error}): set VOTES to a file that is writable."
             ) from error
 
-    def open_battle(self, question: str, models: Sequence[str]) -> Battle:
+    def open_battle(self, question: str, models: Sequence[str], drawn: bool = False) -> Battle:
         """Store a new battle of the models, in the order shown. Its id cannot be guessed."""
-        battle = Battle(secrets.token_urlsafe(12), question, tuple(models), now())
+        battle = Battle(secrets.token_urlsafe(12), question, tuple(models), now(), drawn)
         with self._connection() as database:
-            row = (battle.id, question, json.dumps(battle.models, ensure_ascii=False), battle.time)
-            database.execute("INSERT INTO battles VALUES (?, ?, ?, ?)", row)
+            database.execute(INSERT_BATTLE, battle_row(battle))
         return battle
 
     def battle(self, battle_id: str) -> Battle:
         """Return the battle with that id. Raises LabError if there is none."""
         with self._connection() as database:
-            row = database.execute("SELECT * FROM battles WHERE id = ?", (battle_id,)).fetchone()
+            row = database.execute(
+                "SELECT id, question, models, time, drawn FROM battles WHERE id = ?", (battle_id,)
+            ).fetchone()
         if row is None:
             raise LabError(f"There is no battle “{shorten(battle_id)}”: ask a question first, then vote.")
-        return Battle(row[0], row[1], tuple(json.loads(row[2])), row[3])
+        return read_battle(row)
 
-    def vote(self, battle_id: str, outcome: str, session: str = "") -> Battle:
-        """Store a vote. Returns the battle, whose model names may be shown from now on.
+    def vote(self, battle_id: str, outcome: str, session: str = "", visitor: str = "") -> tuple[Vote, str]:
+        """Store a vote. `visitor` identifies who votes, for the limits on one visitor; it is not stored.
+
+        Returns:
+            The vote, whose battle's model names may be shown from now on, and why it does not count; "" if it counts.
 
         Raises:
             LabError: the battle does not exist or has a vote already, or the outcome is not one of its `outcomes`.
@@ -118,18 +135,22 @@ class Votes:
         if outcome not in battle.outcomes:
             raise LabError(f"“{shorten(outcome)}” is not a valid vote: choose one of {', '.join(battle.outcomes)}.")
         with self._connection() as database:
-            row = (battle_id, outcome, now(), session)
-            inserted = database.execute("INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?)", row).rowcount
-        if not inserted:
-            raise LabError("This battle already has a vote: ask another question.")
-        return battle
+            database.execute("BEGIN IMMEDIATE")
+            if database.execute("SELECT 1 FROM votes WHERE battle = ?", (battle_id,)).fetchone():
+                raise LabError("This battle already has a vote: ask another question.")
+            reason = self.rules.why_not_counted(battle.drawn, battle.time, battle.question, visitor)
+            vote = Vote(battle, outcome, now(), session, not reason)
+            database.execute(INSERT_VOTE, vote_row(vote))
+            database.execute("COMMIT")
+        return vote, reason
 
     def tally(self) -> dict[Choice, int]:
-        """Count how often each choice was made."""
+        """Count how often each choice was made, in the votes that count."""
         counts: dict[Choice, int] = {}
         with self._connection() as database:
             rows = database.execute(
-                "SELECT models, outcome, count(*) FROM votes JOIN battles ON battle = id GROUP BY models, outcome"
+                "SELECT models, outcome, count(*) FROM votes JOIN battles ON battle = id WHERE counted "
+                "GROUP BY models, outcome"
             ).fetchall()
         for models, outcome, count in rows:
             battle = Battle("", "", tuple(json.loads(models)), "")
@@ -141,21 +162,48 @@ class Votes:
         """Return every vote with its battle, oldest first."""
         with self._connection() as database:
             rows = database.execute(
-                "SELECT id, question, models, battles.time, outcome, votes.time, session "
+                "SELECT id, question, models, battles.time, drawn, outcome, votes.time, session, counted "
                 "FROM votes JOIN battles ON battle = id ORDER BY votes.time, id"
             ).fetchall()
-        return [Vote(Battle(r[0], r[1], tuple(json.loads(r[2])), r[3]), *r[4:]) for r in rows]
+        return [Vote(read_battle(row[:5]), row[5], row[6], row[7], bool(row[8])) for row in rows]
 
     def add(self, votes: Iterable[Vote]) -> None:
         """Add votes from elsewhere. Votes that are already in the file do not change."""
         with self._connection() as database:
             database.execute("BEGIN IMMEDIATE")
             for vote in votes:
-                battle = asdict(vote.battle) | {"models": json.dumps(vote.battle.models, ensure_ascii=False)}
-                database.execute("INSERT OR IGNORE INTO battles VALUES (:id, :question, :models, :time)", battle)
-                row = (vote.battle.id, vote.outcome, vote.time, vote.session)
-                database.execute("INSERT OR IGNORE INTO votes VALUES (?, ?, ?, ?)", row)
+                database.execute(INSERT_BATTLE, battle_row(vote.battle))
+                database.execute(INSERT_VOTE, vote_row(vote))
             database.execute("COMMIT")
+
+
+INSERT_BATTLE = "INSERT OR IGNORE INTO battles (id, question, models, time, drawn) VALUES (?, ?, ?, ?, ?)"
+INSERT_VOTE = "INSERT OR IGNORE INTO votes (battle, outcome, time, session, counted) VALUES (?, ?, ?, ?, ?)"
+
+
+def battle_row(battle: Battle) -> tuple[str, str, str, str, int]:
+    """Return the values of `INSERT_BATTLE`."""
+    return battle.id, battle.question, json.dumps(battle.models, ensure_ascii=False), battle.time, int(battle.drawn)
+
+
+def vote_row(vote: Vote) -> tuple[str, str, str, str, int]:
+    """Return the values of `INSERT_VOTE`."""
+    return vote.battle.id, vote.outcome, vote.time, vote.session, int(vote.counted)
+
+
+def read_battle(row: Sequence[Any]) -> Battle:
+    """Return the battle of a row: id, question, models, time and drawn."""
+    return Battle(row[0], row[1], tuple(json.loads(row[2])), row[3], bool(row[4]))
+
+
+def add_columns(database: sqlite3.Connection) -> None:
+    """Add the columns that a file of an older version lacks. Another process may do so at the same time."""
+    database.execute("BEGIN IMMEDIATE")
+    for table, column in NEW_COLUMNS.items():
+        names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+        if column.split()[0] not in names:
+            database.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+    database.execute("COMMIT")
 
 
 def now() -> str:

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
-from inference.engines import Sampling
-from inference.errors import LabError
+from inference.visitors.values import DEFAULTS, MAX_TEMPERATURE, MAX_TOKENS
 
-DEFAULTS = Sampling()
+
+def slider(*arguments: Any, **options: Any) -> gr.Slider:
+    """Create a slider whose value reaches the handler as it was sent. There `QuestionValues` checks it, so that a wrong
+    value gives one sentence; Gradio's own check raises various errors."""
+    component = gr.Slider(*arguments, **options)
+    vars(component)["preprocess"] = lambda payload: payload
+    return component
 
 
 class AnswerSettings:
     """The components, created inside the open block.
 
-    `inputs` lists what handlers get, in this order: the system prompt, then the arguments of `to_sampling`.
+    `inputs` lists what handlers get, in this order: those of `answer_values`.
     """
 
     def __init__(self) -> None:
         self.system = gr.Textbox("", label="System prompt", lines=2)
         with gr.Row():
-            self.temperature = gr.Slider(0, 2, DEFAULTS.temperature, step=0.05, label="Temperature")
-            self.top_p = gr.Slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")
+            self.temperature = slider(0, MAX_TEMPERATURE, DEFAULTS.temperature, step=0.05, label="Temperature")
+            self.top_p = slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")
         with gr.Row():
-            self.max_tokens = gr.Slider(1, 2048, DEFAULTS.max_tokens, step=1, label="Max tokens")
+            self.max_tokens = slider(1, MAX_TOKENS, DEFAULTS.max_tokens, step=1, label="Max tokens")
             # Not a gr.Number: an empty one becomes 0 when the visitor opens the settings.
             self.seed = gr.Textbox("", label="Seed", placeholder="random", max_length=10)
         self.inputs = [self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
 
 
-def to_sampling(temperature: float, top_p: float, max_tokens: float, seed: str | None) -> Sampling:
-    """Convert the components' values to the engine's type. Raises LabError if the seed is not a whole number."""
+def answer_values(system: str, temperature: Any, top_p: Any, max_tokens: Any, seed: str | None) -> dict[str, Any]:
+    """Return the components' values under their names in `QuestionValues`, which checks them."""
     seed = (seed or "").strip()
-    if seed and not (seed.isascii() and seed.isdecimal()):
-        raise LabError("The seed is not a whole number: change it in the settings, or leave it empty.")
-    return Sampling(temperature, top_p, int(max_tokens), int(seed) if seed else None)
+    is_number = seed.isascii() and seed.isdecimal() and len(seed) <= 10
+    number: int | str | None = int(seed) if is_number else seed or None
+    return {
+        "system_prompt": (system or "").strip(), "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens,
+        "seed": number,
+    }  # fmt: skip

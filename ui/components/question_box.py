@@ -23,6 +23,7 @@ class QuestionBox:
                 "Stop", scale=1, min_width=72, interactive=False, elem_classes="stop", elem_id=f"{prefix}stop"
             )
 
-    def connect_stop(self, running: RunningAnswers, cancels: gr.events.Dependency) -> None:
-        """Make the stop button end the visitor's answer, and cancel the transcription that `cancels` started."""
-        self.stop.click(running.stop, None, None, cancels=cancels, **IMMEDIATE)
+    def connect_stop(self, *running: RunningAnswers) -> None:
+        """Make the stop button end the visitor's answers and transcriptions that are `running`."""
+        for each in running:
+            self.stop.click(each.stop, None, None, **IMMEDIATE)

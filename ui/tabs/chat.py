@@ -9,14 +9,18 @@ from typing import Any
 import gradio as gr
 
 from inference.catalog import Entry
-from inference.errors import LabError
+from inference.engines import Chunk
+from inference.errors import LabError, visitor_message
 from inference.lab import Lab
-from ui.components.answer_settings import AnswerSettings, to_sampling
+from inference.visitors.limits import VisitorLimits
+from inference.visitors.values import AskValues, read
+from ui.components.answer_settings import AnswerSettings, answer_values
 from ui.components.conversation import ChatEntry, model_marker, text_of, to_messages, waiting_html, with_figures
-from ui.components.events import IMMEDIATE, QUIET
+from ui.components.events import IMMEDIATE, QUIET, answering
 from ui.components.model_picker import ModelPicker, OwnModels
 from ui.components.question_box import QuestionBox
 from ui.components.running_answers import RunningAnswers
+from ui.components.visitor import visitor_of
 from ui.components.voice_input import VoiceInput
 
 REDRAW_SECONDS = 0.05  # between two redraws of a growing answer
@@ -30,8 +34,8 @@ ChatUpdate = tuple[Any, ...]
 class ChatTab:
     """The components of the tab and their events. One for the app; a visitor's state is in the page."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, lab: Lab, limits: VisitorLimits) -> None:
+        self.lab, self.limits = lab, limits
         self.running = RunningAnswers()
         self.picker = ModelPicker(lab)
         self.chatbot = gr.Chatbot(
@@ -47,7 +51,7 @@ class ChatTab:
             texts = example_questions(lab.catalog.entries[0])
             self.examples = [gr.Button(text, size="sm", visible=bool(text)) for text in texts]
         self.box = QuestionBox("Ask something", autofocus=True)
-        self.voice = VoiceInput(lab)
+        self.voice = VoiceInput(lab, limits)
         with gr.Accordion("Settings", open=False):
             self.voice.build_settings()
             self.answer_settings = AnswerSettings()
@@ -59,20 +63,21 @@ class ChatTab:
         picker, box, voice = self.picker, self.box, self.voice
         settings = [picker.dropdown, picker.own, *self.answer_settings.inputs]
         shown = [self.chatbot, box.text, box.notice, box.stop]
-        transcribed = voice.connect(box.text, box.notice, **QUIET)
+        transcribed = voice.connect(box.text, box.notice, box.stop, **QUIET)
+        options = {**QUIET, **answering(self.limits)}
         spoken = [voice.send_at_once, voice.recorder, box.text, self.chatbot, *settings]
         answered = [
-            gr.on([box.text.submit, box.send.click], self.ask, [box.text, self.chatbot, *settings], shown, **QUIET),
-            *(button.click(self.ask, [button, self.chatbot, *settings], shown, **QUIET) for button in self.examples),
-            transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **QUIET),
-            self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **QUIET),
-            self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **QUIET),
+            gr.on([box.text.submit, box.send.click], self.ask, [box.text, self.chatbot, *settings], shown, **options),
+            *(button.click(self.ask, [button, self.chatbot, *settings], shown, **options) for button in self.examples),
+            transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **options),
+            self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **options),
+            self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **options),
         ]
         state = [picker.dropdown, picker.own, picker.shown_choices]
         for event in answered:  # the model is in memory now
             event.then(picker.show_state, state, [picker.dropdown, picker.card, picker.shown_choices], **QUIET)
         self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, box.text], api_visibility="private")
-        box.connect_stop(self.running, cancels=transcribed)
+        box.connect_stop(self.running, voice.running)
         self.clear.click(lambda: ([], ""), None, [self.chatbot, box.notice], **IMMEDIATE)
         picker.dropdown.change(
             self.select_model, [picker.dropdown, picker.own, self.chatbot],
@@ -142,11 +147,13 @@ class ChatTab:
     ) -> Iterator[ChatUpdate]:
         """Stream an answer. On an error, the question goes back into the box and the conversation is as before."""
         stop = self.running.start(request)
-        before, entry = history, self.picker.entry(model_id, own)
+        before = history
         history = [*history, {"role": "user", "content": question}]
         answer, started, redrawn_at = "", time.perf_counter(), 0.0
         try:
-            for chunk in self.lab.ask(entry, to_messages(history, system), to_sampling(*sampling), stop.is_set):
+            values = read(AskValues, question=question, model=model_id, **answer_values(system, *sampling))
+            entry, messages = self.picker.entry(values.model, own), to_messages(history, values.system_prompt)
+            for chunk in self.admitted(request, self.lab.ask(entry, messages, values.sampling, stop.is_set)):
                 answer += chunk.text
                 now = time.perf_counter()
                 if chunk.figures:
@@ -159,7 +166,12 @@ class ChatTab:
                 stop_button = gr.Button(interactive=not chunk.figures)
                 yield [*history, {"role": "assistant", "content": shown}], "", "", stop_button
         except LabError as error:
-            yield before, question, str(error), gr.Button(interactive=False)
+            yield before, question, visitor_message(error), gr.Button(interactive=False)
+
+    def admitted(self, request: gr.Request, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Yield the chunks, and count the answer among those of the visitor meanwhile."""
+        with self.limits.admit(visitor_of(request)):
+            yield from chunks
 
 
 def split_history(history: History, index: int | tuple[int, int]) -> tuple[History, str]:

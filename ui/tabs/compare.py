@@ -13,17 +13,19 @@ from typing import Any
 
 import gradio as gr
 
-from inference.arena.compare import ANY_MODEL, ask_all, choose_models
+from inference.arena.compare import ANY_MODEL, Answer, ask_all, choose_models
 from inference.arena.ranking import rank
 from inference.arena.votes import LETTERS, UNDECIDED, Votes
-from inference.errors import LabError
+from inference.errors import LabError, visitor_message
 from inference.lab import Lab
-from ui.components.answer_settings import AnswerSettings, to_sampling
-from ui.components.conversation import to_messages
-from ui.components.events import QUIET
+from inference.visitors.limits import VisitorLimits
+from inference.visitors.values import CompareValues, read
+from ui.components.answer_settings import AnswerSettings, answer_values
+from ui.components.events import QUIET, answering
 from ui.components.model_picker import model_choices
 from ui.components.question_box import QuestionBox
 from ui.components.running_answers import RunningAnswers
+from ui.components.visitor import visitor_of
 from ui.components.voice_input import VoiceInput
 from ui.views.compared_answers import Round, answers_html, summary_html, vote_labels
 from ui.views.ranking_table import ranking_table
@@ -47,8 +49,8 @@ Update = dict[Any, Any]  # new values by component
 class CompareTab:
     """The components of the tab and their events. One for the app; a visitor's state is in the page."""
 
-    def __init__(self, lab: Lab, votes: Votes) -> None:
-        self.lab, self.votes, self.running = lab, votes, RunningAnswers()
+    def __init__(self, lab: Lab, votes: Votes, limits: VisitorLimits) -> None:
+        self.lab, self.votes, self.limits, self.running = lab, votes, limits, RunningAnswers()
         self.round = gr.State(None)
         with gr.Row():
             self.models = [
@@ -68,7 +70,7 @@ class CompareTab:
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(text, size="sm", min_width=240) for text in EXAMPLES]
         self.box = QuestionBox("Ask all models", "compare-")
-        self.voice = VoiceInput(lab, "compare-")
+        self.voice = VoiceInput(lab, limits, "compare-")
         with gr.Accordion("Settings", open=False):
             self.voice.build_settings()
             self.answer_settings = AnswerSettings()
@@ -82,13 +84,14 @@ class CompareTab:
         settings = [self.blind, *self.models, *self.answer_settings.inputs]
         answers = [self.round, self.asked, *self.columns, self.summary, *self.vote_buttons]
         shown = [*answers, box.text, box.notice, box.stop]
-        gr.on([box.text.submit, box.send.click], self.ask, [box.text, *settings], shown, **QUIET)
+        options = {**QUIET, **answering(self.limits)}
+        gr.on([box.text.submit, box.send.click], self.ask, [box.text, *settings], shown, **options)
         for example in self.examples:
-            example.click(self.ask, [example, *settings], shown, **QUIET)
-        transcribed = voice.connect(box.text, box.notice, **QUIET)
+            example.click(self.ask, [example, *settings], shown, **options)
+        transcribed = voice.connect(box.text, box.notice, box.stop, **QUIET)
         spoken = [voice.send_at_once, voice.recorder, box.text, *settings]
-        transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **QUIET)
-        box.connect_stop(self.running, cancels=transcribed)
+        transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **options)
+        box.connect_stop(self.running, voice.running)
         for outcome, button in zip(OUTCOMES, self.vote_buttons, strict=True):
             button.click(self.vote, [gr.State(outcome), self.round], [*answers, box.notice, self.ranking], **QUIET)
         self.blind.input(self.set_blind, [self.blind, self.models[2]], self.models, **QUIET)
@@ -136,9 +139,11 @@ class CompareTab:
         stop, started = self.running.start(request), time.perf_counter()
         shown: Update = {}
         try:
-            models = choose_models(self.lab, [first, second, *([third] if third else [])], shuffled=blind)
-            messages = to_messages([{"role": "user", "content": question}], system)
-            for answers in ask_all(self.lab, models, messages, to_sampling(*sampling), stop.is_set):
+            chosen = [first, second, *([third] if third else [])]
+            values = read(CompareValues, question=question, models=chosen, **answer_values(system, *sampling))
+            models = choose_models(self.lab, values.models, shuffled=blind)
+            answering = ask_all(self.lab, models, values.messages, values.sampling, stop.is_set)
+            for answers in self.admitted(request, answering):
                 if self.running.is_replaced(request, stop):
                     return  # the columns belong to the next question
                 this = Round(question, answers, hidden=blind)
@@ -149,18 +154,28 @@ class CompareTab:
                 yield changed
                 shown = new
         except LabError as error:
-            yield {self.box.text: question, self.box.notice: str(error), self.box.stop: gr.Button(interactive=False)}
+            yield {
+                self.box.text: question,
+                self.box.notice: visitor_message(error),
+                self.box.stop: gr.Button(interactive=False),
+            }
             return
-        yield {self.box.stop: gr.Button(interactive=False), **self.finish(this)}
+        yield {self.box.stop: gr.Button(interactive=False), **self.finish(this, set(values.models) == {ANY_MODEL})}
 
-    def finish(self, this: Round) -> Update:
-        """Show the answers when all have ended. Opens a battle if they are blind and complete."""
+    def admitted(self, request: gr.Request, steps: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
+        """Yield the growing answers, and count them as one question of the visitor meanwhile."""
+        with self.limits.admit(visitor_of(request)):
+            yield from steps
+
+    def finish(self, this: Round, drawn: bool) -> Update:
+        """Show the answers when all have ended. Opens a battle if they are blind and complete; `drawn` is whether all
+        models were drawn at random."""
         notice = ""
         if this.hidden and all(answer.complete for answer in this.answers):
             try:
-                this.battle = self.votes.open_battle(this.question, [answer.model for answer in this.answers])
+                this.battle = self.votes.open_battle(this.question, [a.model for a in this.answers], drawn)
             except LabError as error:
-                notice = str(error)
+                notice = visitor_message(error)
         if this.battle is None:
             this.hidden = False
         return {self.round: this, self.box.notice: notice, **self.round_update(this)}
@@ -171,10 +186,12 @@ class CompareTab:
             return {self.box.notice: "This battle has ended: ask another question."}
         notice = ""
         try:
-            self.votes.vote(this.battle.id, outcome, request.session_hash or "")
+            visitor = visitor_of(request)
+            _, reason = self.votes.vote(this.battle.id, outcome, visitor.visit, visitor.address)
+            notice = reason and f"Your vote does not count in the ranking because {reason}."
             this.outcome = outcome
         except LabError as error:
-            notice = str(error)
+            notice = visitor_message(error)
         this.hidden = False
         ranking = self.ranking_html()
         return {self.round: this, self.box.notice: notice, self.ranking: ranking, **self.round_update(this)}
@@ -203,5 +220,5 @@ class CompareTab:
         try:
             tally = self.votes.tally()
         except LabError as error:
-            return f"<p>{html.escape(str(error))}</p>"
+            return f"<p>{html.escape(visitor_message(error))}</p>"
         return ranking_table(rank(tally), sum(tally.values()), self.model_name)
