@@ -7,13 +7,15 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants
 
-from inference.arena.ranking import Choice
+from inference.arena.ranking import Choice, rank
 from inference.arena.votes import Votes
 from inference.arena.votes_hub import VotesScheduler
 from inference.errors import LabError
@@ -31,11 +33,11 @@ def votes(tmp_path) -> Votes:
 
 
 def test_votes_are_counted_by_the_preferred_model(votes):
-    votes.vote(votes.open_battle("?", ["x", "y"]).id, "a")
-    votes.vote(votes.open_battle("?", ["y", "x"]).id, "b")
-    votes.vote(votes.open_battle("?", ["x", "y"]).id, "both bad")
-    votes.vote(votes.open_battle("?", ["x", "y", "z"]).id, "c")
-    votes.open_battle("Nobody votes on this one.", ["x", "y"])
+    votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "a")
+    votes.vote(votes.open_battle("?", ["y", "x"], drawn=True).id, "b")
+    votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "both bad")
+    votes.vote(votes.open_battle("?", ["x", "y", "z"], drawn=True).id, "c")
+    votes.open_battle("Nobody votes on this one.", ["x", "y"], drawn=True)
     assert Votes(votes.path).tally() == {
         Choice(frozenset("xy"), "x"): 2,
         Choice(frozenset("xy"), None): 1,
@@ -44,19 +46,20 @@ def test_votes_are_counted_by_the_preferred_model(votes):
 
 
 def test_a_wrong_vote_is_refused_and_the_battle_stays_open(votes):
-    battle = votes.open_battle("?", ["x", "y"])
+    battle = votes.open_battle("?", ["x", "y"], drawn=True)
     with pytest.raises(LabError, match="no battle “nonsense”: ask a question first"):
         votes.vote("nonsense", "a")
     with pytest.raises(LabError, match="“c” is not a valid vote: choose one of a, b, tie, both bad"):
         votes.vote(battle.id, "c")
-    assert votes.vote(battle.id, "b").models == ("x", "y")
+    vote, reason = votes.vote(battle.id, "b")
+    assert (vote.battle.models, vote.counted, reason) == (("x", "y"), True, "")
     with pytest.raises(LabError, match="already has a vote"):
         votes.vote(battle.id, "a")
     assert votes.tally() == {Choice(frozenset("xy"), "y"): 1}
 
 
 def test_sql_in_a_name_is_stored_as_text(votes):
-    battle = votes.open_battle(WITH_SQL, [WITH_SQL, "x"])
+    battle = votes.open_battle(WITH_SQL, [WITH_SQL, "x"], drawn=True)
     with pytest.raises(LabError, match="no battle"):
         votes.vote(WITH_SQL, "a")
     votes.vote(battle.id, "a", WITH_SQL)
@@ -65,16 +68,17 @@ def test_sql_in_a_name_is_stored_as_text(votes):
 
 
 def test_100_concurrent_votes_from_threads_and_two_processes_count_once(votes):
-    battles = [votes.open_battle("?", ["x", "y"]).id for _ in range(100)]
+    battles = [votes.open_battle("?", ["x", "y"], drawn=True).id for _ in range(100)]
     code = """
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from inference.arena.votes import Votes
 votes = Votes(Path(sys.argv[1]))
 input()
 with ThreadPoolExecutor(50) as pool:
-    list(pool.map(lambda _: votes.vote(votes.open_battle("?", ["x", "y"]).id, "b"), range(100)))
+    list(pool.map(lambda _: votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "b"), range(100)))
 """
     other = subprocess.Popen([sys.executable, "-c", code, votes.path], cwd=PROJECT, stdin=subprocess.PIPE)
     with ThreadPoolExecutor(100) as pool:
@@ -94,6 +98,65 @@ def vote_counts(votes: Votes, battle: str) -> bool:
         assert "already" in str(error)
         return False
     return True
+
+
+def draw_and_vote(votes: Votes, question: str, winner: str, visitor: str) -> str:
+    """Vote for `winner` in a battle that was drawn. Returns why the vote does not count."""
+    battle = votes.open_battle(question, ["x", "y"], drawn=True)
+    return votes.vote(battle.id, "ab"["xy".index(winner)], "", visitor)[1]
+
+
+def test_a_script_of_one_visitor_does_not_decide_the_ranking(votes):
+    for visitor in range(10):
+        assert draw_and_vote(votes, f"Question of {visitor}", "x", f"192.0.2.{visitor}") == ""
+    same = [draw_and_vote(votes, "What is your name?", "y", "203.0.113.1") for _ in range(25)]
+    assert same.count("") == 1 and "same question" in same[-1]
+    assert "same question" in draw_and_vote(votes, " what IS your name? ", "y", "203.0.113.1")
+    other = [draw_and_vote(votes, f"What is your name, {i}?", "y", "203.0.113.2") for i in range(25)]
+    assert other.count("") == 4 and "many of your votes" in other[-1]
+    assert votes.tally() == {Choice(frozenset("xy"), "x"): 10, Choice(frozenset("xy"), "y"): 5}
+    assert rank(votes.tally())[0].model == "x"
+    assert len(votes.all()) == 61 and sum(vote.counted for vote in votes.all()) == 15
+
+
+def test_votes_of_a_visitor_are_limited_per_hour(votes, monkeypatch):
+    clock = time.time()
+    reasons = []
+    for i in range(30):
+        monkeypatch.setattr(time, "time", lambda now=clock + 60 * i: now)
+        reasons.append(draw_and_vote(votes, f"Question {i}", "y", "203.0.113.1"))
+    assert reasons[:20] == [""] * 20 and "many of your votes" in reasons[20]
+
+
+def test_only_a_drawn_battle_in_time_counts(votes):
+    named = votes.open_battle("?", ["someone/model", "x"])
+    vote, reason = votes.vote(named.id, "a", "", "203.0.113.1")
+    assert not vote.counted and "not drawn at random" in reason
+    late = votes.open_battle("?", ["x", "y"], drawn=True)
+    with sqlite3.connect(votes.path) as database:
+        before = (datetime.now(UTC) - timedelta(minutes=31)).isoformat(timespec="milliseconds")
+        database.execute("UPDATE battles SET time = ? WHERE id = ?", (before, late.id))
+    assert "30 minutes" in votes.vote(late.id, "a", "", "203.0.113.1")[1]
+    assert votes.tally() == {} and len(votes.all()) == 2
+
+
+def test_a_file_of_an_older_version_keeps_its_votes(tmp_path):
+    path = tmp_path / "votes.sqlite"
+    with sqlite3.connect(path) as database:
+        database.executescript(
+            """
+            CREATE TABLE battles (id TEXT PRIMARY KEY, question TEXT NOT NULL, models TEXT NOT NULL,
+                                  time TEXT NOT NULL) STRICT;
+            CREATE TABLE votes (battle TEXT PRIMARY KEY REFERENCES battles (id), outcome TEXT NOT NULL,
+                                time TEXT NOT NULL, session TEXT NOT NULL) STRICT;
+            INSERT INTO battles VALUES ('1', '?', '["x", "y"]', '2026-01-01T00:00:00.000+00:00');
+            INSERT INTO votes VALUES ('1', 'a', '2026-01-01T00:00:10.000+00:00', 'visit');
+            """
+        )
+    votes = Votes(path)
+    assert votes.tally() == {Choice(frozenset("xy"), "x"): 1}
+    assert draw_and_vote(votes, "?", "y", "203.0.113.1") == ""
+    assert Votes(path).tally() == {Choice(frozenset("xy"), "x"): 1, Choice(frozenset("xy"), "y"): 1}
 
 
 def test_processes_may_create_the_file_at_the_same_time(votes):
@@ -145,14 +208,14 @@ def pushed_votes(api: HfApi, tmp_path: Path) -> list[dict]:
 
 def test_votes_are_pushed_to_a_private_data_set_and_restored_from_it(hub, votes, tmp_path):
     api = HfApi(endpoint=hub.url, token=hub.token("me"))
-    votes.vote(votes.open_battle("Was heißt 🐼?\u2028", ["x", WITH_SQL]).id, "a", "visit")
+    votes.vote(votes.open_battle("Was heißt 🐼?\u2028", ["x", WITH_SQL], drawn=True).id, "a", "visit")
     with VotesScheduler(votes, "me/votes", every=60, api=api):
         pass
     assert api.dataset_info("me/votes").private
     (line,) = pushed_votes(api, tmp_path)
     assert (line["battle"]["question"], line["outcome"]) == ("Was heißt 🐼?\u2028", "a")
     elsewhere = Votes(tmp_path / "another.sqlite")  # a Space that restarts with an empty disk
-    elsewhere.vote(elsewhere.open_battle("?", ["x", "y"]).id, "tie")
+    elsewhere.vote(elsewhere.open_battle("?", ["x", "y"], drawn=True).id, "tie")
     with VotesScheduler(elsewhere, "me/votes", every=60, api=api):
         pass
     assert elsewhere.all()[0] == votes.all()[0]
@@ -167,12 +230,12 @@ def test_votes_are_pushed_to_a_private_data_set_and_restored_from_it(hub, votes,
 def test_the_next_push_repeats_one_that_failed(hub, votes, tmp_path, capsys):
     api = HfApi(endpoint=hub.url, token=hub.token("me"))
     scheduler = VotesScheduler(votes, "me/votes", every=60, api=api)
-    votes.vote(votes.open_battle("?", ["x", "y"]).id, "a")
+    votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "a")
     hub.fault("403", match="commit", times=2)
     scheduler.trigger().result()
     assert "The votes were not pushed, they stay on this machine for now: me/votes" in capsys.readouterr().err
     hub.clear_faults()
-    votes.vote(votes.open_battle("?", ["x", "y"]).id, "b")
+    votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "b")
     scheduler.trigger().result()
     assert [line["outcome"] for line in pushed_votes(api, tmp_path)] == ["a", "b"]
     api.upload_file(path_or_fileobj=b"{}\n", path_in_repo="votes.jsonl", repo_id="me/votes", repo_type="dataset")
@@ -187,12 +250,12 @@ def test_an_unreachable_hub_is_retried_and_the_last_votes_are_pushed_at_exit(hub
 import sys
 from pathlib import Path
 from inference.arena.votes import Votes
-from inference.arena.votes_hub import push_votes
+from inference.arena.votes_hub import VotesPush
 votes = Votes(Path(sys.argv[1]))
-thread = push_votes(votes, "me/votes", every=0.02)
+push = VotesPush(votes, "me/votes", every=0.02)
 input()
-thread.join()
-votes.vote(votes.open_battle("?", ["x", "y"]).id, "tie")
+push.connected.wait()
+votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "tie")
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code, votes.path],
