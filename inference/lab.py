@@ -5,9 +5,11 @@ It is created in a moment: no model, engine or network is touched before the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from inference import metrics
 from inference.catalog import Catalog, Entry
 from inference.engines import Chunk, Figures, Message, Sampling, choose_engine
 from inference.errors import LabError
@@ -18,7 +20,9 @@ from inference.models.local_models import LocalModels
 from inference.models.model_downloads import ModelDownloads
 from inference.models.model_list import ModelList
 from inference.settings import Settings
+from inference.shutdown import Shutdown
 from inference.speech import Transcriber, Transcript, TranscriptionProgress
+from inference.visitors.values import check_messages, check_sampling
 
 DEFAULT_SAMPLING = Sampling()
 REFRESH = 600.0  # seconds after which the page refreshes the list of models
@@ -28,8 +32,9 @@ class Lab:
     """Answers questions with any entry of the catalog, and transcribes recordings.
 
     `engine_name` is one of `inference.engines.ENGINES`, `whisper` a Whisper model's name or path. What `authors` and
-    `collection` have published on the Hub joins the catalog. Downloads take `cache_bytes` of the disk at most; None is
-    no limit."""
+    `collection` have published on the Hub joins the catalog, private models only if `list_private`. Downloads take
+    `cache_bytes` of the disk at most; None is no limit. Visitors may add models if `add_models`, which take
+    `add_models_bytes` of it at most."""
 
     def __init__(
         self,
@@ -39,13 +44,19 @@ class Lab:
         authors: Sequence[str] = (),
         collection: str | None = None,
         cache_bytes: int | None = None,
+        list_private: bool = False,
+        add_models: bool = True,
+        add_models_bytes: int | None = None,
     ) -> None:
         self.engines = EnginePool(engine_name, catalog)
         self.local = LocalModels(catalog, self.engines)
-        self.downloads = ModelDownloads(self.local, self.engines, cache_bytes)
+        self.downloads = ModelDownloads(self.local, self.engines, cache_bytes, add_models_bytes)
         self.availability = Availability(self.engines, self.local, self.downloads)
-        self.models = ModelList(catalog, self.engines, self.downloads.check_for_updates, authors, collection)
+        self.models = ModelList(
+            catalog, self.engines, self.downloads.check_for_updates, authors, collection, list_private, add_models
+        )
         self.transcriber = Transcriber(whisper)
+        self.shutdown = Shutdown()
 
     @classmethod
     def from_environment(cls) -> Lab:
@@ -54,8 +65,10 @@ class Lab:
         catalog = Catalog.read(settings.catalog, settings.namespace)
         engine = choose_engine(settings.engine)
         return cls(
-            catalog, engine, settings.whisper, settings.authors, settings.collection, cache_bytes=settings.cache_bytes
-        )
+            catalog, engine, settings.whisper, settings.authors, settings.collection,
+            cache_bytes=settings.cache_bytes, list_private=settings.list_private, add_models=settings.add_models,
+            add_models_bytes=settings.add_models_bytes,
+        )  # fmt: skip
 
     @property
     def catalog(self) -> Catalog:
@@ -87,9 +100,17 @@ class Lab:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Chunk]:
         """Answer the last of `messages`; downloads the model first if needed. Raises LabError, one sentence, if the
-        model, the conversation or the download has a problem."""
-        entry = self.entry(model) if isinstance(model, str) else model
+        model, the conversation or the download has a problem, or if the process is about to end."""
+        with self.shutdown.work():
+            entry = self.entry(model) if isinstance(model, str) else model
+            answer = self._answer(entry, messages, sampling, lambda: cancelled() or self.shutdown.stopping)
+            yield from metrics.counted_answer(self.engines.name_for(entry), answer)
+
+    def _answer(
+        self, entry: Entry, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
+    ) -> Generator[Chunk, None, None]:
         check_messages(messages)
+        check_sampling(sampling)
         repositories = self.local.repositories(entry)
         with self.downloads.cache.using(repositories):
             try:
@@ -113,28 +134,26 @@ class Lab:
             yield from self.downloads.run(entry, cancelled)
 
     def transcribe(
-        self, recording: str | Path, language: str | None = None
+        self, recording: str | Path, language: str | None = None, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[TranscriptionProgress | Transcript]:
         """Transcribe a recording. Yields progress, then the transcript. Raises LabError, one sentence, if nothing was
-        said or the file is not a recording."""
-        yield from self.transcriber.transcribe(recording, language)
+        said, if the file is not a recording, or if the process is about to end."""
+        outcome, started = "abandoned", time.perf_counter()
+        with self.shutdown.work():
+            try:
+                for step in self.transcriber.transcribe(
+                    recording, language, lambda: cancelled() or self.shutdown.stopping
+                ):
+                    if isinstance(step, Transcript):
+                        outcome = "transcript"
+                    yield step
+            except Exception as error:
+                outcome = "refused" if isinstance(error, LabError) else "error"
+                raise
+            finally:
+                metrics.count_transcription(outcome, time.perf_counter() - started)
 
     def close(self) -> None:
-        """Free the models' memory."""
+        """Free the models' memory and end their processes."""
         self.engines.close()
-
-
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise LabError unless the conversation ends in a question and all of it can be encoded as UTF-8."""
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise LabError("The question is empty: type one.")
-    for message in messages:
-        what = {"system": "system prompt", "user": "question"}.get(message["role"], "conversation")
-        if "\0" in message["content"]:
-            raise LabError(f"The {what} contains a NUL character, which is not text: remove it.")
-        try:
-            message["content"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise LabError(
-                f"The {what} contains half a character (a lone surrogate) at position {error.start + 1}: remove it."
-            ) from error
+        self.transcriber.close()

@@ -38,15 +38,14 @@ SETTINGS = (
     Setting("HUB_AUTHORS", "", "Hub accounts, separated by commas. Their models of this project join the dropdown."),
     Setting("HUB_COLLECTION", "", "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way."),
     Setting(
-        "LIST_PRIVATE", "0", "`1`: private and gated models of these accounts join the dropdown, too, for every visitor."
+        "LIST_PRIVATE", "0", "`1`: private and gated models of these accounts join the dropdown for everyone."
     ),
     Setting(
         "ADD_MODELS", "anyone", "Who may add models from the Hub by their name: `anyone`, or `no` for the list alone."
     ),
     Setting(
         "ADD_MODELS_GB", "5 on a Space, else no limit",
-        "Disk space for the models that visitors add in GB. A larger one is refused; the least recently used are deleted "
-        "first.",
+        "Disk space for the models that visitors add in GB. A larger one is refused; the oldest are deleted.",
     ),
     Setting("HF_TOKEN", "", "Hub token for gated or private repositories of the catalog, and for `VOTES_REPO`."),
     Setting("HF_HUB_OFFLINE", "0", "`1`: send no request to the Hub and use the copies on this disk."),
@@ -56,7 +55,14 @@ SETTINGS = (
     Setting("WHISPER_MODEL", "base", "Speech recognition model: one of Whisper's names or the path of a checkpoint."),
     Setting("VOTES", "a file in the cache folder", "SQLite file of the votes."),
     Setting("VOTES_REPO", "", "Data set on the Hub to which votes are pushed every 5 minutes."),
+    Setting("VOTES_PER_HOUR", "20", "Votes of one address that count in the ranking per hour; 0 is no limit."),
+    Setting("QUESTIONS_AT_ONCE", "3", "Questions of one visitor that are answered at the same time; 0 is no limit."),
+    Setting("QUESTIONS_PER_MINUTE", "30", "Questions from one address in one minute; 0 is no limit."),
+    Setting("ANSWERS_AT_ONCE", "16", "Questions of all visitors that are answered at the same time. Others wait."),
     Setting("CONTEXT", "by memory", "Longest conversation in tokens that the llama.cpp engine reads."),
+    Setting("QUEUE", "64", "Most requests that wait for their turn; one more is refused."),
+    Setting("UPLOAD_MB", "25", "Largest file that a visitor may send in MB. Files are deleted after an hour."),
+    Setting("LOG", "json on a Space, else text", "`json`: a line for each answer. `text`: only for crashes."),
     Setting("OMP_NUM_THREADS", "one per core", "Largest number of CPU threads for llama.cpp and PyTorch."),
 )
 
@@ -94,6 +100,13 @@ class Settings:
     cache_bytes: int | None = None
     votes: Path = field(default_factory=votes_file)
     votes_repo: str | None = None
+    votes_per_hour: int = 20
+    questions_at_once: int = 3
+    questions_per_minute: int = 30
+    answers_at_once: int = 16
+    queue: int = 64
+    upload_bytes: int = 25_000_000
+    log_json: bool = False
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -112,6 +125,13 @@ class Settings:
             cache_bytes=read_gigabytes("CACHE_GB", None),
             votes=Path(variable("VOTES") or votes_file()).expanduser(),
             votes_repo=read_votes_repository(),
+            votes_per_hour=read_count("VOTES_PER_HOUR", cls.votes_per_hour),
+            questions_at_once=read_count("QUESTIONS_AT_ONCE", cls.questions_at_once),
+            questions_per_minute=read_count("QUESTIONS_PER_MINUTE", cls.questions_per_minute),
+            answers_at_once=read_count("ANSWERS_AT_ONCE", cls.answers_at_once, lowest=1),
+            queue=read_integer("QUEUE", 1, 10_000) or cls.queue,
+            upload_bytes=(read_integer("UPLOAD_MB", 1, 10_000) or 25) * 1_000_000,
+            log_json=read_choice("LOG", ("json", "text") if variable("SPACE_ID") else ("text", "json")) == "json",
         )
 
 
@@ -131,6 +151,12 @@ def read_integer(name: str, lowest: int, highest: int) -> int | None:
     if not text.isdecimal() or not lowest <= int(text) <= highest:
         raise LabError(f"{name} is not a number from {lowest:,} to {highest:,}: set it to one, or unset it.")
     return int(text)
+
+
+def read_count(name: str, default: int, lowest: int = 0) -> int:
+    """The number of a variable. Raises LabError if it is not one from `lowest` to 10,000."""
+    number = read_integer(name, lowest, 10_000)
+    return default if number is None else number
 
 
 def read_context() -> int | None:

@@ -81,22 +81,42 @@ def parse_votes(lines: str, repo: str) -> list[Vote]:
     return votes
 
 
-def push_votes(votes: Votes, repo: str, every: float = PUSH_MINUTES) -> threading.Thread:
-    """Push the votes in the background from now on. If the Hub is unreachable at the start, retry every few minutes."""
+class VotesPush:
+    """Pushes `votes` to the data set `repo` in the background, every `every` minutes. If the Hub is unreachable at the
+    start, it tries again as often."""
 
-    def start() -> None:
-        while True:
-            try:
-                with translate_hub_errors(repo, FILE):
-                    VotesScheduler(votes, repo, every)
-                return
-            except LabError as error:
-                report(error)
-            time.sleep(every * 60)
+    def __init__(self, votes: Votes, repo: str, every: float = PUSH_MINUTES) -> None:
+        self._votes, self._repo, self._every = votes, repo, every
+        self._scheduler: VotesScheduler | None = None
+        self.connected = threading.Event()  # set when the data set exists and the first push has begun
+        threading.Thread(target=self._start, daemon=True).start()
 
-    thread = threading.Thread(target=start, daemon=True)
-    thread.start()
-    return thread
+    def finish(self, seconds: float) -> None:
+        """Push what is new, for at most `seconds`, and end. The votes stay in the local file in any case."""
+        last = threading.Thread(target=self._push_last, daemon=True)
+        last.start()
+        last.join(seconds)
+        if self._scheduler is not None:
+            self._scheduler.stop()  # else it would push again when the process ends
+
+    def _start(self) -> None:
+        while not self._connect():
+            time.sleep(self._every * 60)
+
+    def _connect(self) -> bool:
+        try:
+            with translate_hub_errors(self._repo, FILE):
+                self._scheduler = VotesScheduler(self._votes, self._repo, self._every)
+        except LabError as error:
+            report(error)
+            return False
+        self.connected.set()
+        return True
+
+    def _push_last(self) -> None:
+        if self._scheduler is not None or self._connect():
+            assert self._scheduler is not None
+            self._scheduler.trigger().result()
 
 
 def report(error: LabError) -> None:

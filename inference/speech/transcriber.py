@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from inference.errors import LabError
+from inference.metrics import count_crash
 from inference.processes.child import Child
 from inference.processes.confinement import Limits
 from inference.settings import PROJECT, zero_gpu
@@ -165,6 +166,7 @@ class Transcriber:
                     self.close()
                     return []
                 if time.monotonic() > limit:
+                    count_crash("speech")
                     self.close()
                     raise LabError("This recording took too long and was given up: send a shorter one.")
                 if not select.select([child.socket], [], [], POLL_SECONDS)[0]:
@@ -181,6 +183,7 @@ class Transcriber:
             if self._child is None:  # `close` was called meanwhile
                 return []
             reason = child.exit_reason()
+            count_crash("speech")
             self.close()
             raise LabError(f"Speech recognition crashed ({reason}): send another recording, or try again.") from error
 

@@ -20,6 +20,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from inference.errors import LabError
+from inference.metrics import count_refusal
 from inference.settings import Settings
 
 WORDS = {"question": "ask again", "recording": "send it again"}
@@ -85,6 +86,7 @@ class VisitorLimits:
         key = what, visitor.key
         with self._lock:
             if self.at_once and self._running[key] >= self.at_once:
+                count_refusal("questions at once")
                 raise LabError(
                     f"{self._running[key]} of your {what}s are still being answered: {WORDS[what]} when one has ended."
                 )
@@ -101,6 +103,7 @@ class VisitorLimits:
     def _check_rate(self, visitor: Visitor, what: str) -> None:
         if self._rate is None or self._limiter.hit(self._rate, what, visitor.address):
             return
+        count_refusal("questions per minute")
         reset = self._limiter.get_window_stats(self._rate, what, visitor.address).reset_time
         seconds = max(1, math.ceil(reset - time.time()))
         raise LabError(

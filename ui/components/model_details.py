@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inference.catalog import Entry
-from inference.errors import LabError
+from inference.errors import LabError, visitor_message
 from inference.hub import artifacts
 from inference.lab import Lab
 from inference.run_records import RunRecord, RunRecords
@@ -23,7 +23,7 @@ class ModelDetails:
         try:
             run_record = self.run_records.read_local(entry)
         except LabError as error:
-            problem = str(error)
+            problem = visitor_message(error)
         catalog = self.lab.catalog
         base = catalog[entry.base].name if entry.base and entry.base in catalog else entry.base or ""
         state = self.lab.state(entry)

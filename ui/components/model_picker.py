@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from inference.catalog import Entry
-from inference.errors import LabError
+from inference.errors import LabError, visitor_message
 from inference.lab import REFRESH, Lab
 from ui.components.events import QUIET
 from ui.views.selected_model import selected_model_html
@@ -34,7 +34,7 @@ class ModelPicker:
             self.refresh_button = gr.Button("⟳", scale=1, min_width=48, elem_id="refresh")
         self.card = gr.HTML(self.card_html(first), elem_id="card")
         self.list_age = gr.HTML(visible=False, elem_id="listing")
-        with gr.Accordion("Add a model from the Hub", open=False, visible=not lab.engines.remote):
+        with gr.Accordion("Add a model from the Hub", open=False, visible=lab.models.may_add):
             with gr.Row():
                 self.repository = gr.Textbox(
                     label="Repository",
@@ -108,7 +108,7 @@ class ModelPicker:
         try:
             entry = self.lab.models.repository(text)
         except LabError as error:
-            yield *[gr.skip()] * 3, str(error)
+            yield *[gr.skip()] * 3, visitor_message(error)
             return
         own = own | {entry.id: entry}
         yield gr.Dropdown(model_choices(self.lab, own.values()), value=entry.id), own, "", ""

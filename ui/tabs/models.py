@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from inference.catalog import Entry
-from inference.errors import LabError
+from inference.errors import LabError, visitor_message
 from inference.lab import Lab
 from inference.run_records import RunRecord
 from ui.components.events import QUIET
@@ -107,7 +107,7 @@ class ModelsTab:
         try:
             pair = [self.picker.entry(model_id, own) for model_id in selected]
         except LabError as error:
-            yield status_html(str(error))
+            yield status_html(visitor_message(error))
             return
         if any(entry.folder is None for entry in pair):
             yield status_html("Reading the run records…")
@@ -132,4 +132,4 @@ def status_html(text: str) -> gr.HTML:
 
 def problem_html(error: LabError) -> str:
     """Return an error as HTML."""
-    return f"<p role=status>{message_html(str(error))}</p>"
+    return f"<p role=status>{message_html(visitor_message(error))}</p>"

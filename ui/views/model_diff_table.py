@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from inference.arena.model_diff import FieldPair, PairedCounts, field_pairs, paired_counts
 from inference.catalog import Entry
-from inference.errors import LabError
+from inference.errors import LabError, visitor_message
 from inference.run_records import RunRecord, RunRecords
 
 
@@ -57,7 +57,7 @@ def paired_answers(pair: Sequence[Entry], run_records: RunRecords) -> str:
     try:
         counts = paired_counts(*(run_records.evaluation(entry) for entry in pair))
     except LabError as error:
-        return f"<p>{html.escape(str(error))}</p>"
+        return f"<p>{html.escape(visitor_message(error))}</p>"
     if not counts:
         return "<p>Their evaluations have no question in common.</p>"
     first, second = (html.escape(entry.name) for entry in pair)

@@ -22,6 +22,7 @@ from inference.engines.isolation.child_process import Call, ChildProcess
 from inference.engines.isolation.crashes import Crashes
 from inference.engines.isolation.messages import arguments_to_json
 from inference.errors import LabError
+from inference.metrics import count_crash
 from inference.settings import PROJECT
 
 ATTEMPTS = 3  # of an answer whose child crashes before its first text
@@ -181,6 +182,8 @@ class IsolatedEngine:
             calls = list(child.calls.values())
             suspects = set(child.loading) or {call.model for call in calls if call.model}
         crashed = -(child.exit_code or 0) in CRASH_SIGNALS or "did not respond" in reason
+        if crashed or child is self._child:  # it was not closed on purpose
+            count_crash("engine")
         message = ""
         for model in suspects:
             message = self._crash_message(model, reason)

@@ -1,0 +1,151 @@
+"""How the page is operated: `/healthz` and `/metrics`, a guard around all event handlers, and an orderly end."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gradio as gr
+import psutil
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from inference import metrics
+from inference.arena.votes_hub import VotesPush
+from inference.errors import LabError, visitor_message
+from inference.lab import Lab
+
+FINISH_SECONDS = 10.0  # that running answers have after SIGTERM
+STOP_SECONDS = 1.0  # that they have to stop after that
+DELIVERY_SECONDS = 0.5  # until the last words of an answer have left
+PUSH_SECONDS = 10.0  # for the last push of votes
+CLOSE_SECONDS = 3.0  # for engines to close; what still runs then is killed
+EXIT_SECONDS = 3.0  # for Python to end; a thread that is stuck doesn't hold it up for longer
+POLL_SECONDS = 0.1
+
+
+def add_routes(page: gr.Blocks, lab: Lab) -> None:
+    """Add `/healthz` and `/metrics` to a launched page, before Gradio's routes, which take every path."""
+
+    async def health(_: Request) -> Response:
+        ready = not lab.shutdown.begun
+        return JSONResponse({"status": "ready" if ready else "ending"}, 200 if ready else 503)
+
+    def show_metrics(_: Request) -> Response:
+        return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+    metrics.QUEUE.set_function(lambda: len(page._queue))
+    page.app.router.routes[:0] = [Route("/healthz", health), Route("/metrics", show_metrics)]
+
+
+def guard_handlers(page: gr.Blocks) -> None:
+    """Turn every exception of an event handler into one sentence without paths. An unexpected one is logged."""
+    for handler in page.fns.values():
+        if callable(handler.fn) and not inspect.iscoroutinefunction(handler.fn):
+            handler.fn = guarded(handler.fn)
+
+
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The event handler `function`, whose exceptions are all gr.Error."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generate(*arguments: Any, **named: Any) -> Iterator[Any]:
+            with one_sentence():
+                yield from function(*arguments, **named)
+
+        return generate
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        with one_sentence():
+            return function(*arguments, **named)
+
+    return call
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Raise gr.Error with a sentence for visitors instead of any other exception."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except Exception as error:
+        if not isinstance(error, LabError):
+            log_unexpected(error)
+        raise gr.Error(visitor_message(error), print_exception=False) from error
+
+
+def log_unexpected(error: Exception) -> None:
+    """Log where an exception was raised. Its message may hold a visitor's text and is left out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    stack = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    metrics.log_event("unexpected error", logging.ERROR, error=type(error).__name__, stack=stack)
+
+
+class EndSignal:
+    """Waits for SIGTERM or SIGINT. Create it in the main thread. A second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self._received = threading.Event()
+        self._process = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def wait(self) -> None:
+        """Return when a signal has arrived."""
+        while not self._received.wait(POLL_SECONDS):  # on Windows, a wait without end would hide Ctrl-C
+            pass
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() != self._process:  # a process that ZeroGPU forked from this one
+            os.kill(os.getpid(), number)
+        self._received.set()
+
+
+def end(page: gr.Blocks, lab: Lab, votes_push: VotesPush | None) -> None:
+    """Refuse new questions, let running answers finish, push the votes, and end all child processes."""
+    lab.shutdown.begin()
+    metrics.log_event("ending", running=lab.shutdown.running)
+    started = time.monotonic()
+    while (lab.shutdown.running or len(page._queue)) and time.monotonic() - started < FINISH_SECONDS:
+        time.sleep(POLL_SECONDS)
+    lab.shutdown.stop_work()
+    lab.shutdown.wait(STOP_SECONDS)
+    time.sleep(DELIVERY_SECONDS)
+    if votes_push is not None:
+        votes_push.finish(PUSH_SECONDS)
+    closing = threading.Thread(target=lab.close, daemon=True)
+    closing.start()
+    closing.join(CLOSE_SECONDS)
+    end_children()
+    page.close(verbose=False)
+    exit_timer = threading.Timer(EXIT_SECONDS, os._exit, [0])
+    exit_timer.daemon = True
+    exit_timer.start()
+    metrics.log_event("ended", seconds=round(time.monotonic() - started, 3))
+
+
+def end_children() -> None:
+    """Kill the processes that this one started and that still run."""
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
