@@ -7,7 +7,6 @@ here, and nothing uses the network.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,8 @@ from huggingface_hub import ModelCardData, metadata_load
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
-from inference.validation import explain, nearest, where_not_yaml
+from inference.formats.adapter_config import read_adapter_config
+from inference.validation import explain, nearest, shorten, where_not_yaml
 
 
 class CatalogRow(BaseModel):
@@ -70,7 +70,8 @@ class Card:
 class Entry:
     """One model of the dropdown. `repo` is None for a shipped folder and for a model that is not published. `file` is
     empty if there is no GGUF. `command` makes the model. `size` and `weights_size` are bytes of the GGUF and of the
-    safetensors with their configuration; None if unknown."""
+    safetensors with their configuration; None if unknown. `anonymous`: its repository is read without a token.
+    `by_visitor`: a visitor named the repository."""
 
     id: str
     name: str
@@ -85,6 +86,8 @@ class Entry:
     command: str | None = None
     names: tuple[str, ...] = ()
     weights_size: int | None = None
+    anonymous: bool = False
+    by_visitor: bool = False
 
 
 class Catalog:
@@ -191,8 +194,8 @@ def read_card(summary: str, folder: Path | None, repo: str | None) -> Card:
     metadata = ModelCardData(**front_matter(folder / "README.md"), ignore_metadata_errors=True)
     lora = None
     if (folder / "adapter_config.json").is_file():
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        lora = f"LoRA r {config['r']}, alpha {config['lora_alpha']}"
+        config = read_adapter_config(folder)
+        lora = f"LoRA r {config.r}, alpha {config.lora_alpha:g}"
     return Card(summary, accuracy_of(metadata), lora, metadata.license, url)
 
 
@@ -216,9 +219,3 @@ def front_matter(path: Path) -> dict[str, Any]:
         raise LabError(f"The front matter of {path} is not YAML ({where_not_yaml(error)}): fix that line.") from error
     except ValueError as error:
         raise LabError(f"The front matter of {path} is not a mapping: write it as `key: value` lines.") from error
-
-
-def shorten(text: str, length: int = 60) -> str:
-    """A stranger's text, cut to `length` characters, with "?" for those that cannot be printed."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= length else text[: length - 1] + "…"

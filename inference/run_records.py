@@ -25,7 +25,7 @@ from pydantic import (
 
 from inference.catalog import Entry
 from inference.errors import LabError
-from inference.hub.client import check_size, read_small_file, translate_hub_errors
+from inference.hub.client import Token, check_size, read_small_file, translate_hub_errors
 
 RUN_RECORD, EVALUATION = "run.json", "evaluation.json"
 SIZE_LIMITS = {RUN_RECORD: 2_000_000, EVALUATION: 20_000_000}  # bytes; a run with 100,000 logged losses has less
@@ -33,6 +33,7 @@ MISSING = {
     RUN_RECORD: "how it was made is unknown. `python -m training run` writes this file",
     EVALUATION: "its answers cannot be compared by question. `python -m training evaluate` writes this file",
 }
+MAX_DOWNLOADED = 200  # run records from the Hub in memory
 TIMEOUT = 10  # seconds that the Hub has for a response
 # Recipe keys of earlier versions.
 RENAMED = {"accumulation": "gradient_accumulation"}
@@ -197,6 +198,8 @@ class RunRecords:
             found = parse(RunRecord, self.bytes_of(entry, RUN_RECORD), f"{RUN_RECORD} of {entry.name}")
             if entry.folder is None and entry.repo:
                 self._downloaded[entry.repo] = found
+                while len(self._downloaded) > MAX_DOWNLOADED:
+                    self._downloaded.pop(next(iter(self._downloaded)), None)
         return found
 
     def evaluation(self, entry: Entry) -> Evaluation:
@@ -206,7 +209,7 @@ class RunRecords:
     def bytes_of(self, entry: Entry, name: str) -> bytes:
         """The content of a file of the model. Raises LabError if there is none."""
         if entry.folder is None and entry.repo:
-            return from_hub(entry.repo, name)
+            return from_hub(entry.repo, name, False if entry.anonymous else None)
         raw = from_folder(entry, name)
         if raw is None:
             raise LabError(f"{entry.name} has no {name}: {MISSING[name]}.")
@@ -228,11 +231,11 @@ def from_folder(entry: Entry, name: str) -> bytes | None:
         raise LabError(f"{name} of {entry.name} cannot be read ({reason}): check the file.") from error
 
 
-def from_hub(repo: str, name: str) -> bytes:
+def from_hub(repo: str, name: str, token: Token) -> bytes:
     """A small file of a repository."""
     with translate_hub_errors(repo, name):
         try:
-            return read_small_file(repo, name, SIZE_LIMITS[name], timeout=TIMEOUT)
+            return read_small_file(repo, name, SIZE_LIMITS[name], token=token, timeout=TIMEOUT)
         except EntryNotFoundError as error:
             raise LabError(f"{repo} has no {name} on the Hub: {MISSING[name]}.") from error
 

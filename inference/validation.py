@@ -9,6 +9,19 @@ from typing import get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+REASON = 200  # characters of a library's error in a sentence
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """A stranger's text, cut to `length` characters, with "?" for those that cannot be printed."""
+    printable = "".join(c if c.isprintable() else "?" for c in text[: length + 1])
+    return printable if len(printable) <= length else printable[: length - 1] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of a library's error for a sentence, at most `REASON` characters; its type if it says nothing."""
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0].rstrip("."), REASON)
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A suggestion: " (did you mean “X”?)", or "" if no known name is similar."""

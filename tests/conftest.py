@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -135,6 +136,21 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
+def gguf_header(tensor: str = "", **values: str | float | list[str]) -> bytes:
+    """The start of a GGUF file with these keys, whose dots are written as two underscores, and one tensor's name."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    def typed(value: str | float | list[str]) -> bytes:
+        if isinstance(value, list):
+            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
+        return struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<If", 6, value)
+
+    keys = b"".join(text(key.replace("__", ".")) + typed(value) for key, value in values.items())
+    return b"GGUF" + struct.pack("<IQQ", 3, bool(tensor), len(values)) + keys + (text(tensor) if tensor else b"")
+
+
 def write_random_model(folder: Path, **shape: int) -> None:
     """Write a model with random weights, whose answers never end, to `folder`, and as `model.gguf` (f16) in it."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -205,6 +221,7 @@ def address(tmp_path_factory, catalog_with_a_slow_model, votes_file) -> Iterator
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HUB_NAMESPACE": "", "VOTES": str(votes_file)}
     environment["VOTES_REPO"] = "me/votes"  # the Hub is unreachable: the page must work all the same
     environment["CATALOG"] = str(catalog_with_a_slow_model)
+    environment |= {"QUESTIONS_PER_MINUTE": "0", "VOTES_PER_HOUR": "0"}  # all tests come from one address
     with running_app(tmp_path_factory.mktemp("app") / "log", **environment) as url:
         yield url
 

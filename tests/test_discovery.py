@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import EMOJI, NANO, assert_refused, command
+from conftest import EMOJI, NANO, assert_refused, command, gguf_header
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, constants
 
 from inference.catalog import Catalog
 from inference.errors import LabError
 from inference.hub.discovery import TAG, PublishedModels, find_by_name, repository_name
-from inference.hub.repository import Repository, to_entry
+from inference.hub.entries import to_entry
+from inference.hub.repository import Repository
 from inference.lab import Lab
 from inference.settings import Settings
 from local_hub import LocalHub
@@ -48,7 +49,7 @@ def write(hub: LocalHub, repo: str, base: str = "adapters/nano", config: str | d
     files = {
         "README.md": CARD.format(base=base, tag=tag).encode(),
         "adapter_config.json": (config if isinstance(config, str) else json.dumps(config)).encode(),
-        "adapter-f16.gguf": b"g" * 3_000_000,
+        "adapter-f16.gguf": gguf_header(general__type="adapter", adapter__lora__alpha=64.0).ljust(3_000_000, b"g"),
         "adapter_model.safetensors": b"s" * 2_000_000,
     }
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -71,12 +72,12 @@ def test_a_refresh_of_a_hundred_known_models_is_one_request(hub):
     lab = lab_of("many")
     before = len(hub.requests)
     assert lab.refresh() == ""
-    assert len(hub.requests) - before == 201  # the list; of each adapter the sizes and adapter_config.json
+    assert len(hub.requests) - before == 301  # the list; of each adapter sizes, adapter_config.json, GGUF header
     before = len(hub.requests)
     assert lab.refresh() == "" and requested_paths(hub, before) == ["/api/models"]
     write(hub, "many/Nano-7-lora", config=CONFIG | {"r": 4})
     before = len(hub.requests)
-    assert lab.refresh() == "" and len(hub.requests) - before == 3
+    assert lab.refresh() == "" and len(hub.requests) - before == 4
     assert lab.catalog["many/Nano-7-lora"].card.lora == "LoRA r 4, alpha 64"
     before = len(hub.requests)
     assert lab.refresh(at_most_every=600) == "" and not requested_paths(hub, before)
@@ -283,10 +284,11 @@ def test_a_repository_that_a_visitor_names_is_read_without_a_token(hub, monkeypa
         with pytest.raises(LabError, match=words):
             lab.entry(f"owner/{repo}")
     assert not any(request.with_token for request in list(hub.requests)[before:])
-    listed = lab_of("owner")  # the page's owner decides what is listed
-    assert listed.refresh() == "" and {"owner/Secret-lora", "owner/Gated-lora"} <= {
-        e.id for e in listed.catalog.entries
+    owners = Lab(Catalog.read(Settings().catalog), authors=["owner"], list_private=True)  # the owner decides
+    assert owners.refresh() == "" and {"owner/Secret-lora", "owner/Gated-lora"} <= {
+        e.id for e in owners.catalog.entries
     }
+    assert all(request.with_token for request in list(hub.requests)[-8:])
     hub.fault("503", match="^/api/models/owner", times=None)
     assert find_by_name("owner/Open-lora").adapter().r == 16  # the saved state
     with pytest.raises(LabError, match="503"):

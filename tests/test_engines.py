@@ -191,7 +191,7 @@ def broken_folders(folder: Path) -> dict[str, ModelFiles]:
         "rank 0": ModelFiles(NANO, adapter("rank-0", r=0)),
         "doesn't fit its base": ModelFiles(NANO, adapter("elsewhere", target_modules=["query"])),
         "rank-8 doesn't fit the base": ModelFiles(NANO, adapter("rank-8", r=8)),
-        "dora lacks tensors": ModelFiles(NANO, adapter("dora", use_dora=True)),
+        "dora uses “use_dora”": ModelFiles(NANO, adapter("dora", use_dora=True)),
         "wide doesn't fit the base": ModelFiles(
             NANO, weights("wide", lambda t: {k: v.repeat(1, 2) if "lora_A" in k else v for k, v in t.items()})
         ),

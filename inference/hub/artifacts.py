@@ -7,16 +7,19 @@ file, and `weights` with the safetensors. Nothing here uses the network.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from inference.catalog import Entry, shorten
+from inference.catalog import Entry
 from inference.errors import LabError
 from inference.hub import cache
 from inference.hub.cache import Copy
+from inference.hub.client import Token
 from inference.hub.download import NeededFiles
+from inference.validation import shorten
 
 Form = Literal["gguf", "safetensors"]
 # No pattern may match a pickle or code.
@@ -27,6 +30,7 @@ BASE_FILES = (
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 INDEX = "model.safetensors.index.json"
 PICKLES = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 NF4_FACTOR = 0.25  # the PyTorch engine can load 16-bit weights in 4 bits
 
 
@@ -86,9 +90,18 @@ def needed_files(part: Entry, form: Form) -> NeededFiles:
     """The files of the part's repository that an engine needs: no others, and no pickle."""
     repo = repository(part, form)
     assert repo is not None  # callers check `is_available` first
+    token: Token = False if part.anonymous else None
     if form == "gguf":
-        return NeededFiles(repo, lambda names: choose_gguf(repo, part.file, names))
-    return NeededFiles(repo, lambda names: choose_weights(repo, part.base is not None, names), NF4_FACTOR)
+        return NeededFiles(
+            repo, lambda names: choose_gguf(repo, part.file, names), token=token, by_visitor=part.by_visitor
+        )
+    return NeededFiles(
+        repo,
+        lambda names: choose_weights(repo, part.base is not None, names),
+        NF4_FACTOR,
+        token,
+        part.by_visitor,
+    )
 
 
 def choose_gguf(repo: str, file: str, names: Iterable[str]) -> list[str]:
@@ -114,6 +127,11 @@ def choose_weights(repo: str, adapter: bool, names: Iterable[str]) -> list[str]:
         if name not in chosen:
             raise LabError(f"{repo} has no file {name}: publish it with the weights.")
     return sorted(chosen, key=lambda name: name.endswith(".safetensors"))  # weights last: then the rest is there
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is one part of several of a GGUF file."""
+    return SHARD.search(name) is not None
 
 
 def refuse_pickle(repo: str, names: Iterable[str]) -> None:

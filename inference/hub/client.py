@@ -7,6 +7,7 @@ way to cancel, and without a note for the person who waits. `transfer` downloads
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from httpx2 import RequestError, TimeoutException
+from httpx2 import ConnectError, RequestError, Response, TimeoutException
 from huggingface_hub import HfApi, ModelInfo, constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -39,6 +40,7 @@ RETRY_PAUSES = (0.5, 1, 2, 4)  # seconds before each retry, if the Hub sends no 
 LONGEST_PAUSE = 60  # seconds; a longer Retry-After is an error
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 T = TypeVar("T")
+Token = Literal[False] | None  # False sends no token; None sends the one of this page's owner
 
 
 class Cancelled(Exception):
@@ -76,22 +78,28 @@ class HubFile:
     def matches(self, path: Path) -> bool:
         """Whether the file at `path` has this hash. Reads all of it."""
         with path.open("rb") as file:
-            if len(self.hash) == 64:
-                return hashlib.file_digest(file, "sha256").hexdigest() == self.hash
-            # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects: SHA-1 of a header and the content
-            digest = hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
-            return hashlib.file_digest(file, lambda: digest).hexdigest() == self.hash
+            return has_hash(file, self.size, self.hash)
+
+
+def has_hash(file: io.BufferedReader | io.BytesIO, size: int, expected: str) -> bool:
+    """Whether a content of `size` bytes has the hash that the Hub lists, see `HubFile.hash`."""
+    if len(expected) == 64:
+        return hashlib.file_digest(file, "sha256").hexdigest() == expected
+    # https://git-scm.com/book/en/v2/Git-Internals-Git-Objects: SHA-1 of a header and the content
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.file_digest(file, lambda: digest).hexdigest() == expected
 
 
 @dataclass(frozen=True)
 class RepositoryFiles:
     """The files of a repository at one commit, by name; None for a file without a valid size or hash. `gated` means
-    that reading a file can be forbidden although the list is public."""
+    that reading a file can be forbidden although the list is public. `token` is for the files, too."""
 
     repo: str
     commit: str
     gated: bool
     files: dict[str, HubFile | None]
+    token: Token = None
 
 
 @contextmanager
@@ -173,10 +181,8 @@ def with_retries(request: Callable[[], T], control: DownloadControl) -> T:
     return request()
 
 
-def model_info(
-    repo: str, revision: str | None = None, token: Literal[False] | None = None, timeout: float | None = None
-) -> ModelInfo:
-    """A repository's metadata and files; one request. `token` False sends no token; `timeout` is in seconds.
+def model_info(repo: str, revision: str | None = None, token: Token = None, timeout: float | None = None) -> ModelInfo:
+    """A repository's metadata and files; one request. `timeout` is in seconds.
 
     Raises LabError if the answer is invalid, and the errors of `huggingface_hub`."""
     try:
@@ -191,15 +197,15 @@ def model_info(
         ) from error
 
 
-def list_files(repo: str, timeout: float | None = None) -> RepositoryFiles:
+def list_files(repo: str, timeout: float | None = None, token: Token = None) -> RepositoryFiles:
     """The files of a repository's newest commit; one request. `timeout` is in seconds.
 
     Raises LabError if the answer is invalid, and the errors of `huggingface_hub`."""
-    info = model_info(repo, timeout=timeout)
+    info = model_info(repo, token=token, timeout=timeout)
     if not HASH.fullmatch(info.sha or ""):
         raise LabError(f"{repo} has no commit on the Hub: publish it again.")
     files = {sibling.rfilename: to_hub_file(sibling) for sibling in info.siblings or []}
-    return RepositoryFiles(repo, str(info.sha), bool(info.gated), files)
+    return RepositoryFiles(repo, str(info.sha), bool(info.gated), files, token)
 
 
 def to_hub_file(sibling: RepoSibling) -> HubFile | None:
@@ -214,7 +220,7 @@ def check_access(listed: RepositoryFiles, file: HubFile) -> None:
     """Raise GatedRepoError if the repository is gated and this account has no access; one request."""
     if listed.gated:
         url = hf_hub_url(listed.repo, file.name, revision=listed.commit)
-        get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        get_hf_file_metadata(url, token=listed.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def read_small_file(
@@ -222,12 +228,35 @@ def read_small_file(
     name: str,
     limit: int,
     revision: str | None = None,
-    token: Literal[False] | None = None,
+    token: Token = None,
     timeout: float | None = None,
 ) -> bytes:
-    """The content of a file of at most `limit` bytes. It goes to memory: the Hub's cache is for complete models.
+    """The content of a file of at most `limit` bytes. It goes to memory: the Hub's cache is for complete models. A
+    content that is cut off or damaged on its way is requested once more.
 
-    Raises LabError if the file is larger, and the errors of `huggingface_hub`."""
+    Raises LabError if the file is larger or damaged twice, and the errors of `huggingface_hub`."""
+    for _ in range(2):
+        content, expected = once_more(lambda: request_content(repo, name, limit, revision, token, timeout))
+        if expected is None or has_hash(io.BytesIO(content), len(content), expected):
+            return content
+    raise LabError(f"{name} of {repo} arrived damaged twice: try again later.")
+
+
+def once_more(request: Callable[[], T]) -> T:
+    """The result of `request`, which is repeated once if the connection breaks. If the Hub does not respond at all, a
+    second try would only take the same time again."""
+    try:
+        return request()
+    except (ConnectError, TimeoutException):
+        raise
+    except RequestError:
+        return request()
+
+
+def request_content(
+    repo: str, name: str, limit: int, revision: str | None, token: Token, timeout: float | None
+) -> tuple[bytes, str | None]:
+    """A file's content of at most `limit` bytes and the hash that the Hub sends with it; one request."""
     url = hf_hub_url(repo, name, revision=revision)
     headers = build_hf_headers(token=token, library_name=TAG)
     content = bytearray()
@@ -236,7 +265,34 @@ def read_small_file(
         for piece in answer.iter_bytes():
             content += piece
             check_size(repo, name, len(content), limit)
-    return bytes(content)
+        return bytes(content), sent_hash(answer)
+
+
+def sent_hash(answer: Response) -> str | None:
+    """The hash in the header of a file's answer: of the Hub's own answer, before it redirects to its storage."""
+    headers = (answer.history or [answer])[0].headers
+    etag = headers.get("X-Linked-Etag") or headers.get("ETag") or ""
+    etag = etag.removeprefix("W/").strip('"')
+    return etag if HASH.fullmatch(etag) else None
+
+
+def read_start(repo: str, name: str, size: int, revision: str, token: Token, timeout: float) -> bytes:
+    """The first `size` bytes of a file, or all if it is shorter. Raises the errors of `huggingface_hub`."""
+    headers = build_hf_headers(token=token, library_name=TAG)
+    headers |= {"Accept-Encoding": "identity", "Range": f"bytes=0-{size - 1}"}
+    url = hf_hub_url(repo, name, revision=revision)
+
+    def request() -> bytes:
+        content = bytearray()
+        with get_session().stream("GET", url, headers=headers, timeout=timeout) as answer:
+            hf_raise_for_status(answer)
+            for piece in answer.iter_bytes():
+                content += piece
+                if len(content) >= size:  # a server that ignores the range sends all
+                    break
+        return bytes(content[:size])
+
+    return once_more(request)
 
 
 def check_size(owner: str, name: str, size: int, limit: int) -> None:

@@ -20,6 +20,7 @@ from inference.hub.cache import Cache, is_safe_name
 from inference.hub.client import (
     Cancelled,
     DownloadControl,
+    Token,
     check_access,
     list_files,
     translate_hub_errors,
@@ -36,11 +37,14 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 @dataclass(frozen=True)
 class NeededFiles:
     """The files that an engine needs of a repository. `choose` gets all names and returns the needed ones, or raises
-    LabError. `memory_factor` is the smallest number of bytes of memory for a byte of the files."""
+    LabError. `memory_factor` is the smallest number of bytes of memory for a byte of the files. `by_visitor`: whether a
+    visitor named the repository."""
 
     repo: str
     choose: Callable[[Iterable[str]], list[str]]
     memory_factor: float = 1.0
+    token: Token = None
+    by_visitor: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,12 @@ def prepare(needed: NeededFiles, control: DownloadControl | None = None) -> Repo
     errors; without, it is sent once and takes 4 s at most.
 
     Raises LabError if a file is missing, forbidden, a pickle, or has an unsafe name."""
-    repo = needed.repo
+    repo, token = needed.repo, needed.token
     with translate_hub_errors(repo, "the needed files"):
-        listed = with_retries(lambda: list_files(repo), control) if control else list_files(repo, QUICK_TIMEOUT)
+        if control:
+            listed = with_retries(lambda: list_files(repo, token=token), control)
+        else:
+            listed = list_files(repo, QUICK_TIMEOUT, token)
     files = []
     for name in needed.choose(listed.files):
         if not is_safe_name(name):
@@ -85,7 +92,7 @@ def prepare(needed: NeededFiles, control: DownloadControl | None = None) -> Repo
         files.append(file)
     with translate_hub_errors(repo, files[0].name):
         check_access(listed, files[0])
-    return RepositoryDownload(listed, tuple(files), needed.memory_factor)
+    return RepositoryDownload(listed, tuple(files), needed.memory_factor, needed.by_visitor)
 
 
 def check_memory(downloads: Sequence[RepositoryDownload]) -> None:
@@ -154,7 +161,8 @@ def fetch(
     """Download the needed files; yields progress a few times a second. `retry` repeats requests to an unreachable Hub.
 
     Raises LabError, and Cancelled soon after `cancelled()` is true; the next call resumes the download."""
-    with closing(DownloadThread(needed, cache, retry)) as thread, cache.using(each.repo for each in needed):
+    repositories = {each.repo: each.by_visitor for each in needed}
+    with closing(DownloadThread(needed, cache, retry)) as thread, cache.using(repositories):
         for progress in thread.progress():
             if cancelled():
                 raise Cancelled

@@ -1,56 +1,51 @@
-"""A Hub repository as a catalog entry: which of its files an engine runs, and on which base of the catalog.
-
-Reads what strangers wrote: file names, the model card's metadata and `adapter_config.json`. Says in one sentence why a
-repository cannot be run. Sends no requests: `discovery` does.
+"""A Hub repository as the Hub and its files describe it, bounded: anyone can have written the names, the card and the
+configuration. Sends no requests: `discovery` does.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatch
 
 from huggingface_hub import ModelCardData, ModelInfo
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel
 
-from inference.catalog import Card, Catalog, Entry, accuracy_of, shorten
-from inference.errors import LabError
-from inference.hub import artifacts
+from inference.catalog import Card, accuracy_of
+from inference.formats.adapter_config import FILE, AdapterConfig, parse_adapter_config
+from inference.formats.gguf_header import GgufFacts
+from inference.hub.artifacts import ADAPTER_FILES, BASE_FILES, PICKLES, is_shard
 from inference.hub.cache import is_safe_name
-from inference.validation import explain
+from inference.validation import shorten
 
+ENDS = (".gguf", ".safetensors", ".json", ".jinja", ".bin", ".pt", ".pth", ".ckpt", ".pkl")
+RELEVANT = ("*.gguf", "*.safetensors", *ADAPTER_FILES, *BASE_FILES, *PICKLES)
+MAX_FILES = 1_000  # relevant ones; a model of 405B parameters has about 200
+MAX_NAME = 300  # characters
+MAX_BASES = 8
+MAX_ACCURACIES = 20
 # The first of these that a repository has is run: small, and close to the original weights.
 PREFERRED_GGUF = ("q4_k_m.gguf", "q8_0.gguf", ".gguf")
-SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-
-
-class AdapterConfig(BaseModel):
-    """The fields of PEFT's `adapter_config.json` that the lab reads. Defaults are PEFT's."""
-
-    model_config = ConfigDict(strict=True)
-
-    peft_type: str = ""
-    r: int = 8
-    lora_alpha: float = 8
-    base_model_name_or_path: str | None = None
+NAMED_LIKE_ADAPTER = re.compile(r"(lora|adapter)", re.IGNORECASE)
 
 
 class Repository(BaseModel):
     """A model repository at one commit. `sizes`: bytes by file name. `base`: the models that its card names as its
-    origin. `config`: the text of its `adapter_config.json`."""
+    origin. `config`: the text of its `adapter_config.json`. `gguf`: what the headers of its GGUF files say, as far as
+    they were read."""
 
     id: str
     commit: str
     modified: datetime
     gated: bool = False
+    private: bool = False
     base: list[str] = []
     relation: str | None = None
     license: str | None = None
     accuracy: dict[str, float] = {}
     sizes: dict[str, int] = {}
     config: str = ""
+    gguf: dict[str, GgufFacts] = {}
 
     @classmethod
     def from_model_info(cls, info: ModelInfo) -> Repository:
@@ -58,41 +53,31 @@ class Repository(BaseModel):
         card = info.card_data or ModelCardData()
         base = card.base_model if isinstance(card.base_model, list) else [card.base_model]
         relation = card.get("base_model_relation")
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if is_relevant(file.rfilename)}
         return cls.model_validate(
             {
                 "id": info.id,
                 "commit": info.sha,
                 "modified": info.last_modified,
                 "gated": bool(info.gated),
-                "accuracy": accuracy_of(card),
-                "base": [name for name in base if isinstance(name, str)],
-                "relation": relation if isinstance(relation, str) else None,
-                "license": card.license if isinstance(card.license, str) else None,
-                "sizes": {
-                    file.rfilename: file.size or 0 for file in info.siblings or [] if is_safe_name(file.rfilename)
-                },
+                "private": bool(info.private),
+                "accuracy": dict(list(accuracy_of(card).items())[:MAX_ACCURACIES]),
+                "base": [shorten(name, MAX_NAME) for name in base if isinstance(name, str)][:MAX_BASES],
+                "relation": shorten(relation) if isinstance(relation, str) else None,
+                "license": shorten(card.license) if isinstance(card.license, str) else None,
+                "sizes": dict(list(sizes.items())[:MAX_FILES]),
             }
         )
 
     @property
     def is_adapter(self) -> bool:
         """Whether it is an adapter and not a model of its own."""
-        return "adapter_config.json" in self.sizes or self.relation == "adapter"
+        roles = {facts.role for facts in self.gguf.values()}
+        return FILE in self.sizes or self.relation == "adapter" or ("adapter" in roles and "model" not in roles)
 
     def adapter(self) -> AdapterConfig:
-        """Its adapter configuration. Raises LabError if that is not JSON, not a LoRA, or has no rank."""
-        try:
-            config = AdapterConfig.model_validate(json.loads(self.config)) if self.config else AdapterConfig()
-        except ValidationError as error:
-            raise LabError(f"The adapter_config.json of {self.id}: {explain(error, AdapterConfig)}") from error
-        except (ValueError, RecursionError) as error:
-            raise LabError(f"The adapter_config.json of {self.id} is not JSON ({error}): export it again.") from error
-        if self.config and config.peft_type != "LORA":
-            kind = shorten(config.peft_type) or "unnamed"
-            raise LabError(f"The adapter {self.id} is not a LoRA (its PEFT type is {kind}): choose a LoRA adapter.")
-        if config.r < 1:
-            raise LabError(f"The adapter {self.id} has rank {config.r} and changes nothing: export it again.")
-        return config
+        """Its adapter configuration. Raises LabError if that is not plain LoRA."""
+        return parse_adapter_config(self.config, self.id) if self.config else AdapterConfig()
 
     def card(self) -> Card:
         """What the page shows about it."""
@@ -105,109 +90,35 @@ class Repository(BaseModel):
         """Bytes of the files that match the patterns; None if there are none."""
         return sum(n for name, n in self.sizes.items() if any(fnmatch(name, p) for p in patterns)) or None
 
+    def gguf_candidates(self) -> list[str]:
+        """The complete GGUF files, the likeliest one to run first. Names are only a hint: see `find_gguf`."""
+        files = [file for file in sorted(self.sizes) if file.endswith(".gguf") and not is_shard(file)]
+        files = [file for file in files if "mmproj" not in file.lower()]
+        if self.is_adapter:
+            return sorted(files, key=lambda file: (file != "adapter-f16.gguf", not NAMED_LIKE_ADAPTER.search(file)))
+        return sorted(files, key=preference)
 
-def to_entry(repository: Repository, catalog: Catalog, form: artifacts.Form) -> Entry:
-    """The repository as an entry, for an engine that needs `form`. Raises LabError if it cannot be run."""
-    return (adapter_entry if repository.is_adapter else model_entry)(repository, catalog, form)
+    def find_gguf(self, role: str) -> str | None:
+        """The GGUF file of this role, "model" or "adapter". If a header was not read, the file's name is the hint."""
 
+        def has_role(file: str) -> bool:
+            if file in self.gguf:
+                return self.gguf[file].role == role
+            if self.is_adapter:
+                return role == "adapter" and NAMED_LIKE_ADAPTER.search(file) is not None
+            return role == "model"
 
-def adapter_entry(repository: Repository, catalog: Catalog, form: artifacts.Form) -> Entry:
-    """An adapter on a base of the catalog."""
-    name, files = repository.id, repository.sizes
-    base = find_base(repository, catalog)
-    gguf = adapter_gguf(list(files))
-    safetensors = "adapter_model.safetensors" in files
-    if not gguf and not safetensors:
-        artifacts.refuse_pickle(name, files)
-        raise LabError(f"{name} has no adapter that can run: it needs adapter_model.safetensors or a GGUF file of it.")
-    if not gguf and (form == "gguf" or not artifacts.is_available(base, "safetensors")):
-        raise LabError(
-            f"{name} has no GGUF, so it runs only under PyTorch: start with ENGINE=pytorch, or add an adapter-f16.gguf "
-            "(llama.cpp's convert_lora_to_gguf.py writes one)."
-        )
-    if form == "safetensors" and not safetensors and artifacts.is_available(base, "safetensors"):
-        raise LabError(f"{name} has only a GGUF file, which PyTorch cannot run: start with ENGINE=llamacpp.")
-    return Entry(
-        name, display_name(name), base.id, gguf or "", repository.card(), base.examples, repo=name,
-        size=files.get(gguf or ""), weights_size=repository.total_size(artifacts.ADAPTER_FILES),
-    )  # fmt: skip
+        found = [file for file in self.gguf_candidates() if has_role(file)]
+        return min(found, key=preference, default=None) if role == "model" else next(iter(found), None)
 
 
-def model_entry(repository: Repository, catalog: Catalog, form: artifacts.Form) -> Entry:
-    """A complete model: one GGUF file, a folder of safetensors, or both."""
-    name, files = repository.id, repository.sizes
-    ggufs = [file for file in sorted(files) if file.endswith(".gguf") and "mmproj" not in file.lower()]
-    single = [file for file in ggufs if not SHARD.search(file)]
-    gguf = next((file for end in PREFERRED_GGUF for file in single if file.lower().endswith(end)), None)
-    has_weights = {"config.json", "tokenizer.json"} <= files.keys() and repository.total_size(("model*.safetensors",))
-    if not gguf and has_weights and form == "gguf":
-        raise LabError(
-            f"{name} has no GGUF, so it runs only under PyTorch: start with ENGINE=pytorch, or name a repository with "
-            "a GGUF file."
-        )
-    if not gguf and not has_weights:
-        if ggufs:
-            raise LabError(f"{name} has its GGUF only in several parts: choose a repository with a single GGUF file.")
-        artifacts.refuse_pickle(name, files)
-        raise LabError(f"{name} has no file that can run: name a repository with a GGUF file or with safetensors.")
-    return Entry(
-        name, display_name(name), None, gguf or "", repository.card(), (), repo=name if gguf else None,
-        weights=name if has_weights else None, size=files.get(gguf or ""),
-        weights_size=repository.total_size(artifacts.BASE_FILES),
-    )  # fmt: skip
+def preference(file: str) -> int:
+    """The place of a GGUF file in PREFERRED_GGUF."""
+    return next(place for place, end in enumerate(PREFERRED_GGUF) if file.lower().endswith(end))
 
 
-def complete_entry(entry: Entry, repository: Repository) -> Entry:
-    """An entry of the catalog with the sizes and the card's data of its repository."""
-    found, card = repository.card(), entry.card
-    card = replace(
-        card,
-        accuracy=card.accuracy or found.accuracy,
-        lora=card.lora or found.lora,
-        license=card.license or found.license,
-    )
-    size = repository.sizes.get(entry.file) or entry.size
-    patterns = artifacts.ADAPTER_FILES if entry.base else artifacts.BASE_FILES
-    return replace(entry, card=card, size=size, weights_size=repository.total_size(patterns))
-
-
-def find_base(repository: Repository, catalog: Catalog) -> Entry:
-    """The catalog's base that an adapter was trained on, from its card and configuration. Raises LabError if they name
-    none, two, or one that is not in the catalog."""
-    configured = repository.adapter().base_model_name_or_path
-    named = [name for name in (*repository.base, configured) if name]
-    if not named:
-        raise LabError(f"{repository.id} does not name its base: add base_model to its card.")
-    bases = [entry for entry in catalog.entries if entry.base is None]
-    found = {entry.id: entry for name in named for entry in bases if name.lower() in known_names(entry)}
-    if len(found) > 1:
-        raise LabError(
-            f"{repository.id} names two bases ({', '.join(map(shorten, named))}), and only one can be right: correct "
-            "its card or its adapter_config.json."
-        )
-    if not found:
-        raise LabError(
-            f"{repository.id} needs the base {shorten(named[0], 100)}, which is not in the catalog: add it to "
-            "adapters/catalog.yaml (its GGUF as repo and file, that name as weights), or choose another adapter."
-        )
-    return found.popitem()[1]
-
-
-def known_names(entry: Entry) -> set[str]:
-    """The names that adapters use for a base of the catalog, in lower case."""
-    names = (entry.weights, entry.repo, entry.folder and f"adapters/{entry.folder.name}", *entry.names)
-    return {name.lower() for name in names if name}
-
-
-def adapter_gguf(files: list[str]) -> str | None:
-    """An adapter's GGUF file: the name that `training export` writes, or the only file named like an adapter."""
-    if "adapter-f16.gguf" in files:
-        return "adapter-f16.gguf"
-    named = [file for file in files if re.search(r"(lora|adapter).*\.gguf$", file, re.IGNORECASE)]
-    return named[0] if len(named) == 1 else None
-
-
-def display_name(repo: str) -> str:
-    """A repository's name for people: "Nano Emoji (me)"."""
-    owner, name = repo.split("/")
-    return f"{name.removesuffix('-lora').replace('-', ' ')} ({owner})"
+def is_relevant(name: str) -> bool:
+    """Whether a file can matter to an engine, and its name is safe and not too long."""
+    if len(name) > MAX_NAME or not name.endswith(ENDS):  # quick, because a repository can have 100,000 files
+        return False
+    return any(fnmatch(name, pattern) for pattern in RELEVANT) and is_safe_name(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from inference.errors import LabError
 from inference.hub.cache import duration, write_atomically
 from inference.hub.repository import Repository
 from inference.settings import cache_folder
+
+MAX_NAMED = 500  # saved repositories that visitors named, of a few kB each
 
 
 class SavedListing(BaseModel):
@@ -57,10 +60,23 @@ def listings_folder() -> Path:
     return cache_folder() / "listings" / re.sub(r"[^\w.-]+", "-", constants.ENDPOINT.split("://")[-1])
 
 
-def published_file(authors: Sequence[str], collection: str | None) -> Path:
-    """The file with the models of these accounts and this collection."""
-    owners = "\n".join([*sorted(authors), collection or ""])
+def published_file(authors: Sequence[str], collection: str | None, private: bool) -> Path:
+    """The file with the models of these accounts and this collection. A list with private models has another file than
+    one without."""
+    owners = "\n".join([*sorted(authors), collection or "", "private" if private else "public"])
     return listings_folder() / f"{hashlib.sha256(owners.encode()).hexdigest()[:16]}.json"
+
+
+def save_named(repository: Repository) -> None:
+    """Save a repository that a visitor named; delete the oldest ones if there are too many. Raises LabError if it
+    cannot be written."""
+    file = named_file(repository.id)
+    SavedListing.of_now([repository]).save(file)
+    files = list(file.parent.glob("*.json"))
+    if len(files) > MAX_NAMED:
+        with suppress(FileNotFoundError):  # another thread deletes them, too
+            for old in sorted(files, key=lambda path: path.stat().st_mtime)[: len(files) - MAX_NAMED]:
+                old.unlink()
 
 
 def named_file(repo: str) -> Path:

@@ -21,7 +21,7 @@ from huggingface_hub import constants, hf_hub_url
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
 
 from inference.errors import LabError
-from inference.hub.cache import MARK, checked_sizes, copy_of, folder_of, write_atomically
+from inference.hub.cache import MARK, VISITOR_MARK, checked_sizes, copy_of, folder_of, write_atomically
 from inference.hub.client import (
     DownloadControl,
     HubFile,
@@ -38,11 +38,13 @@ class DamagedFile(Exception):
 
 @dataclass(frozen=True)
 class RepositoryDownload:
-    """The download of some files of a repository. `memory_factor`: bytes of memory that a byte of the files needs."""
+    """The download of some files of a repository. `memory_factor`: bytes of memory that a byte of the files needs.
+    `by_visitor`: whether a visitor named the repository."""
 
     listed: RepositoryFiles
     files: tuple[HubFile, ...]
     memory_factor: float = 1.0
+    by_visitor: bool = False
 
     @property
     def repo(self) -> str:
@@ -80,6 +82,8 @@ class RepositoryDownload:
         with translate_hub_errors(self.repo, "its files"):
             mark, used_by_others = self.folder / MARK, (self.folder / "snapshots").exists()
             if not mark.is_file() and not used_by_others:
+                if self.by_visitor:
+                    write_atomically(self.folder / VISITOR_MARK, "")
                 write_atomically(mark, "{}")
             for file in self.files:
                 with translate_hub_errors(self.repo, file.name), locked(self.folder, file, control):
@@ -181,7 +185,7 @@ def resume(listed: RepositoryFiles, file: HubFile, partial: Path, control: Downl
 def stream(listed: RepositoryFiles, file: HubFile, partial: Path, control: DownloadControl) -> None:
     """Append the missing bytes to `partial`; one request."""
     start = file_size(partial)
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    headers = build_hf_headers(token=listed.token) | {"Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
     url = hf_hub_url(listed.repo, file.name, revision=listed.commit)

@@ -19,8 +19,8 @@ ORDER = {"in memory": 0, "ready": 1}
 
 @dataclass(frozen=True)
 class State:
-    """What choosing a model costs. `text` is what the dropdown shows ("in memory", "12 MB"); `explanation` is a sentence
-    with the reason and the fix if the model is not available."""
+    """What choosing a model costs. `text` is what the dropdown shows ("in memory", "12 MB"); `explanation` is a
+    sentence with the reason and the fix if the model is not available."""
 
     kind: Literal["in memory", "ready", "download", "not published", "missing"]
     text: str

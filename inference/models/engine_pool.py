@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from inference.catalog import Catalog, Entry
 from inference.engines import ENGINES, Engine, Model, load_engine
@@ -53,10 +54,10 @@ class EnginePool:
                 self._engines[name] = load_engine(name)
             return self._engines[name]
 
-    def for_model(self, entry: Entry, model: Model, repositories: list[str]) -> Engine:
+    def for_model(self, entry: Entry, model: Model, repositories: Iterable[str]) -> Engine:
         """The engine that is about to run `model`. Its `repositories` are in use while it is in memory."""
         name = self.name_for(entry)
-        self._repositories[name, model] = repositories
+        self._repositories[name, model] = list(repositories)
         return self.get(name)
 
     def in_memory(self, entry: Entry, model: Model) -> bool:

@@ -34,11 +34,11 @@ class LocalModels:
             return None
         return ModelFiles(base, *adapter)
 
-    def repositories(self, entry: Entry) -> list[str]:
-        """The Hub repositories of its parts."""
+    def repositories(self, entry: Entry) -> dict[str, bool]:
+        """The Hub repositories of its parts, and whether a visitor named them."""
         form = self._engines.form_for(entry)
-        found = [artifacts.repository(part, form) for part in self.parts(entry) if not part.folder]
-        return [repo for repo in found if repo]
+        found = {artifacts.repository(part, form): part.by_visitor for part in self.parts(entry) if not part.folder}
+        return {repo: by_visitor for repo, by_visitor in found.items() if repo}
 
     def downloaded(self, entry: Entry) -> list[Entry]:
         """The parts that were downloaded from the Hub and are on this disk."""

@@ -16,12 +16,15 @@ from inference.models.local_models import LocalModels
 
 
 class ModelDownloads:
-    """Fetches entries into the cache. `cache_bytes` limits the disk space of all downloads; None is no limit."""
+    """Fetches entries into the cache. `cache_bytes` limits the disk space of all downloads, `visitor_bytes` that of the
+    models that visitors add; None is no limit."""
 
-    def __init__(self, local: LocalModels, engines: EnginePool, cache_bytes: int | None) -> None:
+    def __init__(
+        self, local: LocalModels, engines: EnginePool, cache_bytes: int | None, visitor_bytes: int | None = None
+    ) -> None:
         self._local = local
         self._engines = engines
-        self.cache = Cache(cache_bytes, engines.repositories_in_memory)
+        self.cache = Cache(cache_bytes, engines.repositories_in_memory, visitor_bytes)
         self._current: set[str] | None = None  # repositories compared with the Hub since the last refresh
         self._unreachable = False  # whether the last comparison failed
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 from inference.catalog import Catalog, Entry
+from inference.engines import ModelServer
 from inference.errors import LabError
 from inference.models.engine_pool import EnginePool
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 class ModelList:
     """The current `catalog`, and where its entries come from. `authors` and `collection` name what is listed from the
-    Hub besides the catalog file; `on_refresh` is called before each refresh."""
+    Hub besides the catalog file, private and gated models only if `list_private`. Visitors may name any public model if
+    `add_models`. `on_refresh` is called before each refresh."""
 
     def __init__(
         self,
@@ -26,10 +29,13 @@ class ModelList:
         on_refresh: Callable[[], None],
         authors: Sequence[str] = (),
         collection: str | None = None,
+        list_private: bool = False,
+        add_models: bool = True,
     ) -> None:
         self.catalog = catalog
         self._file = catalog  # the catalog file alone
         self._engines = engines
+        self.may_add = add_models and not engines.remote
         self._on_refresh = on_refresh
         self._refreshing = threading.Lock()
         self._refreshed_at: float | None = None  # on the monotonic clock
@@ -38,7 +44,7 @@ class ModelList:
         if authors or collection:
             from inference.hub.discovery import PublishedModels
 
-            self._published = PublishedModels(authors, collection)
+            self._published = PublishedModels(authors, collection, list_private)
             self._merge_published()
 
     def refresh(self, at_most_every: float = 0) -> str:
@@ -77,18 +83,23 @@ class ModelList:
 
     def repository(self, text: str) -> Entry:
         """The entry of a Hub repository, from `user/repo` or its address. It does not join the list. Raises LabError if
-        there is none, or if no engine can run it."""
+        there is none, if no engine can run it, or if visitors may not add models."""
         from inference.hub import discovery
-        from inference.hub.repository import to_entry
+        from inference.hub.entries import to_entry
 
         name = discovery.repository_name(text)
         known = next((entry for entry in self.catalog.entries if name in (entry.id, entry.repo)), None)
-        return known or to_entry(discovery.find_by_name(name), self._file, self._engines.default_form)
+        if known:
+            return known
+        if not self.may_add:
+            raise LabError(f"{name} is not in the list of models, and this page adds no others: choose one.")
+        entry = to_entry(discovery.find_by_name(name), self._file, self._engines.default_form)
+        return replace(entry, anonymous=True, by_visitor=True)
 
     def _refresh(self) -> str:
         try:
             if self._engines.remote:
-                served = self._engines.get(self._engines.default).models()
+                served = cast(ModelServer, self._engines.get(self._engines.default)).models()
                 self.catalog = self._file.for_server(served) if served else self._file
             elif self._published:
                 problems = self._published.refresh()
@@ -105,5 +116,7 @@ class ModelList:
             return []
         from inference.hub.discovery import merge
 
-        self.catalog, problems = merge(self._file, self._published.listing, self._engines.default_form)
+        self.catalog, problems = merge(
+            self._file, self._published.listing, self._engines.default_form, self._published.token
+        )
         return problems

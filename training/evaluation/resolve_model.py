@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from inference.catalog import Card, Catalog, Entry
 from inference.engines import Engine, Figures, Message, Model, ModelFiles, Sampling, choose_engine
 from inference.errors import LabError
+from inference.formats.base_names import same_base
 from inference.hub.artifacts import ADAPTER_FILES, BASE_FILES
 from inference.lab import Lab
 from inference.settings import PROJECT, Settings
@@ -142,7 +143,7 @@ def find_base_entry(base: str, entries: Sequence[Entry]) -> Entry:
         same = (entry for entry in bases if entry.folder and entry.folder.resolve() == folder.resolve())
         return next(same, None) or full_model_entry(folder.resolve())
     for entry in bases:
-        if entry.weights == base or (entry.repo and entry.repo.split("/")[1].startswith(base.split("/")[-1])):
+        if any(same_base(base, name) for name in (entry.weights, entry.repo, *entry.names) if name):
             return entry
     raise LabError(f"The catalog has no GGUF of the base {base}: add an entry for it.")
 

@@ -32,10 +32,10 @@ def translate_adapter_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = validation.reason_of(error)
         raise LabError(f"The adapter {folder.name} can't be read ({reason}): download or export it again.") from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = validation.reason_of(error)
         raise LabError(
             f"The adapter {folder.name} doesn't fit its base ({reason}): choose the base it was trained on."
         ) from error
@@ -56,9 +56,11 @@ def check_adapter_files(folder: Path) -> None:
 
 
 def to_peft(config: AdapterConfig, tensors: Iterable[str], base: str) -> LoraConfig:
-    """The configuration for PEFT, with the checked fields only. `tensors` are the names in the adapter's file: they name
-    the layers if the configuration has a regular expression for them, which is not evaluated. `base` is the base's
-    name."""
+    """The configuration for PEFT, with the checked fields only.
+
+    `tensors` are the names in the adapter's file. They name the layers if the configuration has a regular expression for
+    them, which is not evaluated. `base` is the base's name.
+    """
     target, exclude = config.target_modules, config.exclude_modules
     layers, pattern = config.layers_to_transform, config.layers_pattern
     if config.names_layers_by_regex:
