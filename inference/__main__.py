@@ -16,10 +16,10 @@ from inference.errors import LabError
 from inference.lab import Lab
 from inference.speech import Transcript
 from inference.terminal import run
+from inference.visitors.values import DEFAULTS, MAX_SEED, MAX_TEMPERATURE, MAX_TOKENS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DEFAULTS = Sampling()
 
 
 @app.command()
@@ -48,12 +48,12 @@ def ask(
     as_json: Json = False,
     system: Annotated[str, typer.Option(help="The system prompt.")] = "",
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="The maximum length of the answer in tokens.")
+        int, typer.Option(min=1, max=MAX_TOKENS, help="The maximum length of the answer in tokens.")
     ] = DEFAULTS.max_tokens,
     temperature: Annotated[
-        float, typer.Option(min=0, max=2, help="0 always picks the most likely token.")
+        float, typer.Option(min=0, max=MAX_TEMPERATURE, help="0 always picks the most likely token.")
     ] = DEFAULTS.temperature,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same answer.")] = None,
 ) -> None:
     """Ask one question and stream the answer. With --json, print the complete answer with its measurements."""
     lab = Lab.from_environment()

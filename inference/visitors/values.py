@@ -16,7 +16,7 @@ from inference.engines import Message, Sampling
 from inference.errors import LabError
 from inference.validation import shorten
 
-MAX_TEMPERATURE = 2.0
+MAX_TEMPERATURE = 2
 MAX_TOKENS = 4096  # in one answer
 MAX_SEED = 2**32 - 1
 MAX_QUESTION = 100_000  # characters
