@@ -103,7 +103,8 @@ class IsolatedEngine:
 
     def in_memory(self, model: ModelFiles) -> bool:
         """Whether the model is loaded. Also False if the child is too busy to answer."""
-        if self._child is None or self._child.ended:
+        child = self._child
+        if child is None or child.ended or child.silent_seconds > IN_MEMORY_TIMEOUT:
             return False
         try:
             return self._call("in_memory", model, timeout=IN_MEMORY_TIMEOUT)
@@ -145,7 +146,11 @@ class IsolatedEngine:
         known = child.readable if child is not None else frozenset()
         if child is not None and not child.ended:
             self._retired.append(child)
-        self._child = ChildProcess(self.name, self._options, sorted({*READABLE, *known, *folders}), self._child_ended)
+        with suppress(OSError):
+            Path(constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
+        # Landlock knows folders that exist: one that is made later starts another child.
+        readable = [path for path in sorted({*READABLE, *known, *folders}) if Path(path).exists()]
+        self._child = ChildProcess(self.name, self._options, readable, self._child_ended)
         return self._child
 
     def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
