@@ -118,17 +118,21 @@ def engine_process(app) -> psutil.Process:
 
 def test_the_page_answers_while_40_questions_wait_for_a_stuck_engine(app):
     wait_until(lambda: status(app.url) == 200)
-    client = Client(app.url, verbose=False)
-    waiting = [client.submit("Tell me about 🐙", "babble", max_tokens=2048, api_name="/ask")]
+    client, others = Client(app.url, verbose=False), Client(app.url, verbose=False)
+    waiting = [others.submit("Tell me about 🐙", "babble", max_tokens=2048, api_name="/ask")]
     wait_until(lambda: bool(waiting[0].outputs()))
     engine_process(app).suspend()
-    waiting += [client.submit("Tell me about 🐙", "babble", max_tokens=2048, api_name="/ask") for _ in range(39)]
+    waiting += [others.submit("Tell me about 🐙", "babble", max_tokens=2048, api_name="/ask") for _ in range(39)]
     time.sleep(0.5)
-    started = time.monotonic()
-    assert client.predict(api_name="/ranking")["votes"] == 0
-    assert client.predict(api_name="/models")
-    assert httpx2.get(app.url, timeout=5).status_code == 200
-    assert time.monotonic() - started < 4
+    requests = [
+        lambda: client.predict(api_name="/ranking")["votes"] == 0,
+        lambda: client.predict(api_name="/models"),
+        lambda: httpx2.get(app.url, timeout=5).status_code == 200,
+    ]
+    for request in requests:
+        started = time.monotonic()
+        assert request()
+        assert time.monotonic() - started < 3
     for answer in waiting:
         answer.cancel()
 

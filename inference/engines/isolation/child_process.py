@@ -69,6 +69,11 @@ class ChildProcess:
         return self._child.process.pid
 
     @property
+    def silent_seconds(self) -> float:
+        """The time since the last message."""
+        return time.monotonic() - self._received_at
+
+    @property
     def exit_code(self) -> int | None:
         """Negative for a signal; None while it runs."""
         return self._child.process.returncode
@@ -84,8 +89,7 @@ class ChildProcess:
     def _watch(self) -> None:
         """Kill the process if it is silent or computes one step for too long."""
         while not self.ended:
-            silent = time.monotonic() - self._received_at
-            if silent > self._silence or self._step_seconds > LONGEST_STEP:
+            if self.silent_seconds > self._silence or self._step_seconds > LONGEST_STEP:
                 self._hung = "it did not respond"
                 self.kill()
                 return
