@@ -11,6 +11,7 @@ from pathlib import Path
 import llama_cpp.llama_cpp as cpp
 
 from inference.errors import LabError
+from inference.validation import REASON, shorten
 
 WARNING_AND_ERROR = (3, 4)  # GGML_LOG_LEVEL_WARN and GGML_LOG_LEVEL_ERROR in ggml.h
 KV_BYTES = 2  # of a number in the KV cache
@@ -39,7 +40,7 @@ class Log:
     def reason(self) -> str:
         """The first line since `clear`, without the function names before it."""
         lines = [line for line in self.lines if line.strip(".")]
-        return lines[0].rpartition(": ")[2].rstrip(".") if lines else "no reason given"
+        return shorten(lines[0].rpartition(": ")[2].rstrip("."), REASON) if lines else "no reason given"
 
 
 def has_amx() -> bool:

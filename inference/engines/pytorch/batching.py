@@ -15,6 +15,7 @@ from tokenizers.decoders import DecodeStream
 
 from inference.engines.pytorch.model_runner import ModelRunner
 from inference.engines.request import Finished, Outcome, Request
+from inference.errors import LabError
 
 PROMPT_CHUNK = 512  # tokens of a prompt between two checks of whether it is cancelled
 SCORED_CHUNK = 64  # tokens whose logits are in memory at once for a score: 33 MB for a vocabulary of 128,000
@@ -151,7 +152,10 @@ class ContinuousBatch:
         if tokenizer.is_end(token):
             return self.finish(request, Finished("stop"))
         request.position, request.generated = request.position + 1, request.generated + 1
-        piece = request.decoder.step(tokenizer.backend, token) or ""
+        try:
+            piece = tokenizer.decode_next(request.decoder, token)
+        except LabError as error:  # a broken tokenizer ends this answer and no other
+            return self.finish(request, error)
         request.events.put((piece.encode(), time.perf_counter()))
         if self._is_full(request, 0):
             self.finish(request, Finished("length"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
 from transformers import PreTrainedModel as Model
 
@@ -19,6 +19,7 @@ from inference.engines import Message
 from inference.engines.chat_template.template import ChatTemplate
 from inference.engines.pytorch.kv_cache import ATTENTION, MEMORY_SHARE
 from inference.errors import LabError
+from inference.validation import reason_of, shorten
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -66,7 +67,7 @@ def load_model(folder: Path, config: PretrainedConfig, device: torch.device) -> 
     wrong = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
     if wrong:
         raise LabError(
-            f"{folder.name}'s weights don't match its config.json ({wrong[0]}): download or export it again."
+            f"{folder.name}'s weights don't match its config.json ({shorten(wrong[0])}): download or export it again."
         )
     return model.eval().requires_grad_(False)
 
@@ -78,9 +79,13 @@ def translate_base_errors(folder: Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise LabError(f"{folder.name} needs more memory than is available: choose a smaller model.") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise LabError(f"{folder.name} can't be loaded ({reason}): download or export it again.") from error
+    except LabError:
+        raise
+    except BaseException as error:
+        # The library `tokenizers` raises plain Exception, and PanicException, which is a BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise LabError(f"{folder.name} can't be loaded ({reason_of(error)}): download or export it again.") from error
 
 
 class Tokenizer:
@@ -92,6 +97,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, model: Model) -> None:
+        self._folder = folder
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.backend = tokenizer.backend_tokenizer
         source = tokenizer.chat_template
@@ -123,7 +129,13 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of plain text. No BOS is added and special tokens in the text stay text."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        with translate_base_errors(self._folder):
+            return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode_next(self, decoder: DecodeStream, token: int) -> str:
+        """The text that a token adds, in complete characters; "" if there is none yet."""
+        with translate_base_errors(self._folder):
+            return decoder.step(self.backend, token) or ""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The token ids of a prompt, with exactly one BOS if the model wants one."""

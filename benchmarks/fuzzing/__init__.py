@@ -1,0 +1,1 @@
+"""The parts of `benchmarks.fuzz`: mutations of inputs, and one target for each kind of input."""
