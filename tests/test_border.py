@@ -154,7 +154,7 @@ def test_the_sampling_of_every_caller_is_checked():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (["--temperature", "nan"], ["The temperature can't be NaN"]),
+        (["--temperature", "nan"], ["less than or equal to 2"]),
         (["--seed", "4294967296"], ["seed", "4294967295"]),
         (["--max-tokens", "5000"], ["max-tokens", "4096"]),
     ],

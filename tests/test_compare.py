@@ -19,6 +19,7 @@ from inference.engines import Message
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.settings import Settings
+from inference.visitors.limits import VisitorLimits
 from ui.tabs.compare import CompareTab
 
 pytestmark = pytest.mark.xdist_group("page")
@@ -38,7 +39,7 @@ def lab():
 def tab(lab, tmp_path):
     """The tab in a page of its own, with an empty votes file."""
     with gr.Blocks():
-        return CompareTab(lab, Votes(tmp_path / "votes.sqlite"))
+        return CompareTab(lab, Votes(tmp_path / "votes.sqlite"), VisitorLimits())
 
 
 def rounds(tab: CompareTab, question: str, *models: str, blind: bool, visit: str = "visit") -> list[dict]:
@@ -202,9 +203,11 @@ def test_stop_ends_all_answers(page):
 
 
 @needs_browser
-def test_a_blind_vote_shows_the_names_and_is_still_there_after_a_reload(page, address, votes_file):
+def test_a_blind_vote_shows_the_names_and_the_ranking_is_there_after_a_reload(page, address, votes_file):
     page.set_viewport_size({"width": 360, "height": 740})
-    before = len(Votes(votes_file).all())
+    votes = Votes(votes_file)
+    votes.vote(votes.open_battle("?", ["nano", "nano-emoji"], drawn=True).id, "b")
+    stored, ranked = len(votes.all()), sum(votes.tally().values())
     page.get_by_label("Blind").check()
     choose(page, 1, "Nano · Emoji — ")
     choose(page, 2, "Nano — ")
@@ -214,6 +217,8 @@ def test_a_blind_vote_shows_the_names_and_is_still_there_after_a_reload(page, ad
     better = "A" if "Sweden" in page.locator("#answer-a").inner_text() else "B"
     page.get_by_role("button", name=f"{better} is better").click()
     page.locator("#summary", has_text="You preferred Nano · Emoji. Your vote is saved.").wait_for()
+    page.locator("#compare-notice", has_text="does not count in the ranking").wait_for()  # the visitor named the models
+    assert len(votes.all()) == stored + 1
     assert sorted(page.locator("#answers h3").all_inner_texts(), key=len)[1] == f"{better}: Nano · Emoji ✓"
     boxes = [page.locator(f"#answer-{letter}").bounding_box() for letter in "ab"]
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]  # the columns stack
@@ -223,7 +228,7 @@ def test_a_blind_vote_shows_the_names_and_is_still_there_after_a_reload(page, ad
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Ranking").click()
     page.locator("#ranking tr", has_text="Nano · Emoji").first.wait_for()
-    assert f"Based on {before + 1} blind vote" in page.locator("#ranking").inner_text()
+    assert f"Based on {ranked} blind vote" in page.locator("#ranking").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -254,6 +259,7 @@ def test_programs_compare_and_vote(address):
     assert set(battle) == {"battle", "answers"} and "nano" not in str(battle)
     vote = client.predict(battle["battle"], "b", api_name="/vote")
     assert vote["winner"] == vote["models"]["b"] != vote["models"]["a"]
+    assert not vote["counted"] and "not drawn at random" in vote["note"]
     for arguments, sentence in (
         ((battle["battle"], "a"), "already has a vote"),
         (("'; DROP TABLE votes; --", "a"), "There is no battle"),
@@ -270,7 +276,7 @@ def test_programs_compare_and_vote(address):
 def test_100_programs_vote_concurrently(address, votes_file):
     client, votes = Client(address, verbose=False), Votes(votes_file)
     before = client.predict(api_name="/ranking")["votes"]
-    battles = [votes.open_battle("?", ["nano", "nano-emoji"]).id for _ in range(100)]
+    battles = [votes.open_battle("?", ["nano", "nano-emoji"], drawn=True).id for _ in range(100)]
     with ThreadPoolExecutor(100) as pool:
         winners = list(pool.map(lambda battle: client.predict(battle, "b", api_name="/vote")["winner"], battles))
     assert winners == ["nano-emoji"] * 100

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import gradio as gr
 import pytest
 from conftest import needs_browser, open_page, speak, stop_a_long_answer
 from gradio_client import Client, handle_file
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+from inference.catalog import Catalog
+from inference.lab import Lab
+from inference.settings import Settings
+from inference.visitors.limits import VisitorLimits
+from ui.components.voice_input import VoiceInput
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -88,7 +97,7 @@ def test_an_empty_seed_stays_empty_and_a_wrong_one_is_refused(page):
     assert seed.input_value() == ""
     seed.fill("seven")
     ask(page, "What does 🐼 mean?")
-    page.locator("#notice", has_text="The seed is not a whole number").wait_for()
+    page.locator("#notice", has_text="The seed can't be").wait_for()
     seed.fill("7")
     ask(page, "What does 🐼 mean?")
     assert "panda" in wait_for_answer(page, 1)
@@ -147,6 +156,25 @@ def test_usable_at_phone_width(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@needs_browser
+def test_a_message_cannot_load_a_picture_of_another_host(address):
+    requests = []
+
+    class Pictures(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Pictures) as server, open_page(address, others_allowed=True) as page:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        ask(page, f'![one]({url}/1.png) <img src="{url}/2.png"> <video src="{url}/3.mp4" autoplay></video>')
+        wait_for_answer(page, 1)
+        page.locator(f'#chat img[src="{url}/1.png"]').wait_for(state="attached")  # the browser knows the address
+        page.wait_for_timeout(500)
+        assert not requests
+        server.shutdown()
+
+
 @pytest.fixture
 def speaking_page(address, question_aloud):
     """A page in a browser whose microphone plays the question."""
@@ -184,6 +212,20 @@ def test_a_transcript_can_be_edited_before_it_is_sent(speaking_page):
     box.fill("Which emoji shows an octopus?")
     page.locator("#send").click()
     assert "🐙" in wait_for_answer(page, 1)
+
+
+def test_a_transcription_is_stopped_by_the_button_and_by_leaving(question_aloud):
+    lab = Lab(Catalog.read(Settings().catalog))
+    with gr.Blocks():
+        voice = VoiceInput(lab, VisitorLimits(at_once=1))
+    request = gr.Request(session_hash="visit")
+    for stop in (voice.running.stop, voice.running.close_visit):
+        steps = voice.transcribe(request, str(question_aloud), "en")
+        assert "…" in next(steps)[1]
+        stop(request)
+        *_, (text, line, notice, _) = steps
+        assert (text, line, notice) == ("", "Stopped.", "")
+    lab.close()
 
 
 def test_programs_send_recordings(address, question_aloud, tmp_path):
