@@ -115,7 +115,7 @@ def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environmen
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(40)
 
 
 def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:

@@ -123,6 +123,8 @@ def end(page: gr.Blocks, lab: Lab, votes_push: VotesPush | None) -> None:
     """Refuse new questions, let running answers finish, push the votes, and end all child processes."""
     lab.shutdown.begin()
     metrics.log_event("ending", running=lab.shutdown.running)
+    if votes_push is not None:
+        votes_push.push_now()  # in case that this process is killed before it has finished
     started = time.monotonic()
     while (lab.shutdown.running or len(page._queue)) and time.monotonic() - started < FINISH_SECONDS:
         time.sleep(POLL_SECONDS)

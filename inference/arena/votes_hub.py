@@ -91,6 +91,11 @@ class VotesPush:
         self.connected = threading.Event()  # set when the data set exists and the first push has begun
         threading.Thread(target=self._start, daemon=True).start()
 
+    def push_now(self) -> None:
+        """Begin to push what is new, if the Hub is reachable."""
+        if self._scheduler is not None:
+            self._scheduler.trigger()
+
     def finish(self, seconds: float) -> None:
         """Push what is new, for at most `seconds`, and end. The votes stay in the local file in any case."""
         last = threading.Thread(target=self._push_last, daemon=True)
