@@ -37,7 +37,10 @@ BENCHMARKS = {
     "transcription_time": "seconds from a recording to its transcript",
     "transcription_errors": "word error rate of the embedded speech model",
     "training_speed": "tokens/s of fine-tuning against plain TRL",
+    "fuzz": "damaged and hostile inputs of each kind",
+    "soak": "many visitors at once, good and bad ones",
 }
+LONG = ("fuzz", "soak")  # they run if they are named, or with --quick
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 
@@ -99,7 +102,7 @@ def main(
     ] = False,
 ) -> None:
     """Run benchmarks and print one table. The exit code is 1 if one failed."""
-    chosen = names or list(BENCHMARKS)
+    chosen = names or [name for name in BENCHMARKS if quick or name not in LONG]
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise LabError(f"There is no benchmark “{unknown[0]}”: choose from {', '.join(BENCHMARKS)}.")
     outcomes = []
