@@ -32,8 +32,8 @@ from training.publish.space_files import OWNED_FOLDERS, space_files
 
 # Variables of this environment that become the Space's.
 VARIABLES = (
-    "HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "ENGINE", "REMOTE_URL", "WHISPER_MODEL", "CACHE_GB", "VOTES",
-    "VOTES_REPO",
+    "HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "LIST_PRIVATE", "ADD_MODELS", "ADD_MODELS_GB", "ENGINE",
+    "REMOTE_URL", "WHISPER_MODEL", "CACHE_GB", "VOTES", "VOTES_REPO",
 )  # fmt: skip
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
