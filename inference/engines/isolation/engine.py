@@ -104,7 +104,7 @@ class IsolatedEngine:
     def in_memory(self, model: ModelFiles) -> bool:
         """Whether the model is loaded. Also False if the child is too busy to answer."""
         child = self._child
-        if child is None or child.ended or child.silent_seconds > IN_MEMORY_TIMEOUT:
+        if child is None or child.ended or child.silent_seconds > IN_MEMORY_TIMEOUT or not can_read(child, model):
             return False
         try:
             return self._call("in_memory", model, timeout=IN_MEMORY_TIMEOUT)
