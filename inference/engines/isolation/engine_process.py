@@ -1,6 +1,7 @@
 """The program of the child process: runs one engine and answers the parent's calls.
 
-`python -m inference.engines.isolation.engine_process DESCRIPTOR PARENT LIMITS ENGINE OPTIONS`. It ends when its parent ends.
+`python -m inference.engines.isolation.engine_process DESCRIPTOR PARENT LIMITS ENGINE OPTIONS`. It ends when its parent
+ends.
 """
 
 from __future__ import annotations
