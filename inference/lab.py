@@ -80,7 +80,7 @@ class Lab:
         return self.availability.by_base(self.catalog.with_entries(list(more)))
 
     def refresh(self, at_most_every: float = 0) -> str:
-        """Refresh the list of models: see `ModelList.refresh`. Downloaded models are compared with the Hub when they are
+        """Refresh the list of models: see `ModelList.refresh`. Downloads are compared with the Hub when they are
         asked the next time."""
         return self.models.refresh(at_most_every)
 
@@ -122,7 +122,7 @@ class Lab:
             files = self.local.model(entry)
             if files is None:
                 raise LabError(
-                    f"{entry.name} was downloaded and is not complete: its files do not belong together. Choose another."
+                    f"{entry.name} was downloaded, and its files do not belong together: choose another model."
                 )
             engine = self.engines.for_model(entry, files, repositories)
             yield from engine.stream(files, messages, sampling, cancelled)

@@ -37,14 +37,13 @@ SETTINGS = (
     Setting("HUB_NAMESPACE", "", "Hub account that replaces `{namespace}` in the catalog's repository names."),
     Setting("HUB_AUTHORS", "", "Hub accounts, separated by commas. Their models of this project join the dropdown."),
     Setting("HUB_COLLECTION", "", "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way."),
-    Setting(
-        "LIST_PRIVATE", "0", "`1`: private and gated models of these accounts join the dropdown for everyone."
-    ),
+    Setting("LIST_PRIVATE", "0", "`1`: private and gated models of these accounts join the dropdown for everyone."),
     Setting(
         "ADD_MODELS", "anyone", "Who may add models from the Hub by their name: `anyone`, or `no` for the list alone."
     ),
     Setting(
-        "ADD_MODELS_GB", "5 on a Space, else no limit",
+        "ADD_MODELS_GB",
+        "5 on a Space, else no limit",
         "Disk space for the models that visitors add in GB. A larger one is refused; the oldest are deleted.",
     ),
     Setting("HF_TOKEN", "", "Hub token for gated or private repositories of the catalog, and for `VOTES_REPO`."),

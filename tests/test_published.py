@@ -181,7 +181,7 @@ def test_any_repository_can_be_added(hub, page, address):
     own = page.locator(".model").filter(has=page.get_by_role("heading", name="Emoji (someone)", exact=True))
     own.get_by_role("button", name="Loss, evaluation, recipe").click()
     own.get_by_text("someone/Emoji-lora has no run.json").wait_for()
-    own.get_by_role("button", name="Ask it").click()
+    own.get_by_role("button", name="Ask this model").click()
     assert chosen(page) == "Emoji (someone) — in memory"
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     programs = Client(address, verbose=False)

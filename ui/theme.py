@@ -71,8 +71,8 @@ html:has(#model-differences details[open]) {scroll-padding-bottom: 60vh;}  /* ke
 #model-differences [role=region] {max-height: 55vh; overflow: auto;}
 """
 
-# Answers are Markdown with pictures, whose addresses a model writes: the browser may load only pictures, sound and video
-# of this server. Gradio has no keyboard shortcuts: Escape presses the stop button of the open tab.
+# Answers are Markdown with pictures, whose addresses a model writes. The browser may load pictures, sound and video
+# of this server only. Gradio has no keyboard shortcuts: Escape presses the stop button of the open tab.
 HEAD = """
 <meta http-equiv="Content-Security-Policy"
   content="img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; form-action 'self'">

@@ -3,7 +3,8 @@
 llama.cpp aborts its process if an assertion fails, and an untrusted file can make one fail, or worse. `engine` has the
 engine protocol and forwards each call to the child process. `child_process` is the parent's handle on the child, which
 is confined (`inference.processes`) and killed if it hangs; `engine_process` is the program that it runs. `crashes`
-remembers the files that crashed it. Many calls at once share one channel. Messages are JSON, see `messages`. From the parent:
+remembers the files that crashed it. Many calls at once share one channel. Messages are JSON, see `messages`.
+From the parent:
 
     [number, "call", method, arguments]    start a call
     [number, "next"]                       send the next chunk of an answer

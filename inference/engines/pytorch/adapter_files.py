@@ -58,8 +58,8 @@ def check_adapter_files(folder: Path) -> None:
 def to_peft(config: AdapterConfig, tensors: Iterable[str], base: str) -> LoraConfig:
     """The configuration for PEFT, with the checked fields only.
 
-    `tensors` are the names in the adapter's file. They name the layers if the configuration has a regular expression for
-    them, which is not evaluated. `base` is the base's name.
+    `tensors` are the names in the adapter's file. They name the layers if the configuration has a regular expression
+    for them, which is not evaluated. `base` is the base's name.
     """
     target, exclude = config.target_modules, config.exclude_modules
     layers, pattern = config.layers_to_transform, config.layers_pattern
