@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -28,11 +29,10 @@ from inference.errors import LabError, visitor_message
 from inference.settings import PROJECT
 from inference.terminal import run
 
+PYTORCH = {"safetensors": (WEIGHTS, ADAPTER), "adapter_config": (CONFIG,), "tokenizer": (TOKENIZER,)}
 TARGETS: dict[str, Callable[[], Target]] = {
     "gguf": GgufFiles,
-    "safetensors": lambda: PytorchFiles(WEIGHTS, ADAPTER),
-    "adapter_config": lambda: PytorchFiles(CONFIG),
-    "tokenizer": lambda: PytorchFiles(TOKENIZER),
+    **{kind: partial(PytorchFiles, *names) for kind, names in PYTORCH.items()},
     "templates": ChatTemplates,
     "audio": Recordings,
     "api": ApiBodies,

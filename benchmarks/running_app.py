@@ -25,6 +25,13 @@ START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 UNREACHABLE = "http://127.0.0.1:9"  # nothing answers there
 ENGINE_MODULE = "inference.engines.isolation"  # in the command line of the engine's process
+# What a process does, and a part of its command line.
+PROCESSES = (
+    ("the engine's process", ENGINE_MODULE),
+    ("speech recognition", "inference.speech"),
+    ("chat templates", "chat_template.renderer"),
+    ("the page's process", "app.py"),
+)
 
 
 class RunningApp:
@@ -98,13 +105,15 @@ class RunningApp:
                     return process
         return None
 
-    def memory(self) -> int:
-        """The memory of all processes in bytes. What they share is counted once."""
-        total = 0
+    def memory(self) -> dict[str, int]:
+        """The memory of the processes in bytes, by what they do. What several share is counted once."""
+        sizes: dict[str, int] = dict.fromkeys((name for name, _ in PROCESSES), 0)
         for process in self.processes():
             with suppress(psutil.Error):
-                total += process.memory_full_info().pss
-        return total
+                command = " ".join(process.cmdline())
+                name = next((name for name, part in PROCESSES if part in command), "others")
+                sizes[name] = sizes.get(name, 0) + process.memory_full_info().pss
+        return sizes
 
     def client(self, seconds: float = 60.0) -> Client:
         """A client of its own connections; `seconds` limit each wait for data."""

@@ -53,7 +53,7 @@ class Results:
     lost: list[str] = field(default_factory=list)
     first_text: list[float] = field(default_factory=list)
     longest_wait: float = 0.0
-    memory: list[tuple[float, int]] = field(default_factory=list)
+    memory: list[tuple[float, dict[str, int]]] = field(default_factory=list)
     kills: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -215,8 +215,8 @@ def soak(minutes: float, visitors: int, kill_after: tuple[float, float]) -> Resu
 def figures_of(results: Results) -> list[Figure]:
     """The rows of the table."""
     p50, p99 = np.percentile(results.first_text or [0], [50, 99])
-    steady = [size for seconds, size in results.memory if seconds >= 60] or [size for _, size in results.memory]
-    first, last = (np.median(part) / 1e6 for part in (steady[:6], steady[-6:]))
+    steady = [sizes for seconds, sizes in results.memory if seconds >= 60] or [sizes for _, sizes in results.memory]
+    names = sorted({name for sizes in steady for name in sizes})
     endings = ("answer", "sentence", "refusal", "stop")
     return [
         Figure("requests that ended with " + ", ".join(endings),
@@ -225,9 +225,17 @@ def figures_of(results: Results) -> list[Figure]:
         Figure("answers lost", str(len(results.lost)), "0"),
         Figure("first text of a well-behaved visitor, s: p50, p99", f"{p50:.2f}, {p99:.2f}"),
         Figure("longest wait of a well-behaved visitor for a complete answer, s", f"{results.longest_wait:.1f}"),
-        Figure("memory after the first minute and at the end, MB", f"{first:,.0f}, {last:,.0f}", "±5 %"),
+        memory_figure("memory after the first minute and at the end, MB", [sum(sizes.values()) for sizes in steady]),
+        *(memory_figure(f"of it {name}, MB", [sizes.get(name, 0) for sizes in steady]) for name in names),
         Figure("kills of the engine's process", str(results.kills)),
     ]  # fmt: skip
+
+
+def memory_figure(what: str, sizes: list[int]) -> Figure:
+    """Medians of the first and of the last half minute."""
+    count = int(30 / MEASURE_EVERY)
+    first, last = (np.median(part) / 1e6 for part in (sizes[:count], sizes[-count:]))
+    return Figure(what, f"{first:,.0f}, {last:,.0f}", "±5 %")
 
 
 def measure(quick: bool) -> list[Figure]:

@@ -60,12 +60,12 @@ def serve(connection: Connection) -> None:
 
 
 class PytorchFiles:
-    """Mutations of one of the files, beside the other files as they are."""
+    """Mutations of one of the files `names`, beside the other files as they are."""
 
     seconds = 10.0
 
     def __init__(self, *names: str) -> None:
-        self._names = names
+        self.names = names
         self._folder = tempfile.TemporaryDirectory(prefix="fuzz-pytorch-")
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
@@ -73,7 +73,7 @@ class PytorchFiles:
 
     def make(self, rng: Random) -> Input:
         """See `Target`."""
-        name = rng.choice(self._names)
+        name = rng.choice(self.names)
         original = ((NANO if name in BASE_FILES else EMOJI) / name).read_bytes()
         if name.endswith(".json"):
             return Input(name, json_bytes(json.loads(original), rng))

@@ -34,14 +34,14 @@ ORDINARY = (
 
 
 def random_template(rng: Random) -> str:
-    """One to four statements."""
-    return "".join(statement(rng, 2) for _ in range(rng.randint(1, 4)))
+    """One or two statements."""
+    return "".join(statement(rng, 1) for _ in range(rng.randint(1, 2)))
 
 
 def statement(rng: Random, depth: int) -> str:
     """Print, loop, branch, assign, or define and call a macro."""
     inner = statement(rng, depth - 1) if depth else f"{{{{ {expression(rng, 1)} }}}}"
-    value = expression(rng, 2)
+    value = expression(rng, rng.choice((0, 1, 1, 2)))
     return rng.choice((
         f"{{{{ {value} }}}}",
         f"{{% for i in {value} %}}{inner}{{% endfor %}}",
