@@ -33,7 +33,7 @@ class VoteRules:
         self._moving = MovingWindowRateLimiter(storage)
         self._fixed = FixedWindowRateLimiter(storage)
 
-    def why_not_counted(self, drawn: bool, time: str, question: str, visitor: str) -> str:
+    def reason_not_counted(self, drawn: bool, time: str, question: str, visitor: str) -> str:
         """Return the reason, which completes the sentence “It does not count because …”, or "" if the vote counts.
 
         `time` is when the answers were complete, ISO 8601. A `visitor` of "" has no limits.

@@ -138,7 +138,7 @@ class Votes:
             database.execute("BEGIN IMMEDIATE")
             if database.execute("SELECT 1 FROM votes WHERE battle = ?", (battle_id,)).fetchone():
                 raise LabError("This battle already has a vote: ask another question.")
-            reason = self.rules.why_not_counted(battle.drawn, battle.time, battle.question, visitor)
+            reason = self.rules.reason_not_counted(battle.drawn, battle.time, battle.question, visitor)
             vote = Vote(battle, outcome, now(), session, not reason)
             database.execute(INSERT_VOTE, vote_row(vote))
             database.execute("COMMIT")
