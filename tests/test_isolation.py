@@ -76,7 +76,7 @@ def test_a_killed_process_is_reported_and_the_next_question_works(isolated, emoj
     os.kill(isolated._child.pid, signal.SIGKILL)
     with pytest.raises(LabError, match="it was killed, most likely because the memory was full"):
         list(answer)
-    assert not isolated.in_memory(emoji)
+    assert not isolated.in_memory(ModelFiles(endless / "base" / "model.gguf"))
     assert "Sweden" in ask(isolated, emoji, QUESTION)[0]
 
 

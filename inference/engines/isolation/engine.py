@@ -26,6 +26,7 @@ from inference.metrics import count_crash
 from inference.settings import PROJECT
 
 ATTEMPTS = 3  # of an answer whose child crashes before its first text
+MAX_CHILDREN = 3  # beyond, idle ones end
 POLL = 0.05  # seconds between two checks of `cancelled`
 IN_MEMORY_TIMEOUT = 1.0  # seconds
 CLOSE_TIMEOUT = 20.0  # seconds
@@ -49,14 +50,14 @@ class IsolatedEngine:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._crashes = Crashes()
-        self._retired: list[ChildProcess] = []  # they finish their answers
+        self._children: list[ChildProcess] = []  # each reads other folders; `_child` is the one asked last
 
     def stream(
         self, model: ModelFiles, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Iterator[Chunk]:
         """See `inference.engines.Engine.stream`. If another answer crashes the child before this one has any text, this
         one starts again by itself."""
-        if self._child is None:
+        if not self._children:
             yield Chunk(waiting="loading")
         begun = False
         for attempt in range(ATTEMPTS):
@@ -103,8 +104,8 @@ class IsolatedEngine:
 
     def in_memory(self, model: ModelFiles) -> bool:
         """Whether the model is loaded. Also False if the child is too busy to answer."""
-        child = self._child
-        if child is None or child.ended or child.silent_seconds > IN_MEMORY_TIMEOUT or not can_read(child, model):
+        readers = [child for child in self._children if not child.ended and can_read(child, model)]
+        if not readers or readers[0].silent_seconds > IN_MEMORY_TIMEOUT:
             return False
         try:
             return self._call("in_memory", model, timeout=IN_MEMORY_TIMEOUT)
@@ -112,46 +113,48 @@ class IsolatedEngine:
             return False
 
     def close(self) -> None:
-        """End the child process. Unfinished answers end with an error message."""
-        child = self._child
-        if child is None or child.ended:
-            return
-        with suppress(LabError, queue.Empty):  # the process is killed anyway
-            self._call("close", timeout=CLOSE_TIMEOUT)
+        """End the child processes. Unfinished answers end with an error message."""
         with self._lock:
-            self._child, retired, self._retired = None, self._retired, []
-        for each in (child, *retired):
-            each.kill()
+            children, self._children, self._child = self._children, [], None
+        for child in children:
+            if not child.ended:
+                call = self._send_call(child, None, "close", ())
+                with suppress(queue.Empty):  # the process is killed anyway
+                    call.events.get(timeout=CLOSE_TIMEOUT)
+            child.kill()
 
     def _start_call(self, method: str, *arguments: Any) -> tuple[ChildProcess, Call]:
-        model = None if method == "close" else arguments[0]
+        model = arguments[0]
         runs = model if method in ("stream", "score") else None
         if runs and (refusal := self._crashes.refusal(runs)):
             raise LabError(refusal)
         with self._lock:
-            child = self._child_for(model)
-            call = Call(next(self._numbers), runs)
-            child.calls[call.number] = call
+            child = self._child = self._child_for(model)
+            return child, self._send_call(child, runs, method, arguments)
+
+    def _send_call(self, child: ChildProcess, runs: ModelFiles | None, method: str, arguments: tuple[Any, ...]) -> Call:
+        call = Call(next(self._numbers), runs)
+        child.calls[call.number] = call
         with suppress(OSError):  # `_child_ended` reports the error
             child.send(call.number, "call", method, arguments_to_json(method, arguments))
-        return child, call
+        return call
 
-    def _child_for(self, model: ModelFiles | None) -> ChildProcess:
-        """The child that can read the model's files. If the current one cannot, a new one takes its place; the current
-        one finishes its answers."""
-        child = self._child
-        if child is not None and not child.ended and (model is None or can_read(child, model)):
-            return child
-        folders = {str(path.parent if path.suffix else path) for path in real_paths(model)} if model else set()
-        known = child.readable if child is not None else frozenset()
-        if child is not None and not child.ended:
-            self._retired.append(child)
+    def _child_for(self, model: ModelFiles) -> ChildProcess:
+        """The first child that can read the model's files, else a new one."""
+        self._children = [child for child in self._children if not child.ended]
+        if reader := next((child for child in self._children if can_read(child, model)), None):
+            return reader
+        idle = [child for child in self._children if not child.calls]
+        for child in idle[: max(0, len(self._children) + 1 - MAX_CHILDREN)]:
+            self._children.remove(child)
+            child.kill()
         with suppress(OSError):
             Path(constants.HF_HUB_CACHE).mkdir(parents=True, exist_ok=True)
+        folders = {str(path.parent if path.suffix else path) for path in real_paths(model)}
         # Landlock knows folders that exist: one that is made later starts another child.
-        readable = [path for path in sorted({*READABLE, *known, *folders}) if Path(path).exists()]
-        self._child = ChildProcess(self.name, self._options, readable, self._child_ended)
-        return self._child
+        readable = [path for path in sorted({*READABLE, *folders}) if Path(path).exists()]
+        self._children.append(ChildProcess(self.name, self._options, readable, self._child_ended))
+        return self._children[-1]
 
     def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
         """Call a method that returns one value. Raises queue.Empty after `timeout` seconds."""
@@ -162,13 +165,9 @@ class IsolatedEngine:
             self._end_call(child, call)
 
     def _end_call(self, child: ChildProcess, call: Call) -> None:
-        """Forget a call; a retired child without calls ends."""
+        """Forget a call."""
         with self._lock:
             child.calls.pop(call.number, None)
-            retired = [each for each in self._retired if not each.calls]
-            self._retired = [each for each in self._retired if each.calls]
-        for each in retired:
-            each.kill()
 
     def _send(self, child: ChildProcess, call: Call, message: str) -> None:
         with suppress(OSError):  # `_child_ended` reports the error
@@ -187,7 +186,7 @@ class IsolatedEngine:
             calls = list(child.calls.values())
             suspects = set(child.loading) or {call.model for call in calls if call.model}
         crashed = -(child.exit_code or 0) in CRASH_SIGNALS or "did not respond" in reason
-        if crashed or child is self._child:  # it was not closed on purpose
+        if crashed or child in self._children:  # it was not closed on purpose
             count_crash("engine")
         message = ""
         for model in suspects:
@@ -195,9 +194,9 @@ class IsolatedEngine:
         if crashed and suspects:
             self._crashes.add(suspects, certain=bool(child.loading), message=message)
         for call in calls:
-            if call.model and call.model in suspects:
+            if call.model and suspects == {call.model}:
                 call.events.put(("error", self._crash_message(call.model, reason)))
-            else:
+            else:  # another model may have done it: an answer without text starts again by itself
                 call.events.put(("crash", f"{self.name} crashed during another answer ({reason}): ask again."))
 
     def _crash_message(self, model: ModelFiles, reason: str) -> str:
