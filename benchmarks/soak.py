@@ -141,7 +141,7 @@ class Visitor(threading.Thread):
             ((what, _, send),) = self._rng.choices(self._requests, [weight for _, weight, _ in self._requests])
             try:
                 self._results.add(what, send())
-            except Exception as error:  # the visitor goes on, and the error is reported
+            except Exception as error:  # the visitor continues, and the error is reported
                 with self._results.lock:
                     self._results.errors.append(f"{what}: {type(error).__name__}: {error}")
             self._stop_asking.wait(self._rng.uniform(*PAUSE))

@@ -66,7 +66,8 @@ def encode(samples: np.ndarray, container: str, codec: str) -> bytes:
     from av.audio.stream import AudioStream
 
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
+    # Without "bitexact", Ogg gets a random serial number.
+    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as output:
         rate = 48_000 if codec == "libopus" else SAMPLE_RATE
         stream = output.add_stream(codec, rate=rate)
         assert isinstance(stream, AudioStream)

@@ -160,6 +160,8 @@ class CompareTab:
                 self.box.stop: gr.Button(interactive=False),
             }
             return
+        if self.running.is_replaced(request, stop):
+            return
         yield {self.box.stop: gr.Button(interactive=False), **self.finish(this, set(values.models) == {ANY_MODEL})}
 
     def admitted(self, request: gr.Request, steps: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
