@@ -11,6 +11,7 @@ import sys
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from inference.arena.votes import Votes
 from inference.arena.votes_hub import VotesPush
@@ -22,7 +23,7 @@ from inference.visitors.limits import VisitorLimits
 from ui.api import add_endpoints
 from ui.compare_api import add_compare_endpoints
 from ui.components.events import QUIET
-from ui.operations import EndSignal, add_routes, end, guard_handlers
+from ui.operations import EndSignal, Page, UnreadableRequests, add_routes, end, guard_handlers
 from ui.tabs.chat import ChatTab
 from ui.tabs.compare import CompareTab
 from ui.tabs.models import ModelsTab
@@ -35,7 +36,7 @@ UPLOAD_SECONDS = 3600  # after which an uploaded file is deleted
 def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blocks:
     """Build the page and the API."""
     limits = limits or VisitorLimits()
-    with gr.Blocks(
+    with Page(
         title="Llama Finetuning Lab", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)
     ) as page:
         add_endpoints(lab, limits)  # first, so that they get the names /models and /ask
@@ -72,6 +73,7 @@ def main() -> None:
         page.launch(
             server_port=settings.port, theme=THEME, css=CSS, head=HEAD, prevent_thread_lock=True,
             max_threads=settings.answers_at_once + OTHER_THREADS, max_file_size=settings.upload_bytes,
+            app_kwargs={"middleware": [Middleware(UnreadableRequests)]},
         )  # fmt: skip
     except OSError as error:
         raise LabError(

@@ -25,10 +25,7 @@ def pytorch():
     target.close()
 
 
-OPEN = pytest.mark.xfail(strict=True, reason="Gradio's own checks of a call's values write tracebacks into the log")
-
-
-@pytest.mark.parametrize("kind", [*(kind for kind in TARGETS if kind != "api"), pytest.param("api", marks=OPEN)])
+@pytest.mark.parametrize("kind", TARGETS)
 def test_each_input_gets_an_answer_or_one_sentence_and_others_are_answered(kind, pytorch):
     if kind in PYTORCH:
         pytorch.names = PYTORCH[kind]

@@ -22,10 +22,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inference import metrics
 from inference.arena.votes_hub import VotesPush
-from inference.errors import LabError, visitor_message
+from inference.errors import LabError, hide_paths, visitor_message
 from inference.lab import Lab
 
 FINISH_SECONDS = 10.0  # that running answers have after SIGTERM
@@ -35,6 +36,47 @@ PUSH_SECONDS = 10.0  # for the last push of votes
 CLOSE_SECONDS = 3.0  # for engines to close; what still runs then is killed
 EXIT_SECONDS = 3.0  # for Python to end; a thread that is stuck doesn't hold it up for longer
 POLL_SECONDS = 0.1
+WRONG_VALUES = "The values of this call cannot be read: compare them with the page's API description."
+UNREADABLE = "This request cannot be read: check its body and its headers."
+
+
+class Page(gr.Blocks):
+    """Gradio checks the values of a call before a handler sees them. Here a wrong one is one sentence to the caller,
+    and no traceback in the log."""
+
+    async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
+        """See `gradio.Blocks.preprocess_data`. Raises gr.Error."""
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except gr.Error as error:
+            raise gr.Error(hide_paths(str(error.message)), print_exception=False) from None
+        except Exception as error:
+            metrics.count_refusal("values")
+            raise gr.Error(WRONG_VALUES, print_exception=False) from error
+
+
+class UnreadableRequests:
+    """ASGI middleware: a request that cannot be read gets status 400 and one sentence, and no traceback in the log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except Exception:
+            if started or scope["type"] != "http":
+                raise
+            metrics.count_refusal("request")
+            await JSONResponse({"detail": UNREADABLE}, 400)(scope, receive, send)
 
 
 def add_routes(page: gr.Blocks, lab: Lab) -> None:

@@ -25,17 +25,15 @@ from inference.engines import choose_engine
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
 from inference.lab import Lab
-from inference.settings import PROJECT
+from inference.settings import PROJECT, SETTINGS
 from inference.validation import nearest
 from training.publish.account import account, with_retries
 from training.publish.space_files import OWNED_FOLDERS, space_files
 
 # Variables of this environment that become the Space's.
-VARIABLES = (
-    "HUB_NAMESPACE", "HUB_AUTHORS", "HUB_COLLECTION", "LIST_PRIVATE", "ADD_MODELS", "ADD_MODELS_GB", "ENGINE",
-    "REMOTE_URL", "WHISPER_MODEL", "CACHE_GB", "VOTES", "VOTES_REPO",
-)  # fmt: skip
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
+OF_THIS_MACHINE = ("PORT", "CATALOG", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")  # settings that a Space does not get
+VARIABLES = tuple(s.variable for s in SETTINGS if s.variable not in (*SECRETS, *OF_THIS_MACHINE))
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
