@@ -264,3 +264,9 @@ def test_a_speech_process_that_dies_is_one_sentence_and_the_next_recording_works
     with pytest.raises(LabError, match="Speech recognition crashed"):
         list(steps)
     assert transcribe(transcriber, path).text == QUESTION
+
+
+def test_a_recording_stopped_before_its_turn_begins_leaves_the_turn_to_others(transcriber, spoken, tmp_path):
+    path = write_wav(tmp_path / "a.wav", spoken)
+    assert list(transcriber.transcribe(path, cancelled=lambda: True)) == []
+    assert transcribe(transcriber, path).text == QUESTION

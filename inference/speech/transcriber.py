@@ -87,10 +87,11 @@ class Transcriber:
         started = time.perf_counter()
         code = language_code(language)
         with open_descriptor(source) as descriptor:
-            yield from self._take_turn(cancelled)
-            if not self._lock.locked() or cancelled():
+            if not (yield from self._take_turn(cancelled)):
                 return
             try:
+                if cancelled():
+                    return
                 yield from self._load(cancelled)
                 yield TranscriptionProgress("transcribing")
                 duration = 0.0
@@ -125,11 +126,13 @@ class Transcriber:
         if child is not None:
             child.close()
 
-    def _take_turn(self, cancelled: Callable[[], bool]) -> Iterator[TranscriptionProgress]:
+    def _take_turn(self, cancelled: Callable[[], bool]) -> Generator[TranscriptionProgress, None, bool]:
+        """Wait for the lock. Returns whether it is held."""
         while not self._lock.acquire(timeout=POLL_SECONDS):
             if cancelled():
-                return
+                return False
             yield TranscriptionProgress("waiting for another recording")
+        return True
 
     def _load(self, cancelled: Callable[[], bool]) -> Iterator[TranscriptionProgress]:
         if self._child is not None and self._child.alive:
