@@ -83,8 +83,6 @@ class Child:
         code = self.process.returncode
         if code == -signal.SIGKILL:
             return "it was killed, most likely because the memory was full"
-        if code == -signal.SIGXCPU:
-            return "it computed for too long"
         errors = [line for line in self._stderr if "failed" in line or "rror" in line] or list(self._stderr)
         if errors:
             return errors[-1].rpartition(": ")[2].rstrip(".")

@@ -1,8 +1,8 @@
 """What a child process may not do, for the rest of its life.
 
 On Linux, by the kernel's own means (prctl(2), setrlimit(2), landlock(7), seccomp(2)): it dies with its parent, gains no
-privileges, opens no file outside the given folders, writes none, opens no network connection, and has bounded memory,
-CPU time and open files. Each means that a kernel lacks is left out; `confine` returns the names of those in force.
+privileges, opens no file outside the given folders, writes none, opens no network connection, and has bounded memory
+and open files. Each means that a kernel lacks is left out; `confine` returns the names of those in force.
 """
 
 from __future__ import annotations
@@ -68,13 +68,12 @@ AF_UNIX = 1
 class Limits:
     """What a child may use. `readable` are folders and files besides the system's own, `devices` may also be written.
     Of `listable` folders only the names of files can be read.
-    `memory` (bytes) bounds private memory, `cpu_seconds` the CPU time of the process; None is no limit."""
+    `memory` (bytes) bounds private memory; None is no limit."""
 
     readable: Sequence[str] = ()
     devices: Sequence[str] = ()
     listable: Sequence[str] = ()
     memory: int | None = None
-    cpu_seconds: int | None = None
     open_files: int = 512
 
     def as_fields(self) -> dict[str, Any]:
@@ -108,13 +107,12 @@ def confine(limits: Limits, parent: int) -> list[str]:
 
 
 def limit_resources(limits: Limits) -> list[str]:
-    """Bound memory, CPU time, open files and the size of written files."""
+    """Bound memory, open files and the size of written files."""
     wanted = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_DATA: limits.memory,
-        resource.RLIMIT_CPU: limits.cpu_seconds,
     }
     for kind, value in wanted.items():
         if value is not None:
