@@ -23,13 +23,14 @@ from inference.visitors.limits import VisitorLimits
 from ui.api import add_endpoints
 from ui.compare_api import add_compare_endpoints
 from ui.components.events import QUIET
-from ui.operations import EndSignal, Page, UnreadableRequests, add_routes, end, guard_handlers
+from ui.operations import EndSignal, Page, UnreadableRequests, end, guard_handlers, operator_routes
 from ui.tabs.chat import ChatTab
 from ui.tabs.compare import CompareTab
 from ui.tabs.models import ModelsTab
 from ui.theme import CSS, HEAD, THEME
 
 OTHER_THREADS = 48  # for event handlers beside answers, so that the rest of the page never waits for an answer
+VISITS = 1000  # conversations kept for open pages; each takes about 80 KB
 UPLOAD_SECONDS = 3600  # after which an uploaded file is deleted
 
 
@@ -73,13 +74,13 @@ def main() -> None:
         page.launch(
             server_port=settings.port, theme=THEME, css=CSS, head=HEAD, prevent_thread_lock=True,
             max_threads=settings.answers_at_once + OTHER_THREADS, max_file_size=settings.upload_bytes,
-            app_kwargs={"middleware": [Middleware(UnreadableRequests)]},
+            state_session_capacity=VISITS,
+            app_kwargs={"middleware": [Middleware(UnreadableRequests)], "routes": operator_routes(page, lab)},
         )  # fmt: skip
     except OSError as error:
         raise LabError(
             f"Port {settings.port} is not available: stop the program that uses it, or set PORT to another port."
         ) from error
-    add_routes(page, lab)
     signal.wait()
     end(page, lab, votes_push)
 

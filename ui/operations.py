@@ -41,8 +41,25 @@ UNREADABLE = "This request cannot be read: check its body and its headers."
 
 
 class Page(gr.Blocks):
-    """Gradio checks the values of a call before a handler sees them. Here a wrong one is one sentence to the caller,
-    and no traceback in the log."""
+    """Gradio's page with two differences, both for programs that call its API.
+
+    Gradio checks the values of a call before a handler sees them. Here a wrong one is one sentence to the caller, and
+    no traceback in the log. Gradio keeps a copy of the page's configuration (80 KB) for each of the last 10,000 calls
+    that have no session of their own. Here it is dropped when the call has ended.
+    """
+
+    async def process_api(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """See `gradio.Blocks.process_api`."""
+        generating = False
+        try:
+            output = await super().process_api(*arguments, **options)
+            generating = bool(output.get("is_generating"))
+            return output
+        finally:
+            session = options.get("session_hash")
+            if session and session == options.get("event_id") and not generating:
+                self.state_holder.session_data.pop(session, None)
+                self.state_holder.time_last_used.pop(session, None)
 
     async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
         """See `gradio.Blocks.preprocess_data`. Raises gr.Error."""
@@ -79,8 +96,8 @@ class UnreadableRequests:
             await JSONResponse({"detail": UNREADABLE}, 400)(scope, receive, send)
 
 
-def add_routes(page: gr.Blocks, lab: Lab) -> None:
-    """Add `/healthz` and `/metrics` to a launched page, before Gradio's routes, which take every path."""
+def operator_routes(page: gr.Blocks, lab: Lab) -> list[Route]:
+    """`/healthz` and `/metrics`, for the application that the page is launched with."""
 
     async def health(_: Request) -> Response:
         ready = not lab.shutdown.begun
@@ -90,7 +107,7 @@ def add_routes(page: gr.Blocks, lab: Lab) -> None:
         return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     metrics.QUEUE.set_function(lambda: len(page._queue))
-    page.app.router.routes[:0] = [Route("/healthz", health), Route("/metrics", show_metrics)]
+    return [Route("/healthz", health), Route("/metrics", show_metrics)]
 
 
 def guard_handlers(page: gr.Blocks) -> None:

@@ -35,7 +35,7 @@ SECCOMP_MODE_FILTER = 2
 # include/uapi/linux/landlock.h
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 RULE_PATH_BENEATH = 1
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, IOCTL_DEV = 1, 2, 4, 8, 1 << 15
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE, IOCTL_DEV = 1, 2, 4, 8, 1 << 14, 1 << 15
 RIGHTS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 # What Python, its libraries and the C library read.
 SYSTEM = (
@@ -136,7 +136,7 @@ def restrict_files(libc: ctypes.CDLL, limits: Limits) -> bool:
         prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
         folders = {*SYSTEM, *prefixes, *limits.readable}
         rules = {path: READ_FILE | READ_DIR for path in folders} | dict.fromkeys(
-            ("/dev/null", *limits.devices), READ_FILE | WRITE_FILE | READ_DIR | IOCTL_DEV
+            ("/dev/null", *limits.devices), READ_FILE | WRITE_FILE | TRUNCATE | READ_DIR | IOCTL_DEV
         )
         rules |= {path: rules.get(path, 0) | READ_DIR for path in limits.listable}
         executable = os.path.realpath(sys.executable)

@@ -1,6 +1,7 @@
 """The speech process: decodes recordings and transcribes them. Strangers' recordings are read here and nowhere else.
 
-`python -m inference.speech.process DESCRIPTOR PARENT LIMITS DEVICE`. Messages from the parent, and the replies:
+`python -m inference.speech.process DESCRIPTOR PARENT LIMITS DEVICE`. DEVICE is "cpu", or "" for the GPU if it works.
+Messages from the parent, and the replies:
 
     ["load", name]                       ["loaded"], or ["missing"] if the checkpoint must be downloaded first
     ["transcribe", language, max_seconds] and the recording's file descriptor

@@ -193,14 +193,15 @@ class Transcriber:
 
 def start_process(name: str) -> Child:
     """Start the speech process; it can read Whisper's checkpoints and nothing else of the user's."""
-    devices = glob("/dev/nvidia*") + ["/dev/shm"] if Path("/dev/nvidiactl").exists() else []
+    # CUDA names its threads by writing to /proc/self/task.
+    devices = [*glob("/dev/nvidia*"), "/dev/shm", "/proc/self/task"] if Path("/dev/nvidiactl").exists() else []
     readable = [str(WHISPER_CACHE), str(EMBEDDED.parent)]
     if Path(name).is_file():
         readable.append(str(Path(name).resolve()))
     limits = Limits(
         readable=readable, memory=None if devices else int(MEMORY * psutil.virtual_memory().total), devices=devices
     )
-    return Child("inference.speech.process", ["cpu" if zero_gpu() or not devices else "cuda"], limits)
+    return Child("inference.speech.process", ["cpu" if zero_gpu() or not devices else ""], limits)
 
 
 def download(name: str, cancelled: Callable[[], bool]) -> Generator[TranscriptionProgress, None, str]:
