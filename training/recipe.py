@@ -27,18 +27,44 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Data(Section):
-    """Which data set to learn from, and how much of it. `training/data/formats.py` lists the row formats."""
+class Source(Section):
+    """One data set. `training/data/formats.py` lists the row formats."""
 
     name: str = Field(
         description="The data set: `emoji` (built in), a Hub data set, or a JSON Lines, JSON, Parquet or CSV file or "
         "folder."
+    )
+    config: str | None = Field(None, description="The configuration of a Hub data set that has several.")
+    split: str = Field("train", description="The split to read; a data set with a single split needs no name.")
+    revision: str | None = Field(
+        None, description="A branch, tag or commit of a Hub data set: a commit makes the run repeatable."
+    )
+    columns: dict[str, str] = Field(
+        {}, description="Which column means what, such as {question: input_text, answer: target}."
+    )
+    system: str | None = Field(None, description="A system prompt for conversations that have none.")
+    weight: float = Field(
+        1.0, gt=0, description="The share of this data set in a mixture, relative to the weights of the others."
+    )
+
+
+class Data(Source):
+    """Which data set to learn from, and how much of it."""
+
+    mixture: list[Source] = Field([], description="More data sets to mix with this one by their weights.")
+    stream: bool = Field(
+        False, description="Read only as many rows as `examples` needs: for data sets that do not fit on the disk."
     )
     examples: int | None = Field(
         None, gt=0, description="Conversations to train on: fewer make a shorter run; null takes all of them."
     )
     evaluation: int = Field(
         200, ge=0, description="Conversations held out for evaluation: more narrow its intervals and shrink training."
+    )
+    validation: int = Field(
+        0,
+        ge=0,
+        description="Conversations held out for the loss while training, the best checkpoint and sweeps; 0: no curve.",
     )
     seed: int = Field(0, description="The seed of the split: another seed holds out other conversations.")
 
@@ -103,6 +129,19 @@ class Speed(Section):
     )
 
 
+class Validation(Section):
+    """The loss on `data.validation` conversations while the run trains."""
+
+    steps: Annotated[int | float, BeforeValidator(steps_or_share)] = Field(
+        0.1, description="Steps, or a share of all steps, between two measurements: fewer draw a finer curve."
+    )
+    best: bool = Field(True, description="Keeps the checkpoint with the lowest loss as the result, not the last one.")
+    patience: int | None = Field(
+        None, gt=0, description="Stops the run after n measurements without a lower loss; null trains to the end."
+    )
+    samples: int = Field(3, ge=0, description="Answers to held-out questions that each measurement logs.")
+
+
 class Recipe(Section):
     """One fine-tuning run."""
 
@@ -111,12 +150,22 @@ class Recipe(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The name of the published model on the Hub."
     )
     base: str = Field(description="The base model: a Hub repository, or a folder relative to the project.")
+    chat_template: str | None = Field(
+        None, description="The chat template of a base that has none: a name such as chatml, or a file."
+    )
     data: Data = Field(description="The data set.")
+    objective: Literal["sft", "dpo"] = Field(
+        "sft", description="`sft` learns the answers, `dpo` to prefer the chosen answer of a pair to the rejected one."
+    )
     method: Literal["qlora", "lora", "full"] = Field(
         "qlora",
         description="`qlora` holds the base in 4 bits, `lora` in 16 and is faster, `full` takes 16 bytes a parameter.",
     )
     lora: Lora = Field(Lora(), description="The adapter's shape; `full` ignores it.")
+    peft: dict[str, Any] = Field({}, description="More options of PEFT's LoraConfig, such as {use_rslora: true}.")
+    trl: dict[str, Any] = Field(
+        {}, description="More options of TRL's SFTConfig or DPOConfig, such as {neftune_noise_alpha: 5}."
+    )
     epochs: float = Field(
         1.0, gt=0, description="Passes over the data: more fit it better and forget more of the rest."
     )
@@ -145,7 +194,11 @@ class Recipe(Section):
     packing: bool = Field(
         False, description="Puts short conversations into one row: no padding, fewer and fuller steps."
     )
+    validation: Validation = Field(Validation(), description="The loss on held-out conversations while training.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="When the run saves its state.")
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        ["tensorboard", "trackio"], description="Where the run's curves are written."
+    )
     speed: Speed = Field(Speed(), description="Options that change speed and memory but not the result.")
     seed: int = Field(
         0, ge=0, lt=2**32, description="The seed of order and weights: another one gives another adapter."
