@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,11 @@ from conftest import assert_refused, command
 from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
-from training.finetune.checkpoints import COMPLETE, STAGING, Checkpoints, Identity
+from training.finetune.resume.checkpoint_folder import COMPLETE
+from training.finetune.resume.checkpoints import STAGING, Checkpoints
+from training.finetune.resume.identity import Identity, recorded_identity
+from training.recipe import load_recipe
+from training.run_record import read_run_record
 
 pytestmark = pytest.mark.xdist_group("checkpoints")
 
@@ -124,6 +129,36 @@ def test_a_checkpoint_with_a_changed_file_is_incomplete(tmp_path):
         Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 16}}, "data")).newest()
     with pytest.raises(LabError, match="its training data differ"):
         Checkpoints(tmp_path, Identity({"name": "a", "lora": {"r": 8}}, "other")).newest()
+
+
+@pytest.mark.parametrize("name", ["nano-emoji", "nano-emoji-1-epoch"])
+def test_a_run_of_an_earlier_version_is_the_same_run(name):
+    """Its recipe lacks the fields that came later; each of them had the effect of its default."""
+    recorded = recorded_identity(read_run_record(PROJECT / "adapters" / name))
+    assert "peft" not in recorded["recipe"] and "data.config" not in recorded["recipe"]
+    recipe = load_recipe({"nano-emoji": "emoji-nano", "nano-emoji-1-epoch": "emoji-nano-1-epoch"}[name])
+    now = Identity(recipe.model_dump(), recorded["data"])
+    assert now.difference(recorded) == "" and Identity(**recorded).difference(asdict(now)) == ""
+    assert now.short == Identity(**recorded).short
+
+
+@pytest.mark.parametrize(
+    ("field", "difference"),
+    [
+        ("report_to=[wandb]", ""),
+        ("checkpoints.keep=9", ""),
+        ("speed.compile=on", ""),
+        ("validation.samples=0", ""),
+        ("data.mixture=[{name: a}]", "data.mixture.0.name is None there and a here"),
+        ("peft.use_rslora=true", "peft.use_rslora is None there and True here"),
+        ("trl.optim=adamw_8bit", "trl.optim is None there and adamw_8bit here"),
+        ("objective=dpo", "objective is sft there and dpo here"),
+        ("data.config=a", "data.config is None there and a here"),
+    ],
+)
+def test_fields_that_change_the_result_make_another_run(field, difference):
+    before, after = (load_recipe("emoji-nano", fields).model_dump() for fields in ([], [field]))
+    assert Identity(after, "data").difference({"recipe": before, "data": "data"}) == difference
 
 
 def test_a_failed_upload_is_tried_again_at_the_end_of_the_run(tmp_path, monkeypatch, capfd):

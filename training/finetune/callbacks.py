@@ -8,8 +8,8 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from training.finetune.checkpoints import Checkpoints
 from training.finetune.progress import Progress
+from training.finetune.resume.checkpoints import Checkpoints
 
 
 class SaveByTheClock(TrainerCallback):

@@ -4,7 +4,7 @@ TRL's SFTTrainer trains, PEFT makes the adapter, bitsandbytes holds the base in 
 The loss is on the assistant's tokens only. The folder gets the adapter or the complete model, `run.json` (the run
 record) and `loss.png`. `training/export` adds GGUF files and `training/evaluation` adds figures.
 
-The same command resumes a stopped run (see `checkpoints.py`). Under `accelerate launch`, several processes share the
+The same command resumes a stopped run (see `resume/`). Under `accelerate launch`, several processes share the
 recipe's batch.
 """
 
@@ -31,8 +31,9 @@ from training.data.training_template import training_template
 from training.finetune import memory_plan
 from training.finetune.base_model import load_base, load_tokenizer, lora_config
 from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock
-from training.finetune.checkpoints import Checkpoints, Identity, recorded_identity
 from training.finetune.progress import Progress
+from training.finetune.resume.checkpoints import Checkpoints
+from training.finetune.resume.identity import Identity, recorded_identity
 from training.finetune.trainer import LabTrainer, sft_config
 from training.plots import draw_loss
 from training.recipe import Recipe
@@ -61,7 +62,7 @@ def fine_tune(
         out.mkdir(parents=True, exist_ok=True)
     plan = memory_plan.plan(recipe)
     split = data.load(recipe.data)
-    identity = Identity(recipe.model_dump(), data.fingerprint(split.train["messages"]))
+    identity = Identity(recipe.model_dump(), data.fingerprint(split.train))
     if is_finished(identity, out):
         return out
     checkpoints = Checkpoints(out / "checkpoints", identity, recipe.checkpoints.keep, repo, api)
@@ -115,7 +116,7 @@ def make_trainer(
         model=load_base(recipe, plan.checkpointing),
         processing_class=tokenizer,
         args=sft_config(recipe, checkpoints.staging, plan, f"{recipe.name}-{checkpoints.identity.short}"),
-        train_dataset=split.train,
+        train_dataset=split.train.select_columns(["messages"]),
         peft_config=lora_config(recipe),
         callbacks=[
             progress,

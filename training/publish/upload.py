@@ -18,7 +18,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
-from training.finetune.checkpoints import Identity, recorded_identity
+from training.finetune.resume.identity import Identity, recorded_identity
 from training.publish.account import account, with_retries
 from training.publish.card import base_license, render_card
 from training.run_record import read_run_record
