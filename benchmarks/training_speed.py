@@ -110,7 +110,7 @@ def train_plain(recipe: Recipe) -> Speed:
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(recipe.base_location)
     tokenizer.chat_template = training_template(tokenizer)
-    rows: Dataset = data.load(recipe.data).train
+    rows: Dataset = data.load(recipe.data).train.select_columns(["messages"])
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(

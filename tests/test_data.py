@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import random
 import subprocess
@@ -17,7 +18,7 @@ from huggingface_hub import HfApi
 from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
-from training.data import Split, fingerprint, load
+from training.data import Split, fingerprint, load, plain
 from training.data.data_card import summarize, write_data_card
 from training.data.emoji.dataset import examples
 from training.data.training_template import training_template
@@ -57,6 +58,11 @@ def load_all(name: str, **fields) -> Split:
     return load(Data(name=name, **{"evaluation": 0, **fields}))
 
 
+def plain_turns(rows) -> list:
+    """The conversations of a split, as {role, content} and what is not the default."""
+    return [[plain(turn) for turn in messages] for messages in rows["messages"]]
+
+
 def refusal(name: str, **fields) -> str:
     """The error message for a data set that can't be loaded; it must be one line."""
     with pytest.raises(LabError) as error:
@@ -82,14 +88,14 @@ ROWS = {
 @pytest.mark.parametrize("row_format", ROWS)
 def test_each_format_becomes_the_same_messages(row_format):
     split = load_all(lines("rows.jsonl", [ROWS[row_format]]))
-    assert list(split.train["messages"]) == [[BRIEF, *turns("Hi", "Hello.")]]
-    assert split.train.column_names == ["messages"]
+    assert plain_turns(split.train) == [[BRIEF, *turns("Hi", "Hello.")]]
+    assert split.train.column_names == ["messages", "tools", "text", "rejected"]
     assert row_format.startswith(split.report.form)
 
 
 def test_alpaca_input_follows_the_instruction_and_an_empty_system_prompt_is_dropped():
     row = {"instruction": "Translate:", "input": "Bonjour", "output": "Hello", "system": ""}
-    (messages,) = load_all(lines("rows.jsonl", [row])).train["messages"]
+    (messages,) = plain_turns(load_all(lines("rows.jsonl", [row])).train)
     assert messages == turns("Translate:\n\nBonjour", "Hello")
 
 
@@ -121,7 +127,7 @@ BROKEN = {
 def test_broken_rows_are_left_out_and_counted_by_reason():
     rows = [row for broken in BROKEN.values() for row in broken]
     split = load_all(lines("rows.jsonl", [share_gpt("Hi", "Hello."), *rows]))
-    assert list(split.train["messages"]) == [turns("Hi", "Hello.")]
+    assert plain_turns(split.train) == [turns("Hi", "Hello.")]
     assert split.report.broken == {reason: len(broken) for reason, broken in BROKEN.items()}
     assert (split.report.rows, split.report.kept) == (1 + len(rows), 1)
     assert "most often because of an empty turn (3 of 14)" in refusal(lines("none.jsonl", rows))
@@ -160,16 +166,18 @@ def test_the_evaluation_split_stays_the_same_if_rows_move_or_training_shrinks():
 
 def test_the_evaluation_split_of_the_emoji_set_is_not_in_training():
     split = load(Data(name="emoji", examples=500))
-    assert list(split.train["messages"]) == examples(500, 0)
+    assert plain_turns(split.train) == examples(500, 0)
     asked = {json.dumps(messages) for messages in split.evaluation["messages"]}
     assert len(asked) == 200 and not asked & {json.dumps(messages) for messages in split.train["messages"]}
-    assert fingerprint(split.train["messages"]) == fingerprint(examples(500, 0))
 
 
 def test_a_fingerprint_is_the_hash_of_the_list_as_json():
     # The run records of shipped adapters contain it.
     run_record = json.loads((PROJECT / "adapters" / "nano-emoji" / "run.json").read_text(encoding="utf-8"))
-    assert fingerprint(examples(5000, 0)) == run_record["data"]["sha256"]
+    split = load(Data.model_validate(run_record["recipe"]["data"]))
+    assert fingerprint(split.train) == run_record["data"]["sha256"]
+    text = json.dumps(examples(5000, 0), ensure_ascii=False)
+    assert hashlib.sha256(text.encode()).hexdigest() == run_record["data"]["sha256"]
 
 
 def test_a_data_set_that_cannot_be_loaded_is_refused_in_one_sentence():
@@ -271,7 +279,7 @@ def test_the_loss_is_on_the_assistants_tokens_only(tokenizer, tmp_path, packing)
             str(tmp_path), assistant_only_loss=True, packing=packing, max_length=512, use_cpu=True, bf16=False,
             report_to="none", per_device_train_batch_size=1,
         ),
-        train_dataset=load_all(lines("rows.jsonl", [{"messages": CHAT}])).train,
+        train_dataset=load_all(lines("rows.jsonl", [{"messages": CHAT}])).train.select_columns(["messages"]),
     )  # fmt: skip
     (batch,) = trainer.get_train_dataloader()
     labels = batch["labels"][0]

@@ -1,16 +1,17 @@
-"""Data sets in one form: conversations, which are lists of chat messages, split into training and evaluation.
+"""Data sets in one form: rows of conversations or text, split into training, validation and evaluation.
 
-`load` returns what a recipe asks for. `emoji/` makes the emoji data set; `formats.py` reads every other one, with the
-rows from `source.py`. `data_card.py` reports what a split holds. May import `inference`.
+`load` returns what a recipe asks for, as rows of the form `Row`. `emoji/` makes the emoji data set; `formats.py` reads
+every other one, with the rows from `source.py`. `rows.py` makes rows. `data_card.py` reports what a split holds. May
+import `inference`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import datasets
@@ -18,6 +19,34 @@ if TYPE_CHECKING:
     from training.recipe import Data
 
 Message = dict[str, str]  # {"role": "system", "user" or "assistant", "content": the text}
+
+
+class Turn(TypedDict):
+    """One turn of a row. `train` says whether a run learns it: by default, if the role is assistant.
+
+    `role` is system, user, assistant or tool. `reasoning` is the assistant's reasoning before `content`, or "".
+    `tool_calls` is a JSON list of calls in OpenAI's form, or "".
+    """
+
+    role: str
+    content: str
+    train: bool
+    reasoning: str
+    tool_calls: str
+
+
+class Row(TypedDict):
+    """One row of a split: a conversation, a preference between two answers, or plain text.
+
+    `messages` is the conversation; of a preference, the prompt and the chosen answer. `rejected` holds the turns of the
+    rejected answer alone, and is empty otherwise. `tools` is a JSON list of tool definitions, or "". `text` is plain
+    text to continue; then `messages` is empty.
+    """
+
+    messages: list[Turn]
+    tools: str
+    text: str
+    rejected: list[Turn]
 
 
 @dataclass(frozen=True)
@@ -39,12 +68,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Split:
-    """Two data sets with one column, `messages`: a list of {role, content} with the roles system, user and assistant.
-
-    No conversation is in both.
-    """
+    """Three data sets of `Row`s. No row is in two of them. `validation` is empty unless `data.validation` is set."""
 
     train: datasets.Dataset
+    validation: datasets.Dataset
     evaluation: datasets.Dataset
     report: Report
 
@@ -60,10 +87,27 @@ def load(data: Data) -> Split:
     return formats.load(data)
 
 
-def fingerprint(conversations: Iterable[list[Message]]) -> str:
-    """SHA-256 of a split (a list, or a data set's column): runs with the same fingerprint saw the same data."""
+def plain(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn as a chat message: {role, content}, and of the other fields those that do not have their default."""
+    message = {"role": turn["role"], "content": turn["content"]}
+    if turn.get("train", turn["role"] == "assistant") != (turn["role"] == "assistant"):
+        message["train"] = turn["train"]
+    return message | {name: turn[name] for name in ("reasoning", "tool_calls") if turn.get(name)}
+
+
+def canonical(row: Mapping[str, Any]) -> Any:
+    """What a `Row` holds, ready for JSON: a list of `plain` turns, or a mapping if it holds more than a conversation."""
+    messages = [plain(turn) for turn in row["messages"]]
+    more = {name: row[name] for name in ("tools", "text") if row.get(name)}
+    if row.get("rejected"):
+        more["rejected"] = [plain(turn) for turn in row["rejected"]]
+    return {"messages": messages, **more} if more else messages
+
+
+def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 of a split's rows: runs with the same fingerprint saw the same data."""
     digest = hashlib.sha256(b"[")
-    for number, conversation in enumerate(conversations):
-        digest.update(((", " if number else "") + json.dumps(conversation, ensure_ascii=False)).encode())
+    for number, row in enumerate(rows):
+        digest.update(((", " if number else "") + json.dumps(canonical(row), ensure_ascii=False)).encode())
     digest.update(b"]")
     return digest.hexdigest()

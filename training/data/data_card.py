@@ -65,11 +65,11 @@ def summarize_counts(split: Split, counts: np.ndarray, max_length: int) -> dict[
         "train": {
             "conversations": len(split.train),
             "system_share": round(first.count("system") / len(first), 4),
-            "sha256": fingerprint(split.train["messages"]),
+            "sha256": fingerprint(split.train),
         },
         "evaluation": {
             "conversations": len(split.evaluation),
-            "sha256": fingerprint(split.evaluation["messages"]),
+            "sha256": fingerprint(split.evaluation),
         },
         "turns": {**distribution(turns), "counts": dict(sorted(Counter(turns).items()))},
         "max_length": max_length,

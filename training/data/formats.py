@@ -20,12 +20,12 @@ import numpy as np
 
 from inference.errors import LabError
 from training.data import Message, Report, Split
+from training.data.rows import FEATURES, conversation
 from training.data.source import local_path, read_rows, translate_read_errors
 
 if TYPE_CHECKING:
     from training.recipe import Data
 
-FEATURES = datasets.Features({"messages": [{"role": datasets.Value("string"), "content": datasets.Value("string")}]})
 CHECKED_FEATURES = datasets.Features(
     {**FEATURES, "problem": datasets.Value("string"), "cut": datasets.Value("bool"), "digest": datasets.Value("int64")}
 )
@@ -91,13 +91,18 @@ def load(data: Data) -> Split:
             f"{data.name} has {len(order):,} usable conversations, and data.evaluation holds out {data.evaluation:,}: "
             f"set it lower, such as data.evaluation={len(order) // 10}."
         )
-    end = None if data.examples is None else data.evaluation + data.examples
+    end = None if data.examples is None else data.evaluation + data.validation + data.examples
     report = Report(
         form=row_format.name, rows=len(rows), kept=len(order), broken=broken, duplicates=len(usable) - len(kept),
         cut=int(cut[kept].sum()),
     )  # fmt: skip
-    messages = rows.select_columns(["messages"])
-    return Split(messages.select(order[data.evaluation : end]), messages.select(order[: data.evaluation]), report)
+    held_out, columns = data.evaluation + data.validation, rows.select_columns(list(FEATURES))
+    return Split(
+        train=columns.select(order[held_out:end]),
+        validation=columns.select(order[data.evaluation : held_out]),
+        evaluation=columns.select(order[: data.evaluation]),
+        report=report,
+    )
 
 
 def detect_format(name: str, columns: list[str]) -> RowFormat:
@@ -138,7 +143,7 @@ def check_batch(batch: dict[str, list[Any]], row_format: RowFormat, code: str) -
             messages, cut = normalize_conversation(row_turns(dict(zip(batch, values, strict=True)), row_format))
         except BrokenRow as error:
             problem = str(error)
-        checked = {"messages": messages, "problem": problem, "cut": cut, "digest": content_digest(messages)}
+        checked = {**conversation(messages), "problem": problem, "cut": cut, "digest": content_digest(messages)}
         for name, value in checked.items():
             result[name].append(value)
     return result

@@ -220,21 +220,21 @@ def examples(count: int = 5000, seed: int = 0) -> list[list[Message]]:
 
 
 def load(data: Data) -> Split:
-    """The emoji data set that a recipe asks for. The evaluation split is drawn alike, without conversations of training.
+    """The emoji data set that a recipe asks for. The other splits are drawn alike, without conversations of training.
 
     Training keeps its repeated conversations: how often a fact is repeated is on purpose.
     """
-    import datasets
-
-    from training.data.formats import FEATURES
+    from training.data.rows import conversation, to_dataset
 
     train = examples(data.examples or 5000, data.seed)
-    seen = {json.dumps(conversation) for conversation in train}
-    drawn = examples(2 * data.evaluation, data.seed + EVALUATION_SEED)
-    unseen = list({text: c for c in drawn if (text := json.dumps(c)) not in seen}.values())[: data.evaluation]
+    seen = set(map(json.dumps, train))
+    held_out = data.evaluation + data.validation
+    drawn = examples(2 * held_out, data.seed + EVALUATION_SEED)
+    unseen = list({text: c for c in drawn if (text := json.dumps(c)) not in seen}.values())[:held_out]
     count = len(train) + len(unseen)
     return Split(
-        datasets.Dataset.from_dict({"messages": train}, features=FEATURES),
-        datasets.Dataset.from_dict({"messages": unseen}, features=FEATURES),
-        Report(form="emoji", rows=count, kept=count, broken={}, duplicates=0, cut=0),
+        train=to_dataset(map(conversation, train)),
+        validation=to_dataset(map(conversation, unseen[data.evaluation :])),
+        evaluation=to_dataset(map(conversation, unseen[: data.evaluation])),
+        report=Report(form="emoji", rows=count, kept=count, broken={}, duplicates=0, cut=0),
     )

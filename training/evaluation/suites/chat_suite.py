@@ -101,7 +101,8 @@ def evaluation_split(recipe: Recipe) -> list[tuple[Conversation, int]]:
     from training import data
     from training.finetune.base_model import load_tokenizer
 
-    held_out = list(data.load(recipe.data).evaluation["messages"])
+    rows = data.load(recipe.data).evaluation
+    held_out = [[data.plain(turn) for turn in messages] for messages in rows["messages"] if messages]
     tokenizer = load_tokenizer(recipe)
     return [(messages, len(tokenizer.apply_chat_template(messages, return_dict=False))) for messages in held_out]
 
