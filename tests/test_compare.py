@@ -219,6 +219,7 @@ def test_a_blind_vote_shows_the_names_and_the_ranking_is_there_after_a_reload(pa
     page.locator("#summary", has_text="You preferred Nano · Emoji. Your vote is saved.").wait_for()
     page.locator("#compare-notice", has_text="does not count in the ranking").wait_for()  # the visitor named the models
     assert len(votes.all()) == stored + 1
+    assert "🇸🇪 is the flag of Sweden." in votes.all()[-1].battle.answers
     assert sorted(page.locator("#answers h3").all_inner_texts(), key=len)[1] == f"{better}: Nano · Emoji ✓"
     boxes = [page.locator(f"#answer-{letter}").bounding_box() for letter in "ab"]
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]  # the columns stack
@@ -249,7 +250,7 @@ def test_no_message_to_the_browser_identifies_the_models(address):
     assert not [line for line in lines if re.search("nano|tokens/s|loading|thinking", line, re.IGNORECASE)]
 
 
-def test_programs_compare_and_vote(address):
+def test_programs_compare_and_vote(address, votes_file):
     client = Client(address, verbose=False)
     compared = client.predict(SWEDEN, ["nano-emoji", NOT_PUBLISHED], temperature=0, api_name="/compare")
     assert compared[0] == {"model": "nano-emoji", "answer": "🇸🇪 is the flag of Sweden.", "error": None}
@@ -259,6 +260,8 @@ def test_programs_compare_and_vote(address):
     assert set(battle) == {"battle", "answers"} and "nano" not in str(battle)
     vote = client.predict(battle["battle"], "b", api_name="/vote")
     assert vote["winner"] == vote["models"]["b"] != vote["models"]["a"]
+    stored = Votes(votes_file).battle(battle["battle"])
+    assert dict(zip("ab", stored.answers, strict=True)) == battle["answers"]
     assert not vote["counted"] and "not drawn at random" in vote["note"]
     for arguments, sentence in (
         ((battle["battle"], "a"), "already has a vote"),

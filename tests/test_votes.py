@@ -155,6 +155,7 @@ def test_a_file_of_an_older_version_keeps_its_votes(tmp_path):
         )
     votes = Votes(path)
     assert votes.tally() == {Choice(frozenset("xy"), "x"): 1}
+    assert votes.all()[0].battle.answers == ()
     assert draw_and_vote(votes, "?", "y", "203.0.113.1") == ""
     assert Votes(path).tally() == {Choice(frozenset("xy"), "x"): 1, Choice(frozenset("xy"), "y"): 1}
 
@@ -208,12 +209,14 @@ def pushed_votes(api: HfApi, tmp_path: Path) -> list[dict]:
 
 def test_votes_are_pushed_to_a_private_data_set_and_restored_from_it(hub, votes, tmp_path):
     api = HfApi(endpoint=hub.url, token=hub.token("me"))
-    votes.vote(votes.open_battle("Was heißt 🐼?\u2028", ["x", WITH_SQL], drawn=True).id, "a", "visit")
+    battle = votes.open_battle("Was heißt 🐼?\u2028", ["x", WITH_SQL], True, ["Panda", WITH_SQL], system="Kurz!")
+    votes.vote(battle.id, "a", "visit")
     with VotesScheduler(votes, "me/votes", every=60, api=api):
         pass
     assert api.dataset_info("me/votes").private
     (line,) = pushed_votes(api, tmp_path)
     assert (line["battle"]["question"], line["outcome"]) == ("Was heißt 🐼?\u2028", "a")
+    assert (line["battle"]["answers"], line["battle"]["system"]) == (["Panda", WITH_SQL], "Kurz!")
     elsewhere = Votes(tmp_path / "another.sqlite")  # a Space that restarts with an empty disk
     elsewhere.vote(elsewhere.open_battle("?", ["x", "y"], drawn=True).id, "tie")
     with VotesScheduler(elsewhere, "me/votes", every=60, api=api):

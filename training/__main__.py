@@ -5,6 +5,7 @@ A recipe is given by its name or path, a run by its recipe's name or its folder.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,27 @@ def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> No
     folder = out or PROJECT / "runs" / checked.name
     write_data_card(load(checked.data), load_tokenizer(checked), checked.max_length, checked.name, folder)
     print(folder / "data.md")
+
+
+@app.command()
+def votes(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="Votes: a file or a data set. Default: VOTES.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: runs/votes.jsonl.")] = None,
+    uncounted: Annotated[
+        bool, typer.Option("--uncounted", help="Also use votes that do not count in the ranking.")
+    ] = False,
+) -> None:
+    """Write the votes of the page as preference data for a recipe with objective=dpo."""
+    from inference.settings import Settings
+    from training.data.votes import read_votes, write_pairs
+
+    file = out or PROJECT / "runs" / "votes.jsonl"
+    count, unused = write_pairs(read_votes(source or str(Settings.from_environment().votes)), file, uncounted)
+    left_out = "".join(f"; {votes:,} votes left out: {reason}" for reason, votes in unused.items())
+    print(f"{count:,} pairs{left_out}", file=sys.stderr)
+    print(file)
 
 
 @app.command()

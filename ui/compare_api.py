@@ -55,8 +55,9 @@ def add_compare_endpoints(lab: Lab, votes: Votes, limits: VisitorLimits) -> None
             if not all(answer.complete for answer in answers):
                 raise LabError("One of the models failed to answer: ask again.")
             battle = votes.open_battle(
-                question, [answer.model for answer in answers], drawn=set(values.models) == {ANY_MODEL}
-            )
+                question, [answer.model for answer in answers], set(values.models) == {ANY_MODEL},
+                [answer.text for answer in answers],
+            )  # fmt: skip
         return {"battle": battle.id, "answers": {LETTERS[i]: answer.text for i, answer in enumerate(answers)}}
 
     def vote(request: gr.Request, battle: str, outcome: str) -> dict[str, Any]:

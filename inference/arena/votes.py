@@ -1,7 +1,7 @@
 """Store battles and votes in one SQLite file.
 
-A battle is one question that several models answered under hidden names. Each battle takes one vote. Only some votes
-count in the ranking: see `inference.arena.vote_rules`. Threads and processes may share the file.
+A battle is one question with the answers of several models under hidden names. Each battle takes one vote. Only some
+votes count in the ranking: see `inference.arena.vote_rules`. Threads and processes may share the file.
 `inference.arena.ranking` evaluates the votes, `inference.arena.votes_hub` copies them to the Hub.
 """
 
@@ -26,7 +26,7 @@ from inference.validation import shorten
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS battles (
     id TEXT PRIMARY KEY, question TEXT NOT NULL, models TEXT NOT NULL, time TEXT NOT NULL,
-    drawn INTEGER NOT NULL DEFAULT 0
+    drawn INTEGER NOT NULL DEFAULT 0, answers TEXT NOT NULL DEFAULT '[]', system TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS votes (
     battle TEXT PRIMARY KEY REFERENCES battles (id), outcome TEXT NOT NULL, time TEXT NOT NULL, session TEXT NOT NULL,
@@ -34,7 +34,12 @@ CREATE TABLE IF NOT EXISTS votes (
 ) STRICT;
 """
 # Columns that files of older versions lack. Their votes keep their place in the ranking.
-NEW_COLUMNS = {"battles": "drawn INTEGER NOT NULL DEFAULT 0", "votes": "counted INTEGER NOT NULL DEFAULT 1"}
+NEW_COLUMNS = (
+    ("battles", "drawn INTEGER NOT NULL DEFAULT 0"),
+    ("votes", "counted INTEGER NOT NULL DEFAULT 1"),
+    ("battles", "answers TEXT NOT NULL DEFAULT '[]'"),
+    ("battles", "system TEXT NOT NULL DEFAULT ''"),
+)
 LETTERS = "abc"  # the names of the answers, from left to right
 UNDECIDED = ("tie", "both bad")
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process that writes
@@ -43,13 +48,16 @@ LOCK_TIMEOUT = 30.0  # seconds to wait for another process that writes
 @dataclass(frozen=True)
 class Battle:
     """One question and the ids of the models that answered it, in the order shown. `time` is ISO 8601, UTC. `drawn` is
-    whether the server drew all models at random from the catalog."""
+    whether the server drew all models at random from the catalog. `answers` are in the models' order, and empty if an
+    older version stored the battle. `system` is the system prompt."""
 
     id: str
     question: str
     models: tuple[str, ...]
     time: str
     drawn: bool = False
+    answers: tuple[str, ...] = ()
+    system: str = ""
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -105,9 +113,11 @@ class Votes:
                 f"The votes file {self.path} is not usable ({error}): set VOTES to a file that is writable."
             ) from error
 
-    def open_battle(self, question: str, models: Sequence[str], drawn: bool = False) -> Battle:
+    def open_battle(
+        self, question: str, models: Sequence[str], drawn: bool = False, answers: Sequence[str] = (), system: str = ""
+    ) -> Battle:
         """Store a new battle of the models, in the order shown. Its id cannot be guessed."""
-        battle = Battle(secrets.token_urlsafe(12), question, tuple(models), now(), drawn)
+        battle = Battle(secrets.token_urlsafe(12), question, tuple(models), now(), drawn, tuple(answers), system)
         with self._connection() as database:
             database.execute(INSERT_BATTLE, battle_row(battle))
         return battle
@@ -115,9 +125,7 @@ class Votes:
     def battle(self, battle_id: str) -> Battle:
         """Return the battle with that id. Raises LabError if there is none."""
         with self._connection() as database:
-            row = database.execute(
-                "SELECT id, question, models, time, drawn FROM battles WHERE id = ?", (battle_id,)
-            ).fetchone()
+            row = database.execute(f"SELECT {BATTLE_COLUMNS} FROM battles WHERE id = ?", (battle_id,)).fetchone()
         if row is None:
             raise LabError(f"There is no battle “{shorten(battle_id)}”: ask a question first, then vote.")
         return read_battle(row)
@@ -162,10 +170,10 @@ class Votes:
         """Return every vote with its battle, oldest first."""
         with self._connection() as database:
             rows = database.execute(
-                "SELECT id, question, models, battles.time, drawn, outcome, votes.time, session, counted "
+                f"SELECT outcome, votes.time, session, counted, {BATTLE_COLUMNS} "
                 "FROM votes JOIN battles ON battle = id ORDER BY votes.time, id"
             ).fetchall()
-        return [Vote(read_battle(row[:5]), row[5], row[6], row[7], bool(row[8])) for row in rows]
+        return [Vote(read_battle(row[4:]), row[0], row[1], row[2], bool(row[3])) for row in rows]
 
     def add(self, votes: Iterable[Vote]) -> None:
         """Add votes from elsewhere. Votes that are already in the file do not change."""
@@ -177,13 +185,17 @@ class Votes:
             database.execute("COMMIT")
 
 
-INSERT_BATTLE = "INSERT OR IGNORE INTO battles (id, question, models, time, drawn) VALUES (?, ?, ?, ?, ?)"
+BATTLE_COLUMNS = "id, question, models, battles.time, drawn, answers, system"
+INSERT_BATTLE = (
+    "INSERT OR IGNORE INTO battles (id, question, models, time, drawn, answers, system) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 INSERT_VOTE = "INSERT OR IGNORE INTO votes (battle, outcome, time, session, counted) VALUES (?, ?, ?, ?, ?)"
 
 
-def battle_row(battle: Battle) -> tuple[str, str, str, str, int]:
+def battle_row(battle: Battle) -> tuple[str, str, str, str, int, str, str]:
     """Return the values of `INSERT_BATTLE`."""
-    return battle.id, battle.question, json.dumps(battle.models, ensure_ascii=False), battle.time, int(battle.drawn)
+    models, answers = (json.dumps(texts, ensure_ascii=False) for texts in (battle.models, battle.answers))
+    return battle.id, battle.question, models, battle.time, int(battle.drawn), answers, battle.system
 
 
 def vote_row(vote: Vote) -> tuple[str, str, str, str, int]:
@@ -192,14 +204,16 @@ def vote_row(vote: Vote) -> tuple[str, str, str, str, int]:
 
 
 def read_battle(row: Sequence[Any]) -> Battle:
-    """Return the battle of a row: id, question, models, time and drawn."""
-    return Battle(row[0], row[1], tuple(json.loads(row[2])), row[3], bool(row[4]))
+    """Return the battle of a row with `BATTLE_COLUMNS`."""
+    return Battle(
+        row[0], row[1], tuple(json.loads(row[2])), row[3], bool(row[4]), tuple(json.loads(row[5])), row[6]
+    )  # fmt: skip
 
 
 def add_columns(database: sqlite3.Connection) -> None:
     """Add the columns that a file of an older version lacks. Another process may do so at the same time."""
     database.execute("BEGIN IMMEDIATE")
-    for table, column in NEW_COLUMNS.items():
+    for table, column in NEW_COLUMNS:
         names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
         if column.split()[0] not in names:
             database.execute(f"ALTER TABLE {table} ADD COLUMN {column}")

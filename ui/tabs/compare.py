@@ -146,7 +146,7 @@ class CompareTab:
             for answers in self.admitted(request, answering):
                 if self.running.is_replaced(request, stop):
                     return  # the columns belong to the next question
-                this = Round(question, answers, hidden=blind)
+                this = Round(question, answers, hidden=blind, system=values.system_prompt)
                 new = self.round_update(this, time.perf_counter() - started)
                 changed = {part: value for part, value in new.items() if part not in shown or shown[part] != value}
                 if not shown:
@@ -175,7 +175,8 @@ class CompareTab:
         notice = ""
         if this.hidden and all(answer.complete for answer in this.answers):
             try:
-                this.battle = self.votes.open_battle(this.question, [a.model for a in this.answers], drawn)
+                models, texts = zip(*((answer.model, answer.text) for answer in this.answers), strict=True)
+                this.battle = self.votes.open_battle(this.question, models, drawn, texts, this.system)
             except LabError as error:
                 notice = visitor_message(error)
         if this.battle is None:

@@ -26,6 +26,7 @@ class Round:
     hidden: bool  # whether the model names are hidden
     battle: Battle | None = None
     outcome: str | None = None
+    system: str = ""  # the system prompt
 
     @property
     def ended(self) -> bool:
