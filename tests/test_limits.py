@@ -128,6 +128,32 @@ def test_a_program_that_asks_too_often_is_told_when_to_try_again(limited):
     assert client.predict(api_name="/models")
 
 
+@pytest.fixture(scope="module")
+def open_to_votes(tmp_path_factory) -> Iterator[str]:
+    """The address of an app with the usual limits of votes, and none of questions."""
+    folder = tmp_path_factory.mktemp("votes")
+    environment = {"VOTES": str(folder / "votes.sqlite"), "HUB_NAMESPACE": "", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    with running_app(folder / "log", QUESTIONS_PER_MINUTE="0", **environment) as url:
+        yield url
+
+
+def test_a_script_cannot_decide_the_ranking(open_to_votes):
+    """A question whose answer tells who is who, and 25 battles in some seconds: four votes count."""
+    client, counted = Client(open_to_votes, verbose=False), []
+    for i in range(25):
+        battle = client.predict(f"What does 🇸🇪 mean, question {i}?", ["*", "*"], api_name="/battle")
+        outcome = max(battle["answers"], key=lambda letter: "Sweden" in battle["answers"][letter])
+        counted.append(client.predict(battle["battle"], outcome, api_name="/vote")["counted"])
+    assert sum(counted) == 4
+    ranking = client.predict(api_name="/ranking")
+    assert ranking["votes"] == 4
+    for models in (["nano-emoji", "nano"], ["nano-emoji", "*"]):
+        battle = client.predict("What does 🐙 mean?", models, api_name="/battle")
+        vote = client.predict(battle["battle"], "a", api_name="/vote")
+        assert not vote["counted"] and "models were not drawn at random" in vote["note"]
+    assert client.predict(api_name="/ranking") == ranking
+
+
 def test_visitors_who_leave_free_their_places(address):
     """Four clients leave in the middle of an answer. The next question from their address is answered."""
     body = {"data": ["?", "babble", "", 1, 4096, None, 0.9]}

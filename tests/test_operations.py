@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,7 +31,7 @@ from inference.errors import UNKNOWN, LabError, hide_paths, visitor_message
 from inference.settings import PROJECT, Settings
 from inference.shutdown import RESTARTING, Shutdown
 from local_hub import LocalHub
-from ui.operations import guarded
+from ui.operations import Page, guarded
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -223,6 +223,38 @@ def test_an_unexpected_error_is_one_sentence_for_the_visitor_and_a_log_line_with
 
     with pytest.raises(gr.Error, match="There is no file x.gguf"):
         guarded(refuse)()
+
+
+def test_a_call_of_the_api_leaves_no_session_behind():
+    """Gradio would keep a copy of the page's configuration for each call."""
+    with Page() as page:
+
+        def shout(text: str) -> str:
+            return text.upper()
+
+        def count(limit: int) -> Iterator[int]:
+            if limit > 2:
+                raise gr.Error("too far", print_exception=False)
+            yield from range(limit)
+
+        gr.api(shout, api_name="shout")
+        gr.api(count, api_name="count")
+    page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        http = httpx2.Client(base_url=f"{page.local_url}gradio_api", timeout=30)
+        for endpoint, value, ending in (("shout", "a", "A"), ("count", 2, "1"), ("count", 3, "too far")):
+            event = http.post(f"/call/{endpoint}", json={"data": [value]}).json()["event_id"]
+            assert ending in http.get(f"/call/{endpoint}/{event}").text
+        assert not page.state_holder.session_data and not page.state_holder.time_last_used
+    finally:
+        page.close(verbose=False)
+
+
+def test_health_is_answered_from_the_first_moment(app):
+    """A probe sees no answer or a good one, never the 404 of a page whose routes are added later."""
+    seen: set[int] = set()
+    wait_until(lambda: seen.add(status(app.url)) or 200 in seen)
+    assert seen <= {0, 200}
 
 
 def test_the_limits_of_the_page_are_settings(monkeypatch):
