@@ -1,19 +1,18 @@
 """From chat messages to token ids, through the chat template that comes with the model.
 
-The template runs in a process of its own, see `renderer`. The text of a message stays text: if it spells a special
-token (`<|eot_id|>`), a placeholder replaces the spelling until the special tokens of the prompt are found. The module
-knows no runtime: it gets a function that tokenizes plain text, and the ids of the special tokens.
+The template runs in a process of its own, see `renderer`. The text of a message stays text, also if it spells a special
+token: see `special_tokens`. The module knows no runtime: it gets a function that tokenizes plain text, and the ids of
+the special tokens.
 """
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 from inference.engines import Message
 from inference.engines.chat_template.renderer import POOL
+from inference.engines.chat_template.special_tokens import HiddenSpellings, SpecialTokens
 from inference.errors import LabError
 
 CHARACTERS_PER_TOKEN = 32  # no ordinary text has more
@@ -28,6 +27,9 @@ class ChatTemplate:
         tokenize: gives the token ids of a text without special tokens.
         bos, eos: the spellings of the template's variables `bos_token` and `eos_token`.
 
+    Attributes:
+        special: the special tokens.
+
     Raises:
         LabError: the template is not valid.
     """
@@ -37,12 +39,9 @@ class ChatTemplate:
     ) -> None:
         POOL.check(source)
         self._source = source
-        self._special = dict(special)
+        self.special = SpecialTokens(special)
         self._tokenize = tokenize
         self._names = {"bos_token": bos, "eos_token": eos}
-        # Longest first, because a special token may be a part of a longer one.
-        longest_first = sorted(filter(None, special), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as text, up to the beginning of the answer. Raises LabError if the template fails or refuses."""
@@ -50,24 +49,11 @@ class ChatTemplate:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids. Raises LabError as `render` does."""
-        hidden: list[str] = []
-        nonce = secrets.token_hex(8)
-
-        def hide(spelling: re.Match[str]) -> str:
-            hidden.append(spelling[0])
-            return f"\ue000{nonce}{len(hidden) - 1}\ue001"
-
-        safe = [Message(role=m["role"], content=self._pattern.sub(hide, m["content"])) for m in messages]
-        prompt = self.render(safe)
+        hidden = HiddenSpellings(self.special)
+        prompt = self.render([Message(role=m["role"], content=hidden.hide(m["content"])) for m in messages])
         tokens: list[int] = []
-        position = 0
-        for found in [*self._pattern.finditer(prompt), None]:
-            text = prompt[position : found.start() if found else None]
-            text = re.sub(f"\ue000{nonce}(\\d+)\ue001", lambda match: hidden[int(match[1])], text)
-            tokens += self._tokenize(text) if text else []
-            if found:
-                tokens.append(self._special[found[0]])
-                position = found.end()
+        for start, end, token in self.special.split(prompt):
+            tokens += self._tokenize(hidden.reveal(prompt[start:end])) if token is None else [token]
         return tokens
 
 
