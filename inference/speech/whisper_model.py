@@ -44,8 +44,11 @@ def load_whisper(name: str, device: str | None = None) -> whisper.Whisper:
         LabError: the name is unknown, the download fails, or the checkpoint is damaged. The cause of a failed
             download is a `URLError`.
     """
+    import torch
     import whisper
 
+    # cuDNN's attention prepares each new length for a third of a second, and each token of a text is a new length.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     known = whisper.available_models()
     if name not in known and not Path(name).is_file():
         raise LabError(f"There is no speech model {name}: set WHISPER_MODEL to a file or one of {', '.join(known)}.")
