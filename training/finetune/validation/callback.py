@@ -125,7 +125,7 @@ def validation_record(trainer: LabTrainer, best: BestWeights) -> dict[str, Any] 
     lowest = best_measurement(curve)
     rows: Any = trainer.eval_dataset
     return {
-        "conversations": len(trainer.eval_dataset or ()),
+        "conversations": len(rows),
         "losses": curve,
         "best": {"step": lowest[0], "loss": lowest[1]} if lowest else None,
         "result_step": best.step or trainer.state.global_step,
