@@ -33,8 +33,37 @@ def run_folder(name: str) -> Path:
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe fields as key=value, such as lora.r=8.")]
 Namespace = Annotated[str | None, typer.Option(help="Your account or organization on the Hub.")]
-Private = Annotated[bool, typer.Option("--private", help="Create private repositories.")]
+Private = Annotated[
+    bool | None,
+    typer.Option(
+        "--private/--public", help="Visibility of new repositories. Default: private if the data are not public.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Samples = Annotated[
+    bool, typer.Option("--include-samples", help="Also publish sample rows and answers of data that are not public.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Also publish files that did not pass the parity check.")]
+
+
+@app.command()
+def new(
+    name: Annotated[str | None, typer.Argument(help="The run's name, and its file's: NAME.yaml.")] = None,
+    overrides: Overrides = None,
+    base: Annotated[str | None, typer.Option(help="The base model: a Hub repository or a folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data: a Hub data set, a file or a folder.")] = None,
+    goal: Annotated[str | None, typer.Option(help="What to learn: chat, facts, style or preferences.")] = None,
+    card: Annotated[str | None, typer.Option(help="Where it trains: T4, L4, A10G, A100, H100, cpu or here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe's file. Default: NAME.yaml.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: choose what is not given.")] = False,
+) -> None:
+    """Write a recipe for your own base and data: looks at both, asks for what is missing, explains each field."""
+    from training.new.questions import Options, new_recipe
+
+    fields = overrides or []
+    if name and "=" in name:
+        name, fields = None, [name, *fields]
+    print(new_recipe(Options(name, base, data, goal, card, out, fields, yes)))
 
 
 @app.command()
@@ -139,15 +168,22 @@ def sweep(
 def publish(
     name: Run,
     namespace: Annotated[str, typer.Option(help="Your account or organization on the Hub.")],
-    private: Private = False,
+    private: Private = None,
+    include_samples: Samples = False,
     force: Force = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be published, and send nothing. Needs no token.")
+    ] = False,
 ) -> None:
     """Publish a run's weights, GGUF files and cards on the Hub and verify their checksums."""
     folder = run_folder(name)
+    from training.publish.repositories import Options
+    from training.publish.upload import describe
     from training.publish.upload import publish as publish_folder
 
-    for address in publish_folder(folder, namespace, private, force):
-        print(address)
+    options = Options(private, force, include_samples)
+    for line in [describe(folder, namespace, options)] if dry_run else publish_folder(folder, namespace, options):
+        print(line)
 
 
 @app.command()
@@ -171,11 +207,16 @@ def run_all(
     overrides: Overrides = None,
     out: Out = None,
     namespace: Namespace = None,
-    private: Private = False,
+    private: Private = None,
+    include_samples: Samples = False,
     force: Force = False,
 ) -> None:
     """Run every step: data, sft, export, evaluate and, with --namespace, publish. The same command resumes a run."""
     checked = load_recipe(recipe, overrides)
+    if namespace:
+        from training.publish.base_facts import base_facts
+
+        base_facts(checked.base).check_title(checked.title)
     folder = train(checked, out, namespace).resolve()
     data(recipe, overrides, folder)
     export(str(folder))
@@ -189,7 +230,7 @@ def run_all(
 
         add_before_and_after(folder)
     if namespace:
-        publish(str(folder), namespace, private, force)
+        publish(str(folder), namespace, private, include_samples, force)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,87 @@
-"""Reads and writes a model folder's run record, `run.json`: how the model was made, and its figures."""
+"""Reads and writes a model folder's run record, `run.json`: how the model was made, and its figures.
+
+The folder's own file has every field. What leaves this machine is made of it by `training/publish/redact.py`: the
+fields of `PublicFields`, those of `TextFields` only if the user says so, and none that is in neither.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from inference.errors import LabError
 from inference.run_records import with_current_names
 
+Fields = dict[str, Any]
 
-def read_run_record(folder: Path) -> dict[str, Any]:
+
+class SourceFact(TypedDict):
+    """A data set that a run read. `kind`: "built-in", "hub" or "local" (a file or folder of the training machine)."""
+
+    name: str
+    kind: Literal["built-in", "hub", "local"]
+
+
+class DataFacts(TypedDict, total=False):
+    """The training split: the number of rows, their SHA-256, their kind, and the data sets that they are from."""
+
+    examples: int
+    sha256: str
+    rows: Literal["conversations", "texts", "preferences"]
+    sources: list[SourceFact]
+
+
+class PublicFields(TypedDict, total=False):
+    """Fields that anyone may read: settings, counts, measured figures and versions. No text of the data, no answer.
+
+    Paths in them are published as names, see `training/publish/redact.py`.
+    """
+
+    # of a run
+    recipe: Fields
+    data: DataFacts
+    steps: int
+    tokens: int
+    seconds: float
+    peak_memory_bytes: int | None
+    device: str
+    processes: int
+    losses: list[list[float]]
+    precision: Fields
+    validation: Fields
+    versions: dict[str, str]
+    # of its export and evaluation
+    parity: dict[str, Fields]
+    comparison: Fields
+    figures: list[Fields]
+    evaluation: dict[str, dict[str, int]]
+    # of a model that no recipe made
+    description: str
+    license: str
+    pipeline_tag: str
+    library_name: str
+    tags: list[str]
+    data_set: str
+    parameters: int
+    context: int
+    seed: int
+    torch: str
+    stages: list[Fields]
+
+
+class TextFields(TypedDict, total=False):
+    """Fields with text of the data, or with what a model answered to it."""
+
+    answers: list[dict[str, str]]
+    samples: list[Fields]
+
+
+class RunRecord(PublicFields, TextFields):
+    """All fields of `run.json`."""
+
+
+def read_run_record(folder: Path) -> Fields:
     """A model folder's `run.json`, with the recipe under current names. Raises LabError if it is not readable."""
     try:
         run_record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -21,7 +92,7 @@ def read_run_record(folder: Path) -> dict[str, Any]:
     return run_record
 
 
-def write_run_record(folder: Path, run_record: dict[str, Any]) -> None:
+def write_run_record(folder: Path, run_record: Fields) -> None:
     """Write a model folder's `run.json`."""
     (folder / "run.json").write_text(json.dumps(run_record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

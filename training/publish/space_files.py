@@ -15,7 +15,7 @@ from inference.hub import artifacts, download
 from inference.lab import Lab
 from inference.settings import PROJECT
 from inference.speech.whisper_model import EMBEDDED
-from training.publish.upload import RUN_FILES
+from training.publish.published_files import RUN_FILES
 
 SINGLE_FILES = ("app.py", "LICENSE", "docs/page.png")
 CODE_FOLDERS = ("inference", "ui")

@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from inference.run_records import with_current_names
+from training.publish.redact import published_recipe
 from training.recipe import Recipe
 
 Fields = dict[str, Any]
@@ -51,6 +52,12 @@ class Identity:
             if (mine := here.get(name, default(name))) != (theirs := there.get(name, default(name))):
                 return f"{name} is {theirs} there and {mine} here"
         return ""
+
+
+def published_difference(identity: Identity, recorded: Fields) -> str:
+    """`Identity.difference` from a recorded identity that left its machine: there, a name stands for a path."""
+    there = recorded | {"recipe": published_recipe(recorded.get("recipe") or {})}
+    return Identity(published_recipe(identity.recipe), identity.data).difference(there)
 
 
 def recorded_identity(run_record: Fields) -> Fields:
