@@ -1,4 +1,4 @@
-"""Loads what a run starts from: the base's configuration, weights and tokenizer, and the shape of the adapter on it."""
+"""Loads what a run starts from: the base's configuration, weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, prepare_model_for_kbit_training
+from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -100,16 +100,3 @@ def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
     if recipe.method == "qlora":
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     return model
-
-
-def lora_config(recipe: Recipe) -> LoraConfig | None:
-    """The adapter's shape for PEFT; None for full fine-tuning."""
-    if recipe.method == "full":
-        return None
-    return LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )

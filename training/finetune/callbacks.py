@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from training.finetune.progress import Progress
 from training.finetune.resume.checkpoints import Checkpoints
+from training.finetune.validation.best_weights import BestWeights
 
 
 class SaveByTheClock(TrainerCallback):
@@ -35,15 +36,16 @@ class SaveByTheClock(TrainerCallback):
 
 
 class CompleteCheckpoint(TrainerCallback):
-    """Completes each checkpoint that the trainer has written: manifest, final name, copy on the Hub."""
+    """Completes each checkpoint that the trainer has written: best weights, manifest, final name, copy on the Hub."""
 
-    def __init__(self, checkpoints: Checkpoints, progress: Progress) -> None:
-        self.checkpoints, self.progress = checkpoints, progress
+    def __init__(self, checkpoints: Checkpoints, progress: Progress, best: BestWeights) -> None:
+        self.checkpoints, self.progress, self.best = checkpoints, progress, best
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Wait until every process has written its files; the first process then completes the checkpoint."""
         processes = PartialState()
         processes.wait_for_everyone()
         if state.is_world_process_zero:
+            self.best.add_to(self.checkpoints.staging / f"checkpoint-{state.global_step}")
             self.checkpoints.complete(state.global_step, self.progress.seconds)
         processes.wait_for_everyone()

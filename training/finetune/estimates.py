@@ -9,9 +9,10 @@ every other card is scaled by its peak, and its time is a guess that can be wron
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,9 +43,10 @@ class Card:
     efficiency: float = 0.32  # H200: the slope between 2 and 8 packed rows of a 1B, 60,000 tokens/s
     launch: tuple[float, float] = (0.0034, 0.0075)  # H200: the intercept of the same line
     source: str = "scaled from an H200 by its peak"
+    gpu: bool = True
 
 
-# The T4's share of its peak lies between those of the study's two runs of a 1B: 23 h unpacked, 11 h packed (docs/study.md).
+# The T4's share of its peak lies between those of the study's two runs of a 1B: 23 h unpacked, 11 h packed.
 CARDS = {
     card.name: card
     for card in (
@@ -99,15 +101,15 @@ def this_machine(gpu: bool = True) -> Card:
 
     if gpu and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        named = next((card for card in CARDS.values() if card.name in properties.name.split()), None)
         bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Card(
-            f"{HERE} ({properties.name})", properties.total_memory, peak_flops(), bfloat16,
-            **({"efficiency": named.efficiency, "source": named.source} if named else {}),
-        )  # fmt: skip
+        card = Card(f"{HERE} ({properties.name})", properties.total_memory, peak_flops(), bfloat16)
+        named = next((known for known in CARDS.values() if known.name in re.split(r"[ -]", properties.name)), card)
+        return replace(card, efficiency=named.efficiency, source=named.source)
     bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     memory = psutil.virtual_memory().available
-    return Card(f"{HERE} (CPU)", memory, peak_flops(), bfloat16, 0.05, (0.013, 0.013), "as measured on the nano")
+    return Card(
+        f"{HERE} (CPU)", memory, peak_flops(), bfloat16, 0.05, (0.013, 0.013), "as measured on the nano", gpu=False
+    )
 
 
 def estimate(recipe: Recipe, config: PretrainedConfig, lengths: Sequence[int] | np.ndarray, card: Card) -> Estimate:

@@ -7,6 +7,8 @@ model's own arithmetic takes. Recomputed activations don't count.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -65,6 +67,7 @@ class Progress(TrainerCallback):
         self._flops_per_token = 0.0
         self._started_at = time.perf_counter() - seconds_before
         self._last_time, self._last_tokens = 0.0, 0
+        self._shown: dict[str, float] = {}  # the newest of each logged figure
 
     @property
     def seconds(self) -> float:
@@ -106,9 +109,19 @@ class Progress(TrainerCallback):
             result["memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
         return result
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave a measurement's time out of tokens/s and MFU."""
+        started = time.perf_counter()
+        yield
+        self._last_time += time.perf_counter() - started
+
     def show(self, logs: dict[str, float]) -> None:
-        """Show the newest figures beside the bar."""
-        if self.bar is not None and "loss" in logs:
-            shown = [f"loss {logs['loss']:.3f}", f"{logs['tokens_per_second']:,.0f} tokens/s", f"MFU {logs['mfu']:.1%}"]
-            shown += [f"{logs['memory_gb']:.1f} GB"] if "memory_gb" in logs else []
+        """Show the newest figures beside the bar: those of training, and the held-out loss."""
+        self._shown |= logs
+        if self.bar is not None and "loss" in self._shown:
+            speed, mfu = self._shown["tokens_per_second"], self._shown["mfu"]
+            shown = [f"loss {self._shown['loss']:.3f}", f"{speed:,.0f} tokens/s", f"MFU {mfu:.1%}"]
+            shown[1:1] = [f"held out {self._shown['eval_loss']:.3f}"] if "eval_loss" in self._shown else []
+            shown += [f"{self._shown['memory_gb']:.1f} GB"] if "memory_gb" in self._shown else []
             self.bar.set_postfix_str(", ".join(shown))
