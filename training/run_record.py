@@ -27,7 +27,7 @@ class DataFacts(TypedDict, total=False):
     """The training split: the number of rows, their SHA-256, their kind, and the data sets that they are from."""
 
     examples: int
-    sha256: str
+    sha256: str | None
     rows: Literal["conversations", "texts", "preferences"]
     sources: list[SourceFact]
 

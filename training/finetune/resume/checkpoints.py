@@ -27,7 +27,9 @@ from training.finetune.resume.checkpoint_folder import (
     step_of,
 )
 from training.finetune.resume.hub_copy import HubCopy
-from training.finetune.resume.identity import Identity
+from training.finetune.resume.identity import Identity, published_difference
+from training.finetune.resume.portable import make_portable
+from training.publish.redact import published_recipe
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -64,7 +66,7 @@ class Checkpoints:
         after = step_of(local.folder.name) if local else -1
         remote = self.hub.newest(after, self.folder, self.staging) if self.hub else None
         newest = remote or local
-        if newest and (difference := self.identity.difference(newest.manifest)):
+        if newest and (difference := published_difference(self.identity, newest.manifest)):
             place = self.hub.repo if self.hub and remote else str(self.folder)
             raise LabError(
                 f"{place} holds another recipe's run ({difference}): choose another name or folder, or delete it."
@@ -72,13 +74,16 @@ class Checkpoints:
         return newest
 
     def complete(self, step: int, seconds: float) -> Path:
-        """Complete the checkpoint in `staging`: write its manifest, rename it, copy it to the Hub, delete the oldest.
+        """Complete the checkpoint in `staging`: remove paths of this machine, write its manifest, rename it, copy it to the
+        Hub, delete the oldest.
 
         `seconds` is the time of training so far. Returns the checkpoint's folder.
         """
         staged = self.staging / f"checkpoint-{step}"
+        make_portable(staged)
+        recipe = published_recipe(self.identity.recipe)
         manifest = {
-            "step": step, "seconds": seconds, "recipe": self.identity.recipe, "data": self.identity.data,
+            "step": step, "seconds": seconds, "recipe": recipe, "data": self.identity.data,
             "files": {path.relative_to(staged).as_posix(): file_sha256(path) for path in files_in(staged)},
         }  # fmt: skip
         (staged / COMPLETE).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
