@@ -30,6 +30,10 @@ MAX_COMPILED = 64  # templates that a process keeps
 MAX_REFUSED = 1000  # templates that the parent remembers
 
 
+class RefusedConversation(LabError):
+    """The template refuses this conversation by `raise_exception`; it may take another one."""
+
+
 class Renderer:
     """One process. Not thread-safe."""
 
@@ -97,7 +101,7 @@ class RendererPool:
         self._give_back(renderer)
         if kind == "text":
             return text
-        raise LabError(
+        raise (RefusedConversation if kind == "refusal" else LabError)(
             {
                 "invalid": f"The model's chat template is not valid ({text}): use another copy of the model.",
                 "forbidden": f"The model's chat template cannot be used ({text}): use another copy of the model.",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from itertools import count
+
+PLACEHOLDER = re.compile("\ue000[0-9a-f]{16}\\d+\ue001")
 
 
 class SpecialTokens:
@@ -40,9 +41,11 @@ class HiddenSpellings:
     def __init__(self, special: SpecialTokens) -> None:
         self._special = special
         self._spellings: dict[str, str] = {}
-        self._nonce = secrets.token_hex(8)
-        self._numbers = count()
-        self._placeholder = re.compile(f"\ue000{self._nonce}\\d+\ue001")
+        self._nonce = ""
+
+    def __bool__(self) -> bool:
+        """Whether a spelling is hidden."""
+        return bool(self._spellings)
 
     def hide(self, text: str) -> str:
         """The text with a placeholder for each spelling."""
@@ -50,9 +53,12 @@ class HiddenSpellings:
 
     def reveal(self, text: str) -> str:
         """The text with the spellings again."""
-        return self._placeholder.sub(lambda found: self._spellings[found[0]], text) if self._spellings else text
+        if not self._spellings:
+            return text
+        return PLACEHOLDER.sub(lambda found: self._spellings.get(found[0], found[0]), text)
 
     def _replace(self, spelling: re.Match[str]) -> str:
-        placeholder = f"\ue000{self._nonce}{next(self._numbers)}\ue001"
+        self._nonce = self._nonce or secrets.token_hex(8)
+        placeholder = f"\ue000{self._nonce}{len(self._spellings)}\ue001"
         self._spellings[placeholder] = spelling[0]
         return placeholder

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from inference.engines import Message
-from inference.engines.chat_template.renderer import POOL
+from inference.engines.chat_template.renderer import POOL, RefusedConversation
 from inference.engines.chat_template.special_tokens import HiddenSpellings, SpecialTokens
 from inference.errors import LabError
 
@@ -44,8 +45,18 @@ class ChatTemplate:
         self._names = {"bos_token": bos, "eos_token": eos}
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, up to the beginning of the answer. Raises LabError if the template fails or refuses."""
-        return POOL.render(self._source, {"messages": messages, "add_generation_prompt": True, **self._names})
+        """The prompt as text, up to the beginning of the answer. Raises LabError if the template fails or refuses.
+
+        If the template takes no system prompt, it is put before the first question, as in training.
+        """
+        names = {"add_generation_prompt": True, **self._names}
+        try:
+            return POOL.render(self._source, {"messages": messages, **names})
+        except RefusedConversation:
+            joined = system_in_first_question(messages)
+            if joined is None:
+                raise
+            return POOL.render(self._source, {"messages": joined, **names})
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids. Raises LabError as `render` does."""
@@ -55,6 +66,16 @@ class ChatTemplate:
         for start, end, token in self.special.split(prompt):
             tokens += self._tokenize(hidden.reveal(prompt[start:end])) if token is None else [token]
         return tokens
+
+
+def system_in_first_question(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """The messages with the system prompt before the first question, for templates that refuse the role system. None if
+    the conversation does not begin with a system prompt and a question."""
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return None
+    system, question, *rest = messages
+    joined = {**question, "content": f"{system['content']}\n\n{question['content']}"}
+    return [joined, *map(dict, rest)]
 
 
 def fit_to_context(
