@@ -23,7 +23,7 @@ from benchmarks.timed_models import ask, nano
 from inference.engines import ModelFiles
 from inference.engines.llamacpp.engine import MAX_ADAPTERS, Engine
 from inference.settings import PROJECT
-from training.export.convert import converter_folder
+from training.export.llamacpp.convert import converter_folder
 
 BUILD_PAGE = """
 import time

@@ -99,8 +99,8 @@ def write_gguf_files(work: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from training.export.convert import run_converter
-    from training.export.quantize import quantize
+    from training.export.llamacpp.convert import run_converter
+    from training.export.llamacpp.quantize import quantize
 
     base, out = write_base(work / "base"), work / "out"
     out.mkdir()

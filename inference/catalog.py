@@ -7,6 +7,7 @@ here, and nothing uses the network.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +72,7 @@ class Entry:
     """One model of the dropdown. `repo` is None for a shipped folder and for a model that is not published. `file` is
     empty if there is no GGUF. `command` makes the model. `size` and `weights_size` are bytes of the GGUF and of the
     safetensors with their configuration; None if unknown. `anonymous`: its repository is read without a token.
-    `by_visitor`: a visitor named the repository."""
+    `by_visitor`: a visitor named the repository. `gguf`: a base's GGUF file that was converted on this machine."""
 
     id: str
     name: str
@@ -88,14 +89,21 @@ class Entry:
     weights_size: int | None = None
     anonymous: bool = False
     by_visitor: bool = False
+    gguf: Path | None = None
 
 
 class Catalog:
-    """The entries, in the order of the dropdown."""
+    """The entries, in the order of the dropdown. `unlisted` ones are found by id and by the adapters on them."""
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[Entry], unlisted: Sequence[Entry] = ()) -> None:
         self.entries = entries
-        self._by_id = {entry.id: entry for entry in entries}
+        self.unlisted = tuple(unlisted)
+        self._by_id = {entry.id: entry for entry in (*reversed(self.unlisted), *entries)}
+
+    @property
+    def bases(self) -> list[Entry]:
+        """All bases, the unlisted ones last. An id that is listed is left out of them."""
+        return [entry for entry in (*self.entries, *self.unlisted) if entry.base is None and self[entry.id] is entry]
 
     def __contains__(self, model_id: object) -> bool:
         return model_id in self._by_id
@@ -108,14 +116,19 @@ class Catalog:
             )
         return self._by_id[model_id]
 
+    def with_unlisted(self, more: Sequence[Entry]) -> Catalog:
+        """A catalog in which `more` bases are found that are not listed. An id of a listed entry is left out."""
+        return Catalog(self.entries, [entry for entry in more if entry.id not in self])
+
     def with_entries(self, more: list[Entry]) -> Catalog:
         """A catalog with more entries: adapters after the last entry on their base, others at the end. An existing id
         is left out."""
         entries = list(self.entries)
-        for new in reversed([entry for entry in more if entry.id not in self]):
+        listed = {entry.id for entry in entries}
+        for new in reversed([entry for entry in more if entry.id not in listed]):
             same = [i for i, old in enumerate(self.entries) if new.base and new.base in (old.base, old.id)]
             entries.insert(entries.index(self.entries[same[-1]]) + 1 if same else len(self.entries), new)
-        return Catalog(entries)
+        return Catalog(entries, self.unlisted)
 
     def for_server(self, names: list[str]) -> Catalog:
         """The models of a remote server: the entry of each name, or a new one if the catalog has none."""

@@ -15,6 +15,7 @@ from inference.engines import Chunk, Figures, Message, Sampling, choose_engine
 from inference.errors import LabError
 from inference.hub.client import Cancelled
 from inference.models.availability import Availability, State
+from inference.models.converted_bases import converted_entries
 from inference.models.engine_pool import EnginePool
 from inference.models.local_models import LocalModels
 from inference.models.model_downloads import ModelDownloads
@@ -62,7 +63,7 @@ class Lab:
     def from_environment(cls) -> Lab:
         """The lab that the environment's settings describe."""
         settings = Settings.from_environment()
-        catalog = Catalog.read(settings.catalog, settings.namespace)
+        catalog = Catalog.read(settings.catalog, settings.namespace).with_unlisted(converted_entries())
         engine = choose_engine(settings.engine)
         return cls(
             catalog, engine, settings.whisper, settings.authors, settings.collection,

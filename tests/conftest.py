@@ -71,7 +71,7 @@ def emoji() -> ModelFiles:
 @pytest.fixture(scope="session")
 def half_precision_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The base as a GGUF file in f16, written by llama.cpp's converter."""
-    from training.export.convert import run_converter
+    from training.export.llamacpp.convert import run_converter
 
     out = tmp_path_factory.mktemp("f16") / "nano-f16.gguf"
     run_converter("convert_hf_to_gguf.py", str(NANO), "--outtype", "f16", "--outfile", str(out))
@@ -155,7 +155,7 @@ def write_random_model(folder: Path, **shape: int) -> None:
     """Write a model with random weights, whose answers never end, to `folder`, and as `model.gguf` (f16) in it."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from training.export.convert import run_converter
+    from training.export.llamacpp.convert import run_converter
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
     tokenizer.save_pretrained(folder)
@@ -190,7 +190,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from training.export.convert import run_converter
+    from training.export.llamacpp.convert import run_converter
 
     folder = tmp_path_factory.mktemp("endless")
     torch.manual_seed(0)

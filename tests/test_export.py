@@ -15,7 +15,7 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from training.export.gguf import FORMATS, export
 from training.export.parity import check, table
-from training.export.quantize import QUANTIZED, quantize
+from training.export.llamacpp.quantize import QUANTIZED, quantize
 from training.run_record import read_run_record, write_run_record
 
 pytestmark = pytest.mark.xdist_group("export")

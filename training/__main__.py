@@ -43,6 +43,14 @@ Private = Annotated[
 Samples = Annotated[
     bool, typer.Option("--include-samples", help="Also publish sample rows and answers of data that are not public.")
 ]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help="Formats with commas, such as Q5_K_M,Q6_K,bf16, or merged (16-bit safetensors for vLLM). "
+        "Default: Q8_0,Q4_K_M.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Also publish files that did not pass the parity check.")]
 
 
@@ -119,16 +127,22 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
     return fine_tune(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
 
 
-@app.command()
-def export(name: Run) -> None:
-    """Write a run's GGUF files and compare each with the PyTorch model."""
-    folder = run_folder(name)
-    from training.export.gguf import export as export_folder
-    from training.export.parity import check, table
+def check_formats(formats: list[str] | None) -> None:
+    """Raise LabError for an unknown format, before anything is trained."""
+    if formats:
+        from training.export.formats import parse_formats
 
-    for path in export_folder(folder):
-        print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-    print(table(check(folder)))
+        parse_formats(formats)
+
+
+@app.command()
+def export(name: Run, formats: Formats = None) -> None:
+    """Write a run's or any model folder's files for other programs, and compare each with the PyTorch model."""
+    folder = run_folder(name)
+    check_formats(formats)
+    from training.export.export_command import export_and_check
+
+    print(export_and_check(folder, formats or ()))
 
 
 @app.command()
@@ -210,25 +224,26 @@ def run_all(
     private: Private = None,
     include_samples: Samples = False,
     force: Force = False,
+    formats: Formats = None,
 ) -> None:
     """Run every step: data, sft, export, evaluate and, with --namespace, publish. The same command resumes a run."""
     checked = load_recipe(recipe, overrides)
+    check_formats(formats)
     if namespace:
         from training.publish.base_facts import base_facts
 
         base_facts(checked.base).check_title(checked.title)
     folder = train(checked, out, namespace).resolve()
     data(recipe, overrides, folder)
-    export(str(folder))
+    export(str(folder), formats)
+    from training.evaluation.before_after import comparison_with_base
+
+    print(comparison_with_base(folder))
     if checked.data.name == "emoji":
         from training.evaluation.evaluate import Request, evaluate_models
 
         tables, _ = evaluate_models([str(folder)], Request())
         print(tables)
-    else:
-        from training.evaluation.before_after import add_before_and_after
-
-        add_before_and_after(folder)
     if namespace:
         publish(str(folder), namespace, private, include_samples, force)
 

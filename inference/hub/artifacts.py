@@ -41,6 +41,8 @@ def repository(part: Entry, form: Form) -> str | None:
 
 def is_available(part: Entry, form: Form) -> bool:
     """Whether the part exists in this format, on this disk or on the Hub."""
+    if form == "gguf" and part.gguf:
+        return True
     if part.folder and form == "safetensors":
         return is_complete(part.folder, part.base is not None)
     return part.folder is not None or repository(part, form) is not None
@@ -48,6 +50,8 @@ def is_available(part: Entry, form: Form) -> bool:
 
 def on_disk(part: Entry, form: Form) -> Path | None:
     """The part's GGUF file or folder of safetensors on this disk; None if it is not complete."""
+    if form == "gguf" and part.gguf and part.gguf.is_file():
+        return part.gguf
     if part.folder:
         path = part.folder if form == "safetensors" else part.folder / part.file
         complete = is_complete(path, part.base is not None) if form == "safetensors" else path.is_file()

@@ -149,7 +149,7 @@ def merge(catalog: Catalog, listing: SavedListing, form: Form, token: Token) -> 
             new.append(replace(to_entry(repository, catalog, form), anonymous=token is False))
         except LabError as error:
             problems.append(str(error))
-    return Catalog(own).with_entries(new), problems
+    return Catalog(own, catalog.unlisted).with_entries(new), problems
 
 
 def repository_name(text: str) -> str:

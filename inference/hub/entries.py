@@ -116,7 +116,7 @@ def find_base(repository: Repository, catalog: Catalog) -> Entry:
     the GGUF file does. Raises LabError if they name none, two, or one that is not in the catalog."""
     configured = repository.adapter().base_model_name_or_path
     further = [*repository.base, *(base for facts in repository.gguf.values() for base in facts.bases)]
-    bases = [entry for entry in catalog.entries if entry.base is None]
+    bases = catalog.bases
     named = [name for name in (configured, *further) if name]
     if not named:
         raise LabError(f"{repository.id} does not name its base: add base_model to its card.")

@@ -19,6 +19,7 @@ from inference.errors import LabError
 from inference.formats.base_names import same_base
 from inference.hub.artifacts import ADAPTER_FILES, BASE_FILES
 from inference.lab import Lab
+from inference.models.converted_bases import ConvertedBase, converted_entries
 from inference.settings import PROJECT, Settings
 from training.recipe import Recipe, load_recipe, locate
 from training.run_record import read_run_record
@@ -67,16 +68,16 @@ def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[
     """A lab whose catalog contains the named models, and their entries. Imports no runtime. `engine` None takes
     ENGINE's choice. Raises LabError for an unknown name and for a model that is not available."""
     settings = Settings.from_environment()
-    catalog = Catalog.read(settings.catalog, settings.namespace)
+    catalog = Catalog.read(settings.catalog, settings.namespace).with_unlisted(converted_entries())
+    engine = choose_engine(engine or settings.engine)
     ids = []
     for name in names:
         folder = find_run(name, catalog)
         if folder:
-            catalog = add_run(catalog, folder)
+            catalog = add_run(catalog, folder, convert=engine == "llamacpp")
         ids.append(folder.name if folder else name)
     if duplicate := next((each for each in ids if ids.count(each) > 1), None):
         raise LabError(f"Two of the models are called {duplicate}: name each once, or rename a folder.")
-    engine = choose_engine(engine or settings.engine)
     lab = Lab(catalog, engine, authors=settings.authors, collection=settings.collection)
     entries = [lab.entry(model_id) for model_id in ids]
     for entry in entries:
@@ -115,37 +116,66 @@ def find_run(name: str, catalog: Catalog) -> Path | None:
     return next((folder.resolve() for folder in folders if folder.is_dir()), None)
 
 
-def add_run(catalog: Catalog, folder: Path) -> Catalog:
-    """The catalog with an entry for a run, and one for its base if there is none."""
+def add_run(catalog: Catalog, folder: Path, convert: bool = True) -> Catalog:
+    """The catalog with an entry for a run, and one for its base if there is none. With `convert` a base without a GGUF
+    file gets one."""
+    from training.export.model_folder import base_of, is_adapter, own_template
+
     entries = [entry for entry in catalog.entries if entry.id != folder.name]
-    export_command = f"python -m training export {folder}"
-    if not (folder / "adapter_config.json").is_file():
-        return Catalog([*entries, full_model_entry(folder)])
-    base = read_run_record(folder)["recipe"]["base"]
-    under = find_base_entry(base, entries)
-    new = Entry(folder.name, folder.name, under.id, "adapter-f16.gguf", Card(""), (), folder, command=export_command)
-    return Catalog([*entries, *([] if under in entries else [under]), new])
+    base = base_of(folder) if is_adapter(folder) else None
+    if base is None or not is_adapter_runnable(folder):
+        return Catalog([*entries, full_model_entry(folder, convert)], catalog.unlisted)
+    under = find_base_entry(base.name, catalog.bases, own_template(folder), convert)
+    command = f"python -m training export {folder}"
+    new = Entry(folder.name, folder.name, under.id, "adapter-f16.gguf", Card(""), (), folder, command=command)
+    return Catalog([*entries, *([] if under in entries else [under]), new], catalog.unlisted)
 
 
-def full_model_entry(folder: Path) -> Entry:
-    """The entry of a model without an adapter. llama.cpp runs its Q8_0 GGUF. Raises LabError if there is none."""
-    found = next(iter(sorted(folder.glob("*-Q8_0.gguf"))), None)
-    if found is None:
-        raise LabError(f"{folder} has no GGUF: make it with `python -m training export {folder.name}`.")
-    return Entry(folder.name, folder.name, None, found.name, Card(""), (), folder)
+def is_adapter_runnable(folder: Path) -> bool:
+    """Whether the engines can run an adapter. They run the merged model of any other kind, such as DoRA."""
+    from training.export.exportable import adapter_file_obstacle
+
+    return not adapter_file_obstacle(folder)
 
 
-def find_base_entry(base: str, entries: Sequence[Entry]) -> Entry:
-    """The entry of an adapter's base, by its folder or its repository. Raises LabError if there is none."""
+def full_model_entry(folder: Path, convert: bool = True) -> Entry:
+    """The entry of a model without an adapter. llama.cpp runs its Q8_0 GGUF file, or another one if there is none. A
+    model that no recipe made is converted if it has no GGUF file. Raises LabError if a run has none."""
+    files = sorted(path for path in folder.glob("*.gguf") if path.name != "adapter-f16.gguf")
+    best = next((path for path in files if path.name.endswith("-Q8_0.gguf")), None)
+    if best is None and files:
+        best = max(files, key=lambda path: path.stat().st_size)
+    if best is None and not (folder / "run.json").is_file():
+        return convert_base(str(folder), None, convert)
+    if best is None:
+        raise LabError(f"{folder} has no GGUF: make it with `python -m training export {folder}`.")
+    return Entry(folder.name, folder.name, None, best.name, Card(""), (), folder)
+
+
+def find_base_entry(base: str, entries: Sequence[Entry], template: str | None = None, convert: bool = True) -> Entry:
+    """The entry of an adapter's base, by its folder or its repository. `template` is the chat template that a recipe
+    gives it. A base without a GGUF file is converted if `convert`. Raises LabError if it cannot be."""
     folder = Path(locate(base))
-    bases = [entry for entry in entries if entry.base is None]
-    if folder.is_dir():
+    bases = [entry for entry in entries if entry.base is None and not entry.gguf]
+    if template is None and folder.is_dir():
         same = (entry for entry in bases if entry.folder and entry.folder.resolve() == folder.resolve())
-        return next(same, None) or full_model_entry(folder.resolve())
-    for entry in bases:
+        return next(same, None) or full_model_entry(folder.resolve(), convert)
+    for entry in bases if template is None else []:
         if any(same_base(base, name) for name in (entry.weights, entry.repo, *entry.names) if name):
             return entry
-    raise LabError(f"The catalog has no GGUF of the base {base}: add an entry for it.")
+    return convert_base(base, template, convert)
+
+
+def convert_base(base: str, template: str | None, convert: bool) -> Entry:
+    """The entry of a base that the catalog lacks. Its GGUF file is converted if `convert` and if it is not in the
+    cache; otherwise only PyTorch can run the entry."""
+    from training.export.base_files import BaseFiles
+    from training.export.model_folder import Base
+
+    if convert:
+        return BaseFiles(Base(base, template)).entry()
+    folder = Path(locate(base))
+    return ConvertedBase(name=base, file="", source=folder if folder.is_dir() else None).entry(folder)
 
 
 def recipe_of(entry: Entry) -> Recipe | None:

@@ -1,11 +1,13 @@
-"""A model folder in PyTorch: its contents, its base and its tokenizer; loading and merging."""
+"""A model folder in PyTorch: its contents, its base, its tokenizer and chat template; loading it."""
 
 from __future__ import annotations
 
-import shutil
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
 from training.recipe import locate
@@ -14,12 +16,36 @@ from training.run_record import read_run_record
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What a base's repository needs to be converted and loaded. Meta's and Mistral's own formats repeat the weights.
 CONFIGURATION = ("*.json", "*.jinja", "*.model", "*.txt")
 REPEATED_WEIGHTS = ("original/*", "consolidated*", "onnx/*")
-TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that another one was made from.
+
+    Attributes:
+        name: a Hub repository, or a folder, as the recipe names it.
+        template: the chat template that the recipe gives it; None for its own.
+    """
+
+    name: str
+    template: str | None = None
+
+    def folder(self, weights: bool = True) -> Path:
+        """Its folder. Downloads it from the Hub into its cache if it is not on this disk; without `weights` only its
+        configuration. Raises LabError if that fails."""
+        location = Path(locate(self.name))
+        if location.is_dir():
+            return location
+        from huggingface_hub import snapshot_download
+
+        wanted = [*CONFIGURATION, "*.safetensors"] if weights else [*CONFIGURATION]
+        with translate_hub_errors(self.name, self.name):
+            return Path(snapshot_download(self.name, allow_patterns=wanted, ignore_patterns=[*REPEATED_WEIGHTS]))
 
 
 def is_adapter(folder: Path) -> bool:
@@ -29,7 +55,7 @@ def is_adapter(folder: Path) -> bool:
 
 def recorded_recipe(folder: Path) -> dict[str, Any]:
     """The recipe in a folder's run record; empty if there is none."""
-    return read_run_record(folder).get("recipe", {}) if (folder / "run.json").is_file() else {}
+    return read_run_record(folder).get("recipe") or {} if (folder / "run.json").is_file() else {}
 
 
 def model_name(folder: Path) -> str:
@@ -37,24 +63,60 @@ def model_name(folder: Path) -> str:
     return recorded_recipe(folder).get("title") or folder.name
 
 
-def base_folder(folder: Path, weights: bool = True) -> Path:
-    """The folder of an adapter's base. Downloads it from the Hub into its cache if it is not on this disk; without
-    `weights` only its configuration. Raises LabError if that fails."""
-    base = locate(read_run_record(folder)["recipe"]["base"])
-    if Path(base).is_dir():
-        return Path(base)
-    from huggingface_hub import snapshot_download
+def base_of(folder: Path) -> Base | None:
+    """The base of a model folder, from its run record or from the adapter's configuration. None for a model that was
+    not made from another one."""
+    recipe = recorded_recipe(folder)
+    name = recipe.get("base")
+    if not name and is_adapter(folder):
+        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not name:
+            raise LabError(f"{folder.name} does not name its base: add base_model_name_or_path to adapter_config.json.")
+    return Base(name, own_template(folder)) if name else None
 
-    wanted = [*CONFIGURATION, "*.safetensors"] if weights else [*CONFIGURATION]
-    with translate_hub_errors(base, base):
-        return Path(snapshot_download(base, allow_patterns=wanted, ignore_patterns=[*REPEATED_WEIGHTS]))
+
+def own_template(folder: Path) -> str | None:
+    """The chat template that a model folder has or that its recipe names; None if the base's is used. Raises LabError
+    if the recipe names one that is not there."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    name = recorded_recipe(folder).get("chat_template")
+    return find_template(name) if name else None
+
+
+def public_name(base: str) -> str:
+    """The name of a base for other machines: a repository, or a folder of the project; "" for any other path."""
+    is_plain = base.count("/") == 1 and base[0] not in "/.~" and not base.endswith("/")
+    return base if is_plain and "\\" not in base else ""
 
 
 def tokenizer_folder(folder: Path) -> Path:
-    """The folder with a model's tokenizer and chat template: its own, or its base's."""
-    if not is_adapter(folder) or (folder / "tokenizer_config.json").is_file():
+    """The folder with a model's tokenizer: its own, or its base's."""
+    base = base_of(folder)
+    if base is None or (folder / "tokenizer_config.json").is_file():
         return folder
-    return base_folder(folder, weights=False)
+    return base.folder(weights=False)
+
+
+def load_tokenizer(folder: Path, template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with the chat template that it answers with: `template`, or its own. Raises
+    LabError if it has none, or cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    source = tokenizer_folder(folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise LabError(f"The tokenizer of {folder.name} cannot be loaded ({reason}): check its files.") from error
+    tokenizer.chat_template = template or own_template(folder) or tokenizer.chat_template
+    if not tokenizer.chat_template:
+        raise LabError(
+            f"{folder.name} has no chat template: name one in the recipe, such as chat_template: chatml, or add "
+            "chat_template.jinja to the folder."
+        )
+    return tokenizer
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
@@ -62,32 +124,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    source = base_folder(folder) if is_adapter(folder) else folder
+    base = base_of(folder) if is_adapter(folder) else None
+    source = base.folder() if base else folder
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map="cpu")
-        return PeftModel.from_pretrained(model, folder) if is_adapter(folder) else model
-    except (OSError, ValueError, RuntimeError) as error:
+        return PeftModel.from_pretrained(model, folder) if base else model
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = f"{folder.name} cannot be loaded ({str(error).splitlines()[0]}): check that it is complete."
         raise LabError(reason) from error
-
-
-def merge(folder: Path, out: Path) -> None:
-    """Write base and adapter as one model in float16. Takes 2 bytes of memory and of disk for each parameter.
-
-    float16 represents bfloat16 weights exactly in their usual range, because it has more digits. PEFT adds the float32
-    update with a single rounding. So the sum is as exact as the f16 GGUF that is made of it.
-    """
-    import torch
-    from safetensors import SafetensorError
-
-    model: Any = load_model(folder, torch.float16)
-    try:
-        model.merge_and_unload().save_pretrained(out)
-    except SafetensorError as error:
-        raise LabError(
-            f"The merged model of {folder.name} cannot be saved ({error}): make room on the disk."
-        ) from error
-    for source in (base_folder(folder), tokenizer_folder(folder)):
-        for pattern in TOKENIZER:
-            for path in source.glob(pattern):
-                shutil.copy(path, out)

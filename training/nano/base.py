@@ -30,7 +30,7 @@ from transformers import (
 from trl.chat_template_utils import llama3_chat_template, llama3_training_chat_template
 
 from training.data import Message
-from training.export.llamacpp_converter import LLAMA3_SPLIT
+from training.export.llamacpp.llamacpp_converter import LLAMA3_SPLIT
 from training.nano.conversations import Teacher
 from training.plots import draw_loss
 from training.run_record import device_name, read_run_record, write_run_record

@@ -14,7 +14,6 @@ from inference.engines.llamacpp.loading import Log
 from inference.errors import LabError
 from training.export.steps import atomic_file, timed_step
 
-QUANTIZED = {"Q8_0": cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_K_M": cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 
 

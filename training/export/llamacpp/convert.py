@@ -16,6 +16,7 @@ from pathlib import Path
 
 from inference.errors import LabError
 from inference.settings import cache_folder
+from training.export.llamacpp.staging import staged_model
 from training.export.steps import timed_step
 
 CONVERTER = Path(__file__).with_name("llamacpp_converter.py")
@@ -83,8 +84,9 @@ def run_converter(script: str, *arguments: str) -> None:
         raise LabError(f"llama.cpp's {script} failed ({reasons[0]}): {fix}.")
 
 
-def convert_model(source: Path, out: Path, name: str) -> None:
-    """Convert the model in a folder to an f16 GGUF file. `name` goes into the file's metadata."""
-    with timed_step(f"converting {name} to f16"):
+def convert_model(source: Path, out: Path, name: str, base: str | None = None, template: str | None = None) -> None:
+    """Convert the model in a folder to an f16 GGUF file. `name`, the model `base` that it was made from, and `template`
+    in place of its own chat template go into the file's metadata."""
+    with timed_step(f"converting {name} to f16"), staged_model(source, name, base, template) as staged:
         arguments = ["--outtype", "f16", "--model-name", name, "--outfile", str(out)]
-        run_converter("convert_hf_to_gguf.py", str(source), *arguments)
+        run_converter("convert_hf_to_gguf.py", str(staged), *arguments)
