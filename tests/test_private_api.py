@@ -46,7 +46,6 @@ PRIVATE_API = (
     PrivateApi("transformers.masking_utils", "flash_attention_mask", "0c6990ab1111", "training/finetune/attention.py"),
     PrivateApi("trl.trainer.utils", "compute_flops_per_token", "c24cff3a04b7", PROGRESS),
     PrivateApi("trl.trainer.utils", "get_peak_flops", "af753a66da15", PROGRESS),
-    PrivateApi("datasets.load", "CachedDatasetModuleFactory", "ba3d58fd771a", "training/data/source.py"),
     PrivateApi("torch.utils._triton", "has_triton", "99b63406dc8e", f"{PYTORCH}/model_runner.py"),
     PrivateApi("torch", "_foreach_copy_", "764abef1f8f7", f"{PYTORCH}/model_runner.py"),
     PrivateApi("torch", "_dynamo.mark_static_address", "244d2d96d94f", f"{PYTORCH}/kv_cache.py"),

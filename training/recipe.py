@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class Source(Section):
-    """One data set. `training/data/formats.py` lists the row formats."""
+    """One data set. `training/data/reading/forms.py` lists the forms of rows."""
 
     name: str = Field(
         description="The data set: `emoji` (built in), a Hub data set, or a JSON Lines, JSON, Parquet or CSV file or "

@@ -1,8 +1,8 @@
 """Data sets in one form: rows of conversations or text, split into training, validation and evaluation.
 
-`load` returns what a recipe asks for, as rows of the form `Row`. `emoji/` makes the emoji data set; `formats.py` reads
-every other one, with the rows from `source.py`. `rows.py` makes rows. `data_card.py` reports what a split holds. May
-import `inference`.
+`load` returns what a recipe asks for, as rows of the form `Row`. `emoji/` makes the emoji data set. Of every other one,
+`source.py` finds the files, `reading/` makes rows of them, and `splitting.py` splits them. `data_card.py` reports what a
+split holds. May import `inference`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ class Row(TypedDict):
 class Report:
     """What happened to a data set's rows.
 
-    `form` is the format of the rows. Of `rows` in total, `kept` conversations are in the two splits or left out by
-    `Data.examples`; `broken` counts unusable rows by reason, and `duplicates` counts repeated ones. `cut` conversations
-    were kept without their last question, because it has no answer.
+    `form` is the most frequent form of the usable rows, and `forms` counts all. Of `rows` in total, `kept` are in the
+    splits or left out by `Data.examples`, and `train` are in training. `broken` counts unusable rows by reason, with the
+    number of the first one in `first_broken`, and `duplicates` counts repeated ones. `cut` conversations were kept
+    without their last question, because it has no answer. `notes` counts kept rows by what was noticed or changed, and
+    `unused` by the columns that have a value and are not used. `sources` has the reports of a mixture by name.
     """
 
     form: str
@@ -64,6 +66,12 @@ class Report:
     broken: dict[str, int]
     duplicates: int
     cut: int
+    train: int = 0
+    forms: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+    first_broken: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, Report] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,13 +86,13 @@ class Split:
 
 def load(data: Data) -> Split:
     """The data set that a recipe asks for. Raises LabError if it is not available or has no usable rows."""
-    if data.name == "emoji":
+    if data.name == "emoji" and not data.mixture:
         from training.data.emoji import dataset
 
         return dataset.load(data)
-    from training.data import formats
+    from training.data import splitting
 
-    return formats.load(data)
+    return splitting.load(data)
 
 
 def plain(turn: Mapping[str, Any]) -> dict[str, Any]:

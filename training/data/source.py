@@ -1,66 +1,138 @@
-"""Reads a data set's rows from the Hub, a file or a folder, and reports in one sentence why it can't.
+"""Finds the files of a data set by its name: on the Hub, a file or a folder; and says in one sentence why it can't.
 
-`formats.py` brings the rows into one form.
+`reading/` reads them. Nothing is downloaded here but the list of files.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
-import glob
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetsError
-from datasets.load import CachedDatasetModuleFactory
-from datasets.table import CastError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from httpx2 import TransportError
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.validation import nearest
+from training.data.reading.files import KINDS, file_kind
+from training.recipe import Source
 
-FILES = {".jsonl": "JSON Lines", ".json": "JSON", ".parquet": "Parquet", ".csv": "CSV"}
-KINDS = "JSON Lines, JSON, Parquet or CSV"
+HUB_EXAMPLE = "mlabonne/FineTome-100k"
 
 
-def read_rows(name: str, path: Path | None) -> datasets.Dataset:
-    """The raw rows of the file or folder `path`, or of the Hub data set `name`. Raises LabError if there are none."""
+class Unreachable(LabError):
+    """The Hub cannot be asked."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a data set by split, as paths or `hf://` URLs with their commit. `module` is how `datasets` reads
+    them: json, csv, parquet or another."""
+
+    name: str
+    module: str
+    splits: dict[str, list[str]]
+    unread: list[str]
+
+
+def find_files(source: Source) -> Files:
+    """The files of a data set. Raises LabError if it, its configuration or its revision does not exist."""
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # `translate_read_errors` reports each error once
-    if path is None:
-        check_access(name)
-    found = read_file(path) if path and path.is_file() else datasets.load_dataset(str(path or name))
-    if "train" not in found and len(found) > 1:
+    path = local_path(source.name)
+    with translate_read_errors(source.name):
+        if path is None:
+            return find_on_hub(source)
+        for field in ("revision", *(["config"] if path.is_file() else [])):
+            if getattr(source, field) is not None:
+                kind = "file" if path.is_file() else "folder"
+                raise LabError(f"{source.name} is a {kind} and has no {field}: leave data.{field} out.")
+        if path.is_file():
+            return Files(source.name, "file", {"train": [str(path.resolve())]}, [])
+        return list_files(source, str(path.resolve()))
+
+
+def find_on_hub(source: Source) -> Files:
+    """`find_files` for a data set on the Hub. If the Hub is unreachable, the list of the last time."""
+    wanted = json.dumps([source.name, source.config, source.revision])
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "llama-finetuning-lab"
+    remembered = folder / f"{hashlib.sha256(wanted.encode()).hexdigest()[:16]}.json"
+    try:
+        check_access(source)
+        files = list_files(source, source.name)
+    except (Unreachable, ConnectionError, TransportError) as error:
+        if remembered.is_file():
+            return Files(**json.loads(remembered.read_text(encoding="utf-8")))
+        raise Unreachable(unreachable(source.name)) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    remembered.write_text(json.dumps(asdict(files)), encoding="utf-8")
+    return files
+
+
+def list_files(source: Source, location: str) -> Files:
+    """The files that `datasets` finds in a folder or on the Hub, by its rules and the configurations of the README."""
+    try:
+        builder = datasets.load_dataset_builder(location, source.config, revision=source.revision)
+    except DatasetNotFoundError as error:
+        raise LabError(f"{source.name} can't be found on the Hub: check the name.") from error
+    except ValueError as error:
+        names = datasets.get_dataset_config_names(location, revision=source.revision)
+        if source.config in names or (source.config is None and len(names) == 1):
+            raise
+        problem = f"has no configuration “{source.config}”{nearest(source.config, names)}" if source.config else ""
+        problem = problem or "has several configurations"
+        raise LabError(f"{source.name} {problem}: set data.config to one of {join(names)}.") from error
+    if source.config not in (None, builder.config.name):
         raise LabError(
-            f"{name} has the splits {', '.join(found)} and no “train”: download the file of one, and name that file."
+            f"{source.name} has no configuration “{source.config}”: leave data.config out, or set it to "
+            f"{builder.config.name}."
         )
-    rows = found["train"] if "train" in found else next(iter(found.values()))
-    if not len(rows):
-        raise LabError(f"{name} is empty: add conversations, or name another data set.")
-    return rows
+    data_files = builder.config.data_files or {}
+    splits = {str(split): [str(file) for file in files] for split, files in data_files.items()}
+    unread: list[str] = []
+    if Path(location).is_dir():
+        read = {str(Path(file).resolve()) for files in splits.values() for file in files}
+        found = [p for p in sorted(Path(location).rglob("*")) if p.is_file() and file_kind(p.name)]
+        unread = [str(p.relative_to(location)) for p in found if str(p.resolve()) not in read]
+    return Files(source.name, builder.name, splits, unread)
 
 
-def read_file(path: Path) -> datasets.DatasetDict:
-    """The rows of one file, by its suffix."""
-    pattern = glob.escape(str(path))
-    if path.suffix == ".parquet":
-        return datasets.load_dataset("parquet", data_files=pattern)
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as lines:
-            header = next(csv.reader(lines))
-        # All columns are text: pandas would read "042" as a number and "NA" as nothing.
-        text = datasets.Features({column: datasets.Value("string") for column in header})
-        return datasets.load_dataset("csv", data_files=pattern, features=text, keep_default_na=False)
-    # One chunk for the complete file: the first chunk decides the columns' types, and a row of another type in a later
-    # chunk raises an error.
-    size = max(path.stat().st_size, 1)
-    return datasets.load_dataset("json", data_files=pattern, chunksize=size, parse_agent_traces=False)
+def choose_splits(files: Files, spec: str) -> list[str]:
+    """The names of the splits in a specification such as `train`, `train[:1000]` or `train+test`. Raises LabError.
+
+    A data set with a single split needs no name: the default `train` means that one.
+    """
+    names = [re.sub(r"\[.*", "", part).strip() for part in spec.split("+")]
+    if names == ["train"] and len(files.splits) == 1:
+        return list(files.splits)
+    for name in names:
+        if name not in files.splits:
+            raise LabError(
+                f"{files.name} has no split “{name}”{nearest(name, files.splits)}: set data.split to one of "
+                f"{join(files.splits)}."
+            )
+    return names
+
+
+def join(names: object) -> str:
+    """Names as a list in a sentence; of many, the first twenty."""
+    texts = [str(name) for name in names] if isinstance(names, list | dict | tuple | set) else [str(names)]
+    return ", ".join(texts[:20]) + (f" and {len(texts) - 20} more" if len(texts) > 20 else "")
 
 
 def local_path(name: str) -> Path | None:
@@ -70,16 +142,16 @@ def local_path(name: str) -> Path | None:
     """
     for root in (PROJECT, Path.cwd()) if Path(name).name else ():
         path = root / Path(name).expanduser()
-        if path.is_dir() or (path.is_file() and path.suffix in FILES):
+        if path.is_dir() or (path.is_file() and file_kind(path.name)):
             return path
         if path.is_file():
             raise LabError(f"{name} is not a file of a known kind: save it as {KINDS}.")
-    if Path(name).suffix in FILES or name.startswith((".", "~", "/")) or name.count("/") > 1:
+    if file_kind(name) or name.startswith((".", "~", "/")) or name.count("/") > 1:
         raise LabError(f"There is no file or folder {name}{suggestion(name)}: check the path.")
     if "/" not in name:
         raise LabError(
             f"There is no data set “{name}”{suggestion(name)}: name emoji, a file, a folder, or a data set on the Hub such "
-            "as mlabonne/FineTome-100k."
+            f"as {HUB_EXAMPLE}."
         )
     return None
 
@@ -88,14 +160,24 @@ def suggestion(name: str) -> str:
     """ " (did you mean “X”?)" with the nearest name of a known data set, or ""."""
     folder = Path(name).expanduser().parent
     folders = {root / folder for root in (PROJECT, Path.cwd()) if (root / folder).is_dir()}
-    files = {str(folder / path.name) for parent in folders for path in parent.iterdir() if path.suffix in FILES}
-    return nearest(name, ["emoji", "mlabonne/FineTome-100k", *sorted(files)])
+    files = {str(folder / path.name) for parent in folders for path in parent.iterdir() if file_kind(path.name)}
+    return nearest(name, ["emoji", HUB_EXAMPLE, *sorted(files)])
 
 
-def check_access(name: str) -> None:
+def check_access(source: Source) -> None:
     """Raise LabError if the Hub refuses the data set. `datasets` would first retry for half a minute."""
+    name, api = source.name, HfApi()
     try:
-        HfApi().auth_check(name, repo_type="dataset")
+        api.auth_check(name, repo_type="dataset")
+        if source.revision:
+            api.dataset_info(name, revision=source.revision)
+    except RevisionNotFoundError as error:
+        refs = api.list_repo_refs(name, repo_type="dataset")
+        known = [ref.name for ref in (*refs.branches, *refs.tags)]
+        raise LabError(
+            f"{name} has no revision “{source.revision}”{nearest(str(source.revision), known)}: set data.revision to a "
+            f"commit, or one of {join(known)}."
+        ) from error
     except GatedRepoError as error:
         page = f"https://huggingface.co/datasets/{name}"
         raise LabError(f"{name} is gated: accept its terms at {page}, then set HF_TOKEN.") from error
@@ -104,11 +186,6 @@ def check_access(name: str) -> None:
             f"There is no data set {name}{suggestion(name)}, neither here nor on the Hub, or it is private: check the name, "
             "or set HF_TOKEN."
         ) from error
-    except (ConnectionError, TransportError) as error:
-        try:
-            CachedDatasetModuleFactory(name).get_module()
-        except FileNotFoundError:
-            raise LabError(unreachable(name)) from error
     except HfHubHTTPError as error:
         # A mirror may lack this endpoint. Then loading shows whether it has the data set.
         if error.response.status_code != 404:
@@ -122,43 +199,24 @@ def unreachable(name: str) -> str:
 
 
 @contextmanager
-def translate_read_errors(name: str, path: Path | None) -> Iterator[None]:
+def translate_read_errors(name: str) -> Iterator[None]:
     """Turn the exceptions of `datasets` and the libraries below it into a LabError."""
     try:
         yield
-    except (DatasetsError, OSError, ValueError, ImportError, StopIteration, TransportError) as error:
-        raise LabError(explain(name, path, error)) from error
+    except (DatasetsError, OSError, ValueError, ImportError, TransportError) as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+        if isinstance(cause, LabError):
+            raise cause from error
+        raise LabError(explain(name, cause if isinstance(cause, Exception) else error)) from error
 
 
-def explain(name: str, path: Path | None, error: Exception) -> str:
+def explain(name: str, error: Exception) -> str:
     """Why a data set can't be read, and what to do, in one sentence."""
-    if isinstance(error, DatasetGenerationError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
     detail = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     if isinstance(error, (EmptyDatasetError, DataFilesNotFoundError, ImportError)):
         return f"{name} has no data files: add {KINDS} files."
-    if isinstance(error, StopIteration) or detail.endswith("corresponds to no data!"):
-        return f"{name} is empty: add conversations, or name another data set."
-    if isinstance(error, CastError):
-        return f"The rows of {name} have different columns: give all the same columns, or name one of the files."
-    if isinstance(error, (ConnectionError, TransportError)) or (path is None and isinstance(error, FileNotFoundError)):
+    if isinstance(error, (ConnectionError, TransportError)):
         return unreachable(name)
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "disk space" in detail):
         return f"The disk of {datasets.config.HF_DATASETS_CACHE} is too full for {name}: make room, or set HF_HOME."
-    if isinstance(error, ValueError) and path and path.is_file():
-        reason = (path.suffix == ".jsonl" and first_bad_line(path)) or detail
-        return f"{name} is not valid {FILES[path.suffix]} ({reason}): fix it, or save it as {FILES[path.suffix]}."
     return f"{name} can't be read ({detail}): check the file, or name another data set."
-
-
-def first_bad_line(path: Path) -> str | None:
-    """The first invalid line of a JSON Lines file, and the reason; None if all are valid."""
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            if line.strip() and not isinstance(json.loads(line), dict):
-                return f"line {number}: not an object in braces"
-        except json.JSONDecodeError as error:
-            return f"line {number}: {error.msg}"
-        except UnicodeDecodeError as error:
-            return f"line {number}: not UTF-8, {error.reason}"
-    return None

@@ -236,5 +236,5 @@ def load(data: Data) -> Split:
         train=to_dataset(map(conversation, train)),
         validation=to_dataset(map(conversation, unseen[data.evaluation :])),
         evaluation=to_dataset(map(conversation, unseen[: data.evaluation])),
-        report=Report(form="emoji", rows=count, kept=count, broken={}, duplicates=0, cut=0),
+        report=Report("emoji", count, count, broken={}, duplicates=0, cut=0, train=len(train), forms={"emoji": count}),
     )
