@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import datasets
 
@@ -40,3 +41,9 @@ def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
     """A data set of rows, in memory."""
     rows = list(rows)
     return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def rejected_conversation(row: Mapping[str, Any]) -> list[Turn]:
+    """Of a row of preference data, the prompt with the rejected answer. The prompt ends before the first learnt turn."""
+    answer = next((i for i, turn in enumerate(row["messages"]) if turn["train"]), len(row["messages"]))
+    return [*row["messages"][:answer], *row["rejected"]]

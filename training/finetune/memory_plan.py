@@ -104,15 +104,22 @@ def memory_needed(recipe: Recipe, config: PretrainedConfig, batch_size: int, che
     linear, other, per_rank = count_parameters(config)
     if recipe.method == "full":
         weights: float = TRAINED * (linear + other)
+        if has_reference(recipe):
+            weights += SINGLE * (linear + other)
     else:
         # The preparation of a 4-bit base casts everything that is not quantized to float32.
         weights = NF4 * linear + SINGLE * other if recipe.method == "qlora" else HALF * (linear + other)
         weights += TRAINED * recipe.lora.r * per_rank
-    tokens = batch_size * recipe.max_length
+    tokens = batch_size * recipe.max_length * (2 if recipe.objective == "dpo" else 1)  # both answers at once
     layer = tokens * HALF * (14 * config.hidden_size + 5 * config.intermediate_size)
     activations = config.num_hidden_layers * (tokens * HALF * config.hidden_size if checkpointing else layer)
     logits = min(tokens, CHUNK) * config.vocab_size * (SINGLE + SINGLE)
     return RUNTIME + weights + activations + layer + logits
+
+
+def has_reference(recipe: Recipe) -> bool:
+    """Whether preferences are learnt with a copy of the base in memory: an adapter's reference is the base itself."""
+    return recipe.objective == "dpo" and recipe.method == "full" and not recipe.trl.get("precompute_ref_log_probs")
 
 
 def too_large(recipe: Recipe, config: PretrainedConfig, batch_size: int, need: float, memory: float) -> LabError:

@@ -41,28 +41,33 @@ def peak_flops() -> float:
     return 2 * size**3 / best
 
 
-def flops_per_token(model: PreTrainedModel, length: int) -> float:
-    """FLOPs of forward and backward pass for one token of a conversation of `length` tokens.
+def flops_per_token(model: PreTrainedModel, length: int, reference: bool = False) -> float:
+    """FLOPs of forward and backward pass for one token of a conversation of `length` tokens; with a `reference` model,
+    also those of its forward pass.
 
     TRL counts 6 FLOPs for each weight that multiplies (2 forward, 4 backward), as in full fine-tuning, and all scores
     of attention. A frozen weight gets no gradient of its own: 4 FLOPs. The causal mask leaves half of the scores.
     """
     products = compute_flops_per_token(model.config, 0)
     scores = (compute_flops_per_token(model.config, length) - products) / 2
+    forward = (products + scores) / 3 if reference else 0.0
     if all(weight.requires_grad for weight in model.parameters()):
-        return products + scores
+        return products + scores + forward
     adapter = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return products * 4 / 6 + 6 * adapter + scores
+    return products * 4 / 6 + 6 * adapter + scores + forward
 
 
 class Progress(TrainerCallback):
     """The bar on the terminal, its figures, and the time that training took.
 
     `length` is a conversation's length in tokens; `seconds_before` is the time spent before this run was resumed.
+    `reference` says whether each step also computes a reference model.
     """
 
-    def __init__(self, label: str, length: int, processes: int = 1, seconds_before: float = 0.0) -> None:
-        self.label, self.length, self.processes = label, length, processes
+    def __init__(
+        self, label: str, length: int, processes: int = 1, seconds_before: float = 0.0, reference: bool = False
+    ) -> None:
+        self.label, self.length, self.processes, self.reference = label, length, processes, reference
         self.bar: tqdm | None = None
         self._flops_per_token = 0.0
         self._started_at = time.perf_counter() - seconds_before
@@ -78,7 +83,7 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the bar at the step where training begins or resumes."""
-        self._flops_per_token = flops_per_token(kwargs["model"], self.length)
+        self._flops_per_token = flops_per_token(kwargs["model"], self.length, self.reference)
         self._last_time, self._last_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
         if state.is_world_process_zero:
             steps = {"total": state.max_steps, "initial": state.global_step}
@@ -123,5 +128,7 @@ class Progress(TrainerCallback):
             speed, mfu = self._shown["tokens_per_second"], self._shown["mfu"]
             shown = [f"loss {self._shown['loss']:.3f}", f"{speed:,.0f} tokens/s", f"MFU {mfu:.1%}"]
             shown[1:1] = [f"held out {self._shown['eval_loss']:.3f}"] if "eval_loss" in self._shown else []
+            if "rewards/accuracies" in self._shown:
+                shown.append(f"{self._shown['rewards/accuracies']:.0%} of the chosen preferred")
             shown += [f"{self._shown['memory_gb']:.1f} GB"] if "memory_gb" in self._shown else []
             self.bar.set_postfix_str(", ".join(shown))
