@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inference.errors import LabError
 from local_hub import LocalHub
 from training import data
-from training.data.training_template import training_template
+from training.data.tokens import tokenize_split
 from training.finetune import base_model, memory_plan
 from training.finetune.attention import PACKED
 from training.finetune.libraries import trl_options
@@ -44,11 +44,10 @@ T4, SMALL = 15e9, 3.5e9  # bytes of memory
 def make_trainer(recipe: Recipe, out: Path) -> SupervisedTrainer:
     """The trainer as `fine_tune` makes it, without callbacks."""
     tokenizer = base_model.load_tokenizer(recipe)
-    tokenizer.chat_template = training_template(tokenizer)
     return SupervisedTrainer(
         recipe, None, model=base_model.load_base(recipe, checkpointing=False), processing_class=tokenizer,
         args=trl_options.trainer_config(recipe, out, memory_plan.plan(recipe), recipe.name),
-        train_dataset=data.load(recipe.data).train.select_columns(["messages"]),
+        train_dataset=tokenize_split(data.load(recipe.data), tokenizer, recipe.max_length).train,
         peft_config=lora_config(recipe),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -173,6 +173,20 @@ def report(rows: datasets.Dataset, max_length: int | None) -> TokenReport:
         refused=dict(Counter(problems).most_common()),
         notes=dict(Counter(note for notes in rows["notes"] for note in notes).most_common()),
     )
+
+
+def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The `input_ids` and `labels` of one row. Raises LabError if the chat template can't write it."""
+    ((tokens, problem, _),) = encoder_for(tokenizer, tokenizer.chat_template).encode_rows([row])
+    if problem:
+        raise LabError(f"A conversation can't be tokenized, because {problem}: change it, or name another chat_template.")
+    return tokens.input_ids, tokens.labels
+
+
+@lru_cache(maxsize=4)
+def encoder_for(tokenizer: PreTrainedTokenizerBase, template: str | None) -> Encoder:
+    """The encoder of a tokenizer, as long as it has this `template`."""
+    return Encoder(tokenizer)
 
 
 class Encoder:

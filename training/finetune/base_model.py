@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
 from training.finetune.attention import PACKED
@@ -73,9 +74,12 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The base's tokenizer. Raises LabError if it is not available."""
+    """The base's tokenizer, with the chat template that the recipe names. Raises LabError if one is not available."""
+    template = find_template(recipe.chat_template) if recipe.chat_template else None
     with translate_base_errors(recipe.base):
-        return AutoTokenizer.from_pretrained(recipe.base_location)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(recipe.base_location)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return tokenizer
 
 
 def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:

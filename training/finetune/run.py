@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from torch.nn.attention import sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback, set_seed
@@ -24,7 +25,7 @@ from transformers.integrations import TensorBoardCallback
 from inference.engines.pytorch.kv_cache import FUSED
 from inference.errors import LabError
 from training import data
-from training.data.training_template import training_template
+from training.data.tokens import TokenizedSplit, tokenize_split
 from training.finetune import memory_plan
 from training.finetune.base_model import load_base, load_tokenizer
 from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock
@@ -44,6 +45,7 @@ from training.run_record import read_run_record
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from transformers import PreTrainedTokenizerBase
 
 
 def fine_tune(
@@ -109,18 +111,19 @@ def make_trainer(
 ) -> LabTrainer:
     """The trainer with base, tokenizer and data loaded; `settings` are those of TRL's trainer.
 
-    Raises LabError if the base is not available.
+    Raises LabError if the base is not available, or if its chat template does not fit the data. The weights are loaded
+    last.
     """
     tokenizer = load_tokenizer(recipe)
-    tokenizer.chat_template = training_template(tokenizer)
+    rows = tokenize_rows(recipe, split, tokenizer)
     trainer = SupervisedTrainer(
         recipe,
         progress,
         model=load_base(recipe, plan.checkpointing),
         processing_class=tokenizer,
         args=settings,
-        train_dataset=split.train.select_columns(["messages"]),
-        eval_dataset=split.validation.select_columns(["messages"]) if len(split.validation) else None,
+        train_dataset=rows.train,
+        eval_dataset=rows.validation if len(rows.validation) else None,
         peft_config=lora_config(recipe),
         callbacks=[
             progress,
@@ -130,3 +133,15 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def tokenize_rows(recipe: Recipe, split: data.Split, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
+    """The rows as tokens. The first process of a machine tokenizes them; the others read its result from the cache."""
+    own_cut = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()  # TRL then cuts the rows its own way
+    processes = PartialState()
+    with processes.local_main_process_first():
+        rows = tokenize_split(split, tokenizer, None if own_cut else recipe.max_length)
+    if processes.is_main_process:
+        for sentence in rows.report.sentences():
+            print(sentence, file=sys.stderr)
+    return rows

@@ -14,7 +14,6 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
-from inference.errors import LabError
 from training.finetune.progress import Progress
 from training.finetune.validation.held_out_loss import evaluating, held_out_loss
 from training.recipe import Recipe
@@ -80,15 +79,7 @@ class LabTrainer(Trainer):
 
 
 class SupervisedTrainer(LabTrainer, SFTTrainer):
-    """TRL's SFTTrainer: learns the assistant's tokens."""
-
-    def __init__(self, recipe: Recipe, progress: Progress, **trl_arguments: Any) -> None:
-        super().__init__(recipe, progress, **trl_arguments)
-        # TRL has cut the conversations to max_length by now. The label -100 means: no loss on this token.
-        if not any(label != -100 for labels in self.train_dataset["labels"] for label in labels):
-            raise LabError(
-                f"max_length={recipe.max_length} cuts off every answer, so there is nothing to learn: set it higher."
-            )
+    """TRL's SFTTrainer on the rows of `training/data/tokens.py`."""
 
     def compute_loss(
         self,

@@ -144,5 +144,5 @@ def trainer_settings(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> di
         "data_seed": recipe.seed,
     }
     if recipe.objective == "sft":
-        values |= {"packing": recipe.packing, "eval_packing": False, "assistant_only_loss": True}
+        values |= {"packing": recipe.packing, "eval_packing": False}
     return values

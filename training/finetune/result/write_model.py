@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from safetensors import SafetensorError
 
+from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from training.finetune.base_model import load_config, load_tokenizer
 from training.finetune.result.precision import precision, saved_dtype
@@ -77,7 +78,7 @@ def write_model(
 
 
 def write_weights(trainer: LabTrainer, weights: Weights | None, saved: torch.dtype, out: Path) -> None:
-    """Write the adapter, or the complete model with the base's tokenizer."""
+    """Write the adapter, or the complete model with the base's tokenizer; and a chat template that the recipe names."""
     recipe = trainer.recipe
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.method != "full":
@@ -90,8 +91,9 @@ def write_weights(trainer: LabTrainer, weights: Weights | None, saved: torch.dty
             model.to(saved)
         else:
             weights = {name: weight.to(saved) for name, weight in weights.items()}
-        # The base's own tokenizer: the trainer's has marks in its chat template that only training needs.
         load_tokenizer(recipe).save_pretrained(out)
+    if recipe.chat_template:
+        (out / "chat_template.jinja").write_text(find_template(recipe.chat_template), encoding="utf-8")
     model.save_pretrained(out, state_dict=weights)
 
 
