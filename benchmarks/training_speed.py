@@ -98,10 +98,9 @@ def train_plain(recipe: Recipe) -> Speed:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer, get_training_chat_template
 
     from training import data
-    from training.data.training_template import training_template
 
     cuda, clock = torch.cuda.is_available(), Clock(recipe.max_length)
     quantization = BitsAndBytesConfig(
@@ -109,7 +108,7 @@ def train_plain(recipe: Recipe) -> Speed:
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(recipe.base_location)
-    tokenizer.chat_template = training_template(tokenizer)
+    tokenizer.chat_template = get_training_chat_template(tokenizer)
     rows: Dataset = data.load(recipe.data).train.select_columns(["messages"])
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(

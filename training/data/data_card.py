@@ -7,7 +7,6 @@ It takes a `Split`, the base's tokenizer and the recipe's `max_length`, and writ
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -16,55 +15,50 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 from jinja2 import Environment
 
 from training.data import Message, Split, fingerprint
-from training.data.training_template import training_template
+from training.data.tokens import learnt_tokens, report, tokenize
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 500  # conversations that are tokenized at once
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 CARD = Path(__file__).with_name("data_card.md.jinja")
 
 
-def count_tokens(conversations: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> np.ndarray:
-    """Token counts per conversation, int64 (n, 3): all tokens, the assistant's tokens, and the assistant's tokens within
-    the first `max_length`."""
-    template = training_template(tokenizer)
-    counts: list[tuple[int, int, int]] = []
-    with typer.progressbar(length=len(conversations), label="tokens", file=sys.stderr) as bar:
-        for batch in conversations.iter(BATCH):
-            encoded = tokenizer.apply_chat_template(
-                batch["messages"],
-                chat_template=template,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                tokenizer_kwargs={"verbose": False},
-            )
-            assert not isinstance(encoded, (str, list))  # return_dict
-            counts.extend((len(m), sum(m), sum(m[:max_length])) for m in encoded["assistant_masks"])
-            bar.update(len(batch["messages"]))
-    return np.array(counts, dtype=np.int64).reshape(-1, 3)
+def count_tokens(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Counts:
+    """Token counts of each row, int64 (n, 3): all tokens, those that are learnt, and those that are learnt within
+    `max_length`."""
+    return counts_of(tokenize(rows, tokenizer, max_length))
+
+
+def counts_of(rows: datasets.Dataset) -> Counts:
+    """`count_tokens`, from the rows as tokens."""
+    columns = rows.with_format("numpy")
+    return np.stack([columns["tokens"][:], columns["answer_tokens"][:], learnt_tokens(rows)], axis=1).astype(np.int64)
 
 
 def summarize(split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
     """The figures of the card, ready for JSON. Shares are in [0, 1]; turns and tokens are of the training split."""
-    return summarize_counts(split, count_tokens(split.train, tokenizer, max_length), max_length)
+    return summarize_tokens(split, tokenize(split.train, tokenizer, max_length), max_length)
 
 
-def summarize_counts(split: Split, counts: np.ndarray, max_length: int) -> dict[str, Any]:
-    """`summarize`, from the result of `count_tokens`."""
-    lengths, assistant, learnt = counts.T
-    first, turns = zip(*((c[0]["role"], len(c)) for c in split.train["messages"]), strict=True)
+def summarize_tokens(split: Split, rows: datasets.Dataset, max_length: int) -> dict[str, Any]:
+    """`summarize`, from the training split's rows as tokens."""
+    counts, found = counts_of(rows), report(rows, max_length)
+    lengths, answers, _ = counts[counts[:, 0] > 0].T
+    conversations = split.train["messages"][:]
+    turns = [len(turns) for turns in conversations]
     total = int(lengths.sum())
     return {
         "rows": asdict(split.report),
         "train": {
             "conversations": len(split.train),
-            "system_share": round(first.count("system") / len(first), 4),
+            "system_share": round(
+                sum(turns[0]["role"] == "system" for turns in conversations if turns) / len(turns), 4
+            ),
             "sha256": fingerprint(split.train),
         },
         "evaluation": {
@@ -76,11 +70,12 @@ def summarize_counts(split: Split, counts: np.ndarray, max_length: int) -> dict[
         "tokens": {
             **distribution(lengths),
             "total": total,
-            "assistant_share": round(int(assistant.sum()) / total, 4),
-            "truncated_share": round(float((lengths > max_length).mean()), 4),
+            "assistant_share": round(int(answers.sum()) / total, 4),
+            "truncated_share": round(found.truncated / len(lengths), 4),
             "lost_share": round(int(np.maximum(lengths - max_length, 0).sum()) / total, 4),
-            "dropped": int((learnt == 0).sum()),
+            "dropped": found.unlearnt,
         },
+        "template": {"refused": found.refused, "notes": found.notes},
     }
 
 
@@ -119,11 +114,11 @@ def write_data_card(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, recipe_name: str, out: Path
 ) -> Path:
     """Write `data.md`, `lengths.png` and `data.json` into the folder `out`; returns the card's path."""
-    counts = count_tokens(split.train, tokenizer, max_length)
-    summary = summarize_counts(split, counts, max_length)
+    rows = tokenize(split.train, tokenizer, max_length)
+    summary = summarize_tokens(split, rows, max_length)
     samples = [excerpt(messages) for messages in split.train[:3]["messages"]]
     out.mkdir(parents=True, exist_ok=True)
-    draw_lengths(counts[:, 0], max_length, out / "lengths.png")
+    draw_lengths(np.array([n for n in rows["tokens"] if n]), max_length, out / "lengths.png")
     environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     template = environment.from_string(CARD.read_text(encoding="utf-8"))
     card = template.render(name=recipe_name, samples=samples, percent="{:.1%}".format, **summary)

@@ -179,7 +179,9 @@ def tokenize_row(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     """The `input_ids` and `labels` of one row. Raises LabError if the chat template can't write it."""
     ((tokens, problem, _),) = encoder_for(tokenizer, tokenizer.chat_template).encode_rows([row])
     if problem:
-        raise LabError(f"A conversation can't be tokenized, because {problem}: change it, or name another chat_template.")
+        raise LabError(
+            f"A conversation can't be tokenized, because {problem}: change it, or name another chat_template."
+        )
     return tokens.input_ids, tokens.labels
 
 

@@ -38,8 +38,10 @@ def find_template(name: str) -> str:
 
 
 def fitting_templates(special: Iterable[str]) -> list[str]:
-    """The names of the templates whose special tokens are among `special`: first those that have tokens of their own."""
-    known, own, common = set(special), [], []
+    """The names of the templates whose special tokens are among `special`; those with tokens of their own first."""
+    known = set(special)
+    own: list[str] = []
+    common: list[str] = []
     for name in template_names():
         needed = set(OWN_TOKEN.findall(find_template(name)))
         if needed <= known:

@@ -1,8 +1,8 @@
 """Keeps special tokens that a message spells apart from those that the chat template writes.
 
-A spelling such as `<|eot_id|>` in a message is text. A placeholder replaces it while the template runs; then the special
-tokens of the rendered text are the template's own. Inference and training use the same code, so that a model sees the
-same token ids in both.
+A spelling such as `<|eot_id|>` in a message is text. A placeholder replaces it while the template runs; then the
+special tokens of the rendered text are the template's own. Inference and training use the same code, so that a model
+sees the same token ids in both.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from inference.validation import REASON, shorten
 
-Chat = Sequence[Mapping[str, Any]]  # chat messages in the form that transformers takes
+Chat = Sequence[dict[str, Any]]  # chat messages in the form that transformers takes
 
 # What a run learns must not depend on the day. The macro takes the place of transformers' function of this name.
 FIXED_DATE = (
@@ -31,10 +31,10 @@ class Unusable(Exception):
 class JinjaTemplate:
     """A chat template. `names` are the variables that it may use, such as `bos_token`."""
 
-    def __init__(self, source: str, names: Mapping[str, str]) -> None:
+    def __init__(self, source: str, names: Mapping[str, Any]) -> None:
         self.source = FIXED_DATE + source if "strftime_now" in source else source
         self.is_marked = GENERATION.search(source) is not None
-        self._names = dict(names)
+        self._names: dict[str, Any] = dict(names)
 
     def render(self, chat: Chat, tools: Any = None, prompt: bool = False) -> str:
         """The text of a conversation; with `prompt`, up to the beginning of the next answer. Raises Unusable."""

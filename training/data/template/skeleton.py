@@ -131,10 +131,8 @@ class Shape:
 
     def _after_last_sentinel(self, text: str) -> tuple[str, str]:
         """What follows the last sentinel of a text, and that sentinel; without one, the whole text and ""."""
-        last = None
-        for last in SENTINEL.finditer(text):
-            pass
-        return (text[last.end() :], last[0]) if last else (text, "")
+        found = list(SENTINEL.finditer(text))
+        return (text[found[-1].end() :], found[-1][0]) if found else (text, "")
 
     def _end(self, number: int, start: int) -> int:
         """Where an answer ends: after its end-of-turn token."""
