@@ -1,47 +1,168 @@
-"""A few answers of the base and of the fine-tuned model, for the run record and the model card."""
+"""The comparison of every run with its base on the held-out evaluation split, for the run record and the model card.
+
+- *loss*: nats per learnt token. Both models see the same tokens, so the difference is paired by row.
+- *chosen preferred*: of preference data, the share of pairs whose chosen answer is likelier than the rejected one.
+- *margin*: of preference data, how much more the run raised the log-likelihood (nats) of the chosen answer than that of
+  the rejected one; the reward margin of Rafailov et al. 2023 without its factor beta. It is 0 for the base.
+
+It also has a few greedy answers of both models. Everything is computed in PyTorch. So it works for any base, any data
+and any method, without a GGUF file and without a catalog entry.
+"""
 
 from __future__ import annotations
 
-from contextlib import closing
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from inference.engines import Message
 from training import data
-from training.evaluation.resolve_model import ResolvedModel, find_base_entry, lab_for, resolve_model
-from training.evaluation.suites.emoji_suite import GREEDY
+from training.evaluation.conversation_loss import RowLoss, base_and_fine_tuned, row_loss
+from training.evaluation.held_out import HeldOutRow, read_held_out
+from training.evaluation.statistics import compare, estimate
 from training.publish.card import write_card
 from training.recipe import Recipe
 from training.run_record import read_run_record, write_run_record
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def add_before_and_after(folder: Path) -> None:
-    """Add a few answers of the base and of the run to its run record and card."""
+ANSWERS = 5
+ANSWER_TOKENS = 64
+Comparison = dict[str, Any]  # JSON's types only: see `compare_losses`
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of one model: the losses of all rows, those of rejected answers, and a few answers."""
+
+    losses: list[RowLoss]
+    rejected: list[RowLoss]
+    answers: list[str]
+
+
+def comparison_with_base(folder: Path) -> str:
+    """Compare a run with its base, and add the figures and a few answers to its run record and card.
+
+    Computes nothing if the record has them. Returns the figures as a Markdown table, or one sentence if there are none.
+    Raises LabError if the base or the data are not available.
+    """
     run_record = read_run_record(folder)
-    run_record["answers"] = before_and_after(folder, Recipe.model_validate(run_record["recipe"]))
+    if (known := run_record.get("comparison")) and known["rows"]:
+        return comparison_table(known)
+    recipe = Recipe.model_validate(run_record["recipe"])
+    comparison, answers = compare_with_base(folder, recipe, run_record.get("data", {}).get("sha256"))
+    run_record["comparison"], run_record["answers"] = comparison, answers
     write_run_record(folder, run_record)
     write_card(folder)
+    return comparison_table(comparison)
 
 
-def before_and_after(folder: Path, recipe: Recipe, count: int = 5) -> list[dict[str, str]]:
-    """The first `count` questions of the evaluation split, with greedy answers of the base and of the run."""
-    held_out = data.load(recipe.data).evaluation[:count]["messages"]
-    questions = [next(m["content"] for m in messages if m["role"] == "user") for messages in held_out]
-    lab, (entry,) = lab_for([str(folder.resolve())])
-    with closing(lab):
-        base, fine_tuned = (
-            resolve_model(lab, find_base_entry(recipe.base, lab.catalog.entries)),
-            resolve_model(lab, entry),
-        )
-        return [
-            {
-                "question": question,
-                "before": greedy_answer(base, question),
-                "after": greedy_answer(fine_tuned, question),
-            }
-            for question in questions
+def compare_with_base(folder: Path, recipe: Recipe, trained_on: str | None) -> tuple[Comparison, list[dict[str, str]]]:
+    """The comparison, and a few answers of both models. `trained_on` is the fingerprint of the training split."""
+    if not recipe.data.evaluation:
+        return no_figures("the recipe holds out no conversations (data.evaluation=0)"), []
+    split = data.load(recipe.data)
+    if trained_on not in (None, data.fingerprint(split.train)):
+        return no_figures("the data changed since the training, so held-out conversations may have been learnt"), []
+    tokenizer, rows = read_held_out(split.evaluation, recipe)
+    rows = [row for row in rows if row.learnt]
+    if len(rows) < 2:
+        return no_figures(f"an interval needs two held-out conversations, and {len(rows)} can be scored"), []
+    base, fine_tuned = (measure(model, tokenizer, rows) for model in base_and_fine_tuned(folder, recipe))
+    (folder / "comparison.json").write_text(json.dumps(row_values(base, fine_tuned)) + "\n", encoding="utf-8")
+    answers = [
+        {"question": row.question(tokenizer), "before": before, "after": after}
+        for row, before, after in zip(rows, base.answers, fine_tuned.answers, strict=False)
+    ]
+    return compare_losses(base, fine_tuned), answers
+
+
+def no_figures(reason: str) -> Comparison:
+    """A comparison without figures."""
+    return {"rows": [], "note": f"There are no figures of the base and the fine-tuned model: {reason}."}
+
+
+def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldOutRow]) -> Measured:
+    """The losses of one model, and its answers to the first questions."""
+    from training.finetune.validation.samples import decode, greedy
+
+    losses = [row_loss(model, row.input_ids, row.labels) for row in rows]
+    rejected = [row_loss(model, row.rejected_ids, row.rejected_labels) for row in rows if row.rejected_ids]
+    prompts = [row.prompt for row in rows[:ANSWERS]]
+    return Measured(losses, rejected, [decode(tokenizer, greedy(model, tokenizer, p, ANSWER_TOKENS)) for p in prompts])
+
+
+def compare_losses(base: Measured, fine_tuned: Measured) -> Comparison:
+    """The figures: number of rows and learnt tokens, and a row for each metric with base, fine-tuned model and paired
+    difference, each with its 95 % interval."""
+    weights = [float(row.tokens) for row in base.losses]
+    nats = [[row.nats for row in each.losses] for each in (base, fine_tuned)]
+    rows = [figures("loss", "nats per token", nats[0], nats[1], weights)]
+    if base.rejected:
+        preferred = [
+            [chosen.nats < other.nats for chosen, other in zip(each.losses, each.rejected, strict=True)]
+            for each in (base, fine_tuned)
         ]
+        rows.append(figures("chosen preferred", "share", *preferred))
+        margins = [b - a for a, b in zip(gaps(base), gaps(fine_tuned), strict=True)]
+        rows.append(figures("margin", "nats", [0.0] * len(margins), margins))
+    return {"conversations": len(weights), "tokens": int(sum(weights)), "rows": rows, "note": ""}
 
 
-def greedy_answer(model: ResolvedModel, question: str) -> str:
-    """The most likely answer, at most 64 tokens."""
-    return model.ask([Message(role="user", content=question)], GREEDY)[0]
+def gaps(measured: Measured) -> list[float]:
+    """How much more likely (nats) each chosen answer is than the rejected one."""
+    return [other.nats - chosen.nats for chosen, other in zip(measured.losses, measured.rejected, strict=True)]
+
+
+def figures(
+    metric: str,
+    unit: str,
+    base: Sequence[bool] | Sequence[float],
+    fine_tuned: Sequence[bool] | Sequence[float],
+    weights: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """One metric of both models, and their difference."""
+    return {
+        "metric": metric,
+        "unit": unit,
+        "base": asdict(estimate(base, weights)),
+        "fine_tuned": asdict(estimate(fine_tuned, weights)),
+        "difference": asdict(compare(base, fine_tuned, weights)),
+    }
+
+
+def row_values(base: Measured, fine_tuned: Measured) -> dict[str, Any]:
+    """The summed loss (nats) of each row under both models, and the numbers of learnt tokens. It contains no text."""
+    return {
+        name: {
+            "tokens": [row.tokens for row in getattr(base, field)],
+            "base": [row.nats for row in getattr(base, field)],
+            "fine_tuned": [row.nats for row in getattr(fine_tuned, field)],
+        }
+        for name, field in (("evaluation", "losses"), ("rejected", "rejected"))
+        if getattr(base, field)
+    }
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """The comparison as a Markdown table, or the sentence that says why there is none."""
+    if comparison["note"]:
+        return str(comparison["note"])
+    lines = ["| held-out split | base | fine-tuned | difference | p |", "|---|---|---|---|---|"]
+    lines += [table_row(row) for row in comparison["rows"]]
+    counts = f"{comparison['conversations']:,} conversations, {comparison['tokens']:,} tokens"
+    return "\n".join([*lines, "", f"95 % intervals, paired by conversation: {counts}."])
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """One metric as a row of a Markdown table."""
+
+    def cell(found: dict[str, float], sign: str = "") -> str:
+        value, low, high = (format(found[name], f"{sign}.4g") for name in ("value", "low", "high"))
+        return f"{value} ({low} to {high})"
+
+    p = "< 0.001" if row["difference"]["p"] < 0.001 else f"{row['difference']['p']:.2g}"
+    cells = (cell(row["base"]), cell(row["fine_tuned"]), cell(row["difference"], "+z"), p)
+    return f"| {row['metric']} ({row['unit']}) | {' | '.join(cells)} |"

@@ -22,7 +22,7 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.validation import nearest
 from training.evaluation import evaluation_report
-from training.evaluation.before_after import add_before_and_after
+from training.evaluation.before_after import comparison_with_base
 from training.evaluation.evaluation_report import Document
 from training.evaluation.resolve_model import ResolvedModel, lab_for, recipe_of, resolve_model
 from training.evaluation.run_suite import choose_questions, run_suite
@@ -159,15 +159,15 @@ def write_report(evaluation: Evaluation, request: Request) -> Document:
 
 
 def update_run_record(folder: Path, evaluation: Evaluation, document: Document) -> None:
-    """Add the figures of a complete evaluation to a model's run record and card. Add a few answers of the base and the
-    model if there are none yet."""
+    """Add the figures of a complete evaluation to a model's run record and card. Add the comparison with the base if
+    there is none yet."""
     run_record = read_run_record(folder)
     run_record["figures"] = evaluation_report.card_figures(document)
     if "emoji" in evaluation.results:
         run_record["evaluation"] = count_answers(evaluation.results["emoji"].answers)
     write_run_record(folder, run_record)
-    if "recipe" in run_record and "answers" not in run_record:
-        add_before_and_after(folder)
+    if "recipe" in run_record and not {"answers", "comparison"} & run_record.keys():
+        comparison_with_base(folder)
     write_card(folder)
 
 
