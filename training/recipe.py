@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from inference.errors import LabError
 from inference.run_records import RENAMED, with_current_names
@@ -106,12 +106,13 @@ def on_off_as_text(value: object) -> object:
 Choice = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off_as_text)]
 
 
-def steps_or_share(value: object) -> object:
+def steps_or_share(value: object, info: ValidationInfo) -> object:
     """Accept a number of steps, or a share of all steps between 0 and 1. Raises ValueError for anything else."""
     is_steps = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     if is_steps or (isinstance(value, float) and 0 < value < 1):
         return value
-    raise ValueError(f"“warmup_steps” can't be {value!r}: it is a number of steps, or a share of them such as 0.1.")
+    name = "validation.steps" if info.field_name == "steps" else info.field_name
+    raise ValueError(f"“{name}” can't be {value!r}: it is a number of steps, or a share of them such as 0.1.")
 
 
 class Speed(Section):
@@ -133,7 +134,8 @@ class Validation(Section):
     """The loss on `data.validation` conversations while the run trains."""
 
     steps: Annotated[int | float, BeforeValidator(steps_or_share)] = Field(
-        0.1, description="Steps, or a share of all steps, between two measurements: fewer draw a finer curve."
+        0.1,
+        description="Steps, or a share of all steps, between two measurements: fewer draw a finer curve; 0: none.",
     )
     best: bool = Field(True, description="Keeps the checkpoint with the lowest loss as the result, not the last one.")
     patience: int | None = Field(

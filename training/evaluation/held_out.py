@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from training.data.rows import rejected_conversation
 from training.data.tokens import IGNORED, tokenize
 from training.finetune.base_model import load_tokenizer
 from training.finetune.validation.samples import SHOWN_PROMPT, decode, prompt_and_answer
@@ -45,25 +46,15 @@ class HeldOutRow:
 def read_held_out(rows: datasets.Dataset, recipe: Recipe) -> tuple[PreTrainedTokenizerBase, list[HeldOutRow]]:
     """The base's tokenizer, and the rows as tokens. Raises LabError if the base's tokenizer is not available."""
     tokenizer = load_tokenizer(recipe)
-    encoded = tokenize(rows, tokenizer, recipe.max_length)
+    chosen = tokenize(rows, tokenizer, recipe.max_length)
+    pairs = rows.filter(bool, input_columns="rejected")
+    others = tokenize(pairs.map(lambda row: {"messages": rejected_conversation(row)}), tokenizer, recipe.max_length)
+    rejected = zip(others["input_ids"], others["labels"], strict=True)
     found = []
-    for row, ids, labels in zip(rows, encoded["input_ids"], encoded["labels"], strict=True):
-        question = last_question(row["messages"])
-        if row["rejected"]:
-            found.append(read_pair(row, tokenizer, recipe.max_length, question))
-        else:
-            found.append(HeldOutRow(ids, labels, [], [], question))
+    for row, ids, labels in zip(rows, chosen["input_ids"], chosen["labels"], strict=True):
+        other_ids, other_labels = next(rejected) if row["rejected"] else ([], [])
+        found.append(HeldOutRow(ids, labels, other_ids, other_labels, last_question(row["messages"])))
     return tokenizer, found
-
-
-def read_pair(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int, question: str) -> HeldOutRow:
-    """A preference: both conversations, with the loss on the two answers alone."""
-    from training.finetune.preference import tokenize_pair
-
-    pair = tokenize_pair(row, tokenizer, max_length)
-    prompt, rejected = pair["prompt_ids"], pair["rejected_ids"]
-    ids, labels = prompt + rejected, [IGNORED] * len(prompt) + rejected
-    return HeldOutRow(pair["input_ids"], pair["labels"], ids[:max_length], labels[:max_length], question)
 
 
 def last_question(messages: Sequence[Any]) -> str:

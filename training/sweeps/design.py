@@ -64,7 +64,9 @@ class Sweep(Section):
     )
     seeds: int = Field(1, gt=0, description="Runs of each combination, each with its own order and adapter.")
     objective: Literal["held-out loss", "flags", "pairs", "other emoji"] = Field(
-        LOSS, description="The figure that judges the runs: the held-out loss, or the accuracy on a group of questions."
+        LOSS,
+        description="The figure that judges the runs: the loss on `data.validation`, or the accuracy on a group of "
+        "emoji questions that `evaluate` does not ask.",
     )
     every: int = Field(
         1, gt=0, description="Asks every n-th question, but all pairs: higher is faster and widens the intervals."
@@ -159,8 +161,11 @@ class Sweep(Section):
         recipes = [self.recipe_of(chosen | corner) for chosen in self.grid() for corner in corners]
         if twice := next((recipe for recipe in recipes if [r.name for r in recipes].count(recipe.name) > 1), None):
             raise LabError(f"{self.name}: two runs have the same name {twice.name}: write their values differently.")
-        if any(recipe.data.evaluation < 2 for recipe in recipes):
-            raise LabError(f"{self.name}: the held-out loss needs held-out conversations: raise data.evaluation.")
+        if any(recipe.data.validation < 2 for recipe in recipes):
+            raise LabError(
+                f"{self.name}: a sweep measures the held-out loss on a validation split of its own, and there is none: "
+                "add data.validation to the overrides, such as data.validation: 200."
+            )
 
 
 def range_of(name: str, ends: dict) -> Range:

@@ -1,5 +1,7 @@
-"""One run of a sweep: fine-tune, then measure. All results are in the run's folder, so that a killed run resumes:
-training from its checkpoint, questions from the first without an answer.
+"""One run of a sweep: fine-tune, then measure, on the validation split and on questions that `evaluate` never asks.
+
+All results are in the run's folder, so that a killed run resumes: training from its checkpoint, questions from the
+first without an answer.
 """
 
 from __future__ import annotations
@@ -11,20 +13,18 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import optuna
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from inference.errors import LabError
-from training.data.emoji.questions import Question, questions
-from training.data.training_template import training_template
+from training import data
+from training.data.emoji.questions import Question, selection_questions
+from training.evaluation.conversation_loss import load_for_scoring, row_loss
+from training.evaluation.held_out import read_held_out
 from training.evaluation.resolve_model import lab_for, resolve_model
 from training.evaluation.run_suite import run_suite
 from training.evaluation.statistics import estimate
-from training.evaluation.suites.chat_suite import ChatSuite
 from training.evaluation.suites.emoji_suite import EmojiSuite, group
 from training.export.gguf import default_formats, export
-from training.export.model_folder import load_model
-from training.finetune.base_model import compute_dtype, load_tokenizer
 from training.finetune.run import fine_tune
 from training.recipe import Recipe
 from training.run_record import read_run_record
@@ -94,32 +94,20 @@ def objective(measured: Measured, figure: str) -> float:
 
 
 def held_out_loss(recipe: Recipe, out: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """The summed loss (nats) on the assistant's tokens of each held-out conversation, and the number of these tokens.
-    The base is loaded in 16 or 32 bits, also if it is trained in 4 bits."""
-    tokenizer = load_tokenizer(recipe)
-    device, dtype = ("cuda", compute_dtype()) if torch.cuda.is_available() else ("cpu", torch.float32)
-    model: Any = load_model(out, dtype)
-    model = model.to(device).eval()
-    template: Any = tokenizer.apply_chat_template  # its annotation has one return type for all options
-    nats, counts = {}, {}
-    for key, messages in ChatSuite(recipe).questions.items():
-        row = template(
-            messages, chat_template=training_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids = torch.tensor([row["input_ids"]], device=device)
-        is_assistant = torch.tensor(row["assistant_masks"]).bool()[1:]
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").cpu()
-        nats[key], counts[key] = float(losses[is_assistant].sum()), float(is_assistant.sum())
-    return nats, counts
+    """The summed loss (nats) of the learnt tokens of each validation row, and the number of these tokens. The base is
+    loaded in 16 or 32 bits, also if it is trained in 4 bits."""
+    _, rows = read_held_out(data.load(recipe.data).validation, recipe)
+    model = load_for_scoring(out)
+    losses = {str(number): row_loss(model, row.input_ids, row.labels) for number, row in enumerate(rows) if row.learnt}
+    nats, tokens = ({key: float(getattr(loss, name)) for key, loss in losses.items()} for name in ("nats", "tokens"))
+    return nats, tokens
 
 
 def right_answers(sweep: Sweep, out: Path) -> dict[str, Mapping[str, float]]:
     """Whether each emoji question is answered right by the lenient score, by group and question. Answered by the
     exported model on the lab's engine."""
     export(out, default_formats(out)[:1])
-    pairs = [question for question in questions() if group(question) == "pairs"]
+    pairs = [question for question in selection_questions() if group(question) == "pairs"]
     suite = EmojiSuite(pairs + every_nth_taught(sweep.every))
     lab, (entry,) = lab_for([str(out.resolve())])
     with closing(lab):
@@ -133,6 +121,6 @@ def every_nth_taught(n: int) -> list[Question]:
     directions."""
     chosen = []
     for name in ("flags", "other emoji"):
-        of_group = [question for question in questions() if group(question) == name]
+        of_group = [question for question in selection_questions() if group(question) == name]
         chosen += [question for number, question in enumerate(of_group) if number // 2 % n == 0]
     return chosen

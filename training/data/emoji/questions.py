@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from training.data.emoji.dataset import CONFUSABLE, bare, by_text, draw_question, emoji_in, hash_fraction, never_seen
 from training.data.emoji.phrasing import EVALUATION
@@ -49,16 +51,36 @@ def questions(seed: int = 1) -> list[Question]:
 
     Every flag and a third of the other emoji are asked in both directions, and every confusable pair both ways.
     """
-    rng = random.Random(seed)
     asked = [e for e in emoji_table() if e.is_flag or e.text in never_seen() or hash_fraction(e.text, "asked") < 0.25]
+    return draw_questions(random.Random(seed), asked, frozenset())
+
+
+def selection_questions(seed: int = 2) -> list[Question]:
+    """The questions by which a sweep chooses a recipe, the same for the same seed. None is in `questions()`.
+
+    They are about emoji that are taught: every flag and every pair, in other words than in `questions()`, and other
+    emoji that `questions()` does not ask about.
+    """
+    taught = [e for e in emoji_table() if e.text not in never_seen()]
+    asked = [e for e in taught if e.is_flag or 0.25 <= hash_fraction(e.text, "asked") < 0.5]
+    return draw_questions(random.Random(seed), asked, frozenset(question.text for question in questions()))
+
+
+def draw_questions(rng: random.Random, asked: Sequence[Emoji], taken: frozenset[str]) -> list[Question]:
+    """Questions about each of these emoji in both directions, and about every pair both ways; no text is in `taken`."""
+
+    def draw(*what: Any) -> str:
+        while (text := draw_question(rng, EVALUATION, *what)) in taken:
+            pass
+        return text
+
     result = [
-        Question(draw_question(rng, EVALUATION, emoji, kind), kind, emoji, emoji.text not in never_seen())
+        Question(draw(emoji, kind), kind, emoji, emoji.text not in never_seen())
         for emoji in asked
         for kind in ("name", "find")
     ]
     for pair in CONFUSABLE:
         for first, second in (pair, pair[::-1]):
             emoji, other = by_text()[first], by_text()[second]
-            text = draw_question(rng, EVALUATION, emoji, "choice", other)
-            result.append(Question(text, "choice", emoji, True, wrong=other.name))
+            result.append(Question(draw(emoji, "choice", other), "choice", emoji, True, wrong=other.name))
     return result

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from inference.engines import ENGINES, Message, Sampling
 from inference.errors import LabError
@@ -40,11 +41,13 @@ class ChatSuite:
     name = "chat"
 
     def __init__(self, recipe: Recipe) -> None:
-        held_out = evaluation_split(recipe)
+        held_out, unlike_chat = evaluation_split(recipe)
         short = [messages for messages, tokens in held_out if tokens <= recipe.max_length]
         unique, self.notes = remove_duplicates(short, key, "conversations")
         self.questions: Mapping[str, Conversation] = unique
         self.notes.append(f"Chat: the evaluation split of {recipe.name} ({recipe.data.name}).")
+        if unlike_chat:
+            self.notes.append(f"{unlike_chat} rows that are no chat of a user and an assistant are left out.")
         if left_out := len(held_out) - len(short):
             self.notes.append(f"{left_out} conversations of more than {recipe.max_length} tokens are left out.")
         if len(self.questions) < 2:
@@ -93,18 +96,32 @@ def loss(rows: Mapping[str, Record]) -> Measure:
     return Measure("chat", "", "loss", "nats per token", nats, tokens, panel=panel, bar="loss")
 
 
-def evaluation_split(recipe: Recipe) -> list[tuple[Conversation, int]]:
+def evaluation_split(recipe: Recipe) -> tuple[list[tuple[Conversation, int]], int]:
     """The held-out conversations, each up to its last answer, with their number of tokens in the chat template of the
-    recipe's base. Raises LabError if the recipe has no evaluation split."""
+    recipe's base; and how many rows an engine can't be asked: plain text, and turns with tools or reasoning.
+
+    Raises LabError if the recipe has no evaluation split.
+    """
     if not recipe.data.evaluation:
         raise LabError(f"{recipe.name} has no evaluation split: set data.evaluation, such as data.evaluation=200.")
     from training import data
     from training.finetune.base_model import load_tokenizer
 
     rows = data.load(recipe.data).evaluation
-    held_out = [[data.plain(turn) for turn in messages] for messages in rows["messages"] if messages]
-    tokenizer = load_tokenizer(recipe)
-    return [(messages, len(tokenizer.apply_chat_template(messages, return_dict=False))) for messages in held_out]
+    chats = [row["messages"] for row in rows if not row["tools"] and is_chat(row["messages"])]
+    held_out = [[Message(role=turn["role"], content=turn["content"]) for turn in chat] for chat in chats]
+    encode: Any = load_tokenizer(recipe).apply_chat_template  # its annotation has no TypedDict
+    return [(chat, len(encode(chat, return_dict=False))) for chat in held_out], len(rows) - len(chats)
+
+
+def is_chat(turns: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether turns are a question and its answer at the end, and text of system, user and assistant only."""
+    roles = [turn["role"] for turn in turns]
+    return (
+        roles[-2:] == ["user", "assistant"]
+        and set(roles) <= {"system", "user", "assistant"}
+        and not any(turn["reasoning"] or turn["tool_calls"] for turn in turns)
+    )
 
 
 def key(messages: Conversation) -> str:
