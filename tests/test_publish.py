@@ -12,8 +12,8 @@ from huggingface_hub import HfApi, ModelCard, constants, hf_hub_download
 
 from inference.errors import LabError
 from local_hub import LocalHub
-from training.publish.card import render_card
-from training.publish.upload import plan_repositories, upload, verify
+from training.publish.repositories import Options, Publication
+from training.publish.upload import upload, verify
 
 pytestmark = pytest.mark.xdist_group("publish")
 REPOSITORIES = ("me/Nano-Emoji-lora", "me/Nano-Emoji-GGUF")
@@ -85,45 +85,75 @@ def test_publishing_again_sends_no_weights(hub, run):
     assert not [asked for asked in list(hub.requests)[before:] if asked.method == "PUT"]
 
 
-def test_a_file_without_parity_is_left_out_unless_forced(hub, run, tmp_path):
-    folder = Path(shutil.copytree(run, tmp_path / "spoiled"))
+def test_an_interrupted_upload_sends_only_what_is_missing(run, tmp_path):
+    with LocalHub(tmp_path / "hub") as hub:
+        hub.fault("503", match="whoami", times=2)
+        hub.fault("403", match="/commit/", times=None)
+        assert_refused(publish(hub, run), "me/Nano-Emoji-lora is not available")
+        hub.clear_faults()
+        first = list(hub.requests)
+        assert [asked.status for asked in first if "whoami" in asked.path] == [503, 503, 200]
+        assert publish(hub, run).returncode == 0
+        before, after = (
+            {asked.path for asked in requests if asked.method == "PUT"}
+            for requests in (first, list(hub.requests)[len(first) :])
+        )
+        assert before and after and not before & after
+
+
+def retitled(run: Path, folder: Path, title: str) -> Path:
+    """A copy of a run with another title, in its files' names, too."""
+    shutil.copytree(run, folder)
     run_record = json.loads((folder / "run.json").read_text("utf-8"))
-    run_record["recipe"]["title"] = "Nano-Spoiled"
-    for suffix in ("Q8_0", "Q4_K_M"):
-        (folder / f"Nano-Emoji-{suffix}.gguf").rename(folder / f"Nano-Spoiled-{suffix}.gguf")
-        run_record["parity"][f"Nano-Spoiled-{suffix}.gguf"] = run_record["parity"].pop(f"Nano-Emoji-{suffix}.gguf")
+    old = run_record["recipe"]["title"]
+    run_record["recipe"]["title"] = title
+    for file in folder.glob(f"{old}-*.gguf"):
+        name = file.name.replace(old, title)
+        run_record["parity"][name] = run_record["parity"].pop(file.name)
+        file.rename(file.with_name(name))
+    (folder / "run.json").write_text(json.dumps(run_record), "utf-8")
+    return folder
+
+
+def test_a_file_without_parity_is_left_out_unless_forced(hub, run, tmp_path):
+    folder = retitled(run, tmp_path / "spoiled", "Nano-Spoiled")
+    run_record = json.loads((folder / "run.json").read_text("utf-8"))
     run_record["parity"]["Nano-Spoiled-Q4_K_M.gguf"] |= {"passed": False, "reason": "KL divergence 3 nats"}
     (folder / "run.json").write_text(json.dumps(run_record), "utf-8")
     done = publish(hub, folder)
     assert done.returncode == 0 and "Nano-Spoiled-Q4_K_M.gguf: KL divergence 3 nats; left out" in done.stderr
     api = HfApi(endpoint=hub.url, token=hub.token("me"))
+
+    def card() -> str:
+        return Path(api.hf_hub_download("me/Nano-Spoiled-GGUF", "README.md", cache_dir=tmp_path)).read_text("utf-8")
+
     assert "Nano-Spoiled-Q4_K_M.gguf" not in api.list_repo_files("me/Nano-Spoiled-GGUF")
-    assert publish(hub, folder, "--force", "--private").returncode == 0
+    assert "GGUF:Q8_0" in card() and "Q4_K_M" not in card()
+    assert publish(hub, folder, "--force").returncode == 0
     assert "Nano-Spoiled-Q4_K_M.gguf" in api.list_repo_files("me/Nano-Spoiled-GGUF")
-    card = Path(api.hf_hub_download("me/Nano-Spoiled-GGUF", "README.md", cache_dir=tmp_path)).read_text("utf-8")
-    assert "published without passing the parity check" in card
+    assert "published without passing the parity check" in card() and "GGUF:Q4_K_M" in card()
+    assert_refused(publish(hub, folder, "--private"), "me/Nano-Spoiled-lora is public", "leave out --private")
 
 
 def test_a_file_that_differs_on_the_hub_is_noticed_without_a_download(hub, run, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     api = HfApi(endpoint=hub.url, token=hub.token("me"))
-    repository = plan_repositories(run, "me")[0]
+    repository = Publication(run, "me", Options()).repositories()[0]
     repository.name = "me/Nano-Damaged-lora"
-    card = render_card(run)
-    sent = upload(api, repository, card, private=False)
+    sent = upload(api, repository, private=False)
     before = len(hub.requests)
-    verify(api, repository, card, sent)
+    verify(api, repository, sent)
     assert not [asked for asked in list(hub.requests)[before:] if "/resolve/" in asked.path]
-    for name in ("adapter_model.safetensors", "run.json"):  # SHA-256 of an LFS file, git's blob id of another
+    for name in ("adapter_model.safetensors", "data.md"):  # SHA-256 of an LFS file, git's blob id of another
         damaged = bytearray((run / name).read_bytes())
         damaged[100] ^= 1
         api.upload_file(path_or_fileobj=bytes(damaged), path_in_repo=name, repo_id=repository.name)
         with pytest.raises(LabError, match=f"{name} in me/Nano-Damaged-lora differs from the local file"):
-            verify(api, repository, card, "main")
+            verify(api, repository, "main")
         api.upload_file(path_or_fileobj=run / name, path_in_repo=name, repo_id=repository.name)
     api.delete_file("loss.png", repository.name)
     with pytest.raises(LabError, match="loss.png"):
-        verify(api, repository, card, "main")
+        verify(api, repository, "main")
 
 
 def test_problems_are_reported_in_one_sentence(hub, run, tmp_path):

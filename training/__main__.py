@@ -75,16 +75,39 @@ def new(
 
 
 @app.command()
-def data(recipe: RecipeName, overrides: Overrides = None, out: Out = None) -> None:
-    """Read a recipe's data and write its data card: counts, lengths and invalid rows."""
-    checked = load_recipe(recipe, overrides)
+def data(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Out = None,
+    show: Annotated[int, typer.Option(min=0, help="Number of examples to print.")] = 2,
+) -> None:
+    """Show a recipe's data before you train: rows and their fate, examples with what is learnt, lengths, time, memory.
+
+    Writes the same as a page (data.html, for you alone) and as a data card (data.md, to publish)."""
+    folder = write_preview(load_recipe(recipe, overrides), out, show)
+    print(f"\n{folder / 'data.html'}\n{folder / 'data.md'}")
+
+
+def write_preview(recipe: Recipe, out: Path | None, show: int | None) -> Path:
+    """Write a recipe's preview and data card, and print the preview with `show` examples; returns the folder."""
     from training.data import load
     from training.data.data_card import write_data_card
-    from training.finetune.base_model import load_tokenizer
+    from training.finetune.base_model import load_config, load_tokenizer
+    from training.finetune.preference import check_objective
+    from training.preview.page import write_page
+    from training.preview.summary import make_preview
+    from training.preview.terminal import print_preview
 
-    folder = out or PROJECT / "runs" / checked.name
-    write_data_card(load(checked.data), load_tokenizer(checked), checked.max_length, checked.name, folder)
-    print(folder / "data.md")
+    folder = out or PROJECT / "runs" / recipe.name
+    config, tokenizer = load_config(recipe), load_tokenizer(recipe)
+    split = load(recipe.data)
+    check_objective(recipe, split)
+    made = make_preview(recipe, split, tokenizer, config)
+    if show is not None:
+        print_preview(made, show)
+    write_page(made, folder)
+    write_data_card(split, tokenizer, recipe.max_length, recipe.name, folder)
+    return folder
 
 
 @app.command()
@@ -210,7 +233,7 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")] = False,
 ) -> None:
     """Create or update a Space with the page."""
-    from training.publish.deploy import deploy as deploy_to
+    from training.publish.space.deploy import deploy as deploy_to
 
     print(deploy_to(space, hardware, preload or [], variable or [], secret or [], dry_run))
 
@@ -234,7 +257,7 @@ def run_all(
 
         base_facts(checked.base).check_title(checked.title)
     folder = train(checked, out, namespace).resolve()
-    data(recipe, overrides, folder)
+    write_preview(checked, folder, None)
     export(str(folder), formats)
     from training.evaluation.before_after import comparison_with_base
 

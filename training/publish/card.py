@@ -205,14 +205,16 @@ def parity_rows(record: Fields, kind: str, files: Collection[str]) -> list[tuple
 
 def write_card(folder: Path) -> None:
     """Write `README.md` from `run.json`, for this machine: with sample answers, and without examples of use."""
-    record = read_run_record(folder)
+    (folder / "README.md").write_text(local_card(folder, read_run_record(folder)), encoding="utf-8")
+
+
+def local_card(folder: Path, record: Fields) -> str:
+    """The card of a model folder without the names of repositories."""
     recipe = record.get("recipe") or {}
     try:
         base = base_facts(recipe["base"]) if recipe else None
     except LabError:  # without the Hub the card says nothing about the base
         base = BaseFacts(recipe["base"])
-    card = render_card(
-        folder.name, record, "adapter" if is_adapter(record) and recipe else "model", base, recorded_sources(record),
-        files={path.name for path in folder.iterdir()},
-    )  # fmt: skip
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    kind = "adapter" if recipe and is_adapter(record) else "model"
+    files = {path.name for path in folder.iterdir()}
+    return render_card(folder.name, record, kind, base, recorded_sources(record), files=files)

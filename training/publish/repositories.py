@@ -18,7 +18,10 @@ from training.run_record import read_run_record
 
 ADAPTER_GGUF = "adapter-f16.gguf"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ADAPTER_GGUF)
-MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "chat_template.jinja")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "chat_template.jinja",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
 MERGED = "merged"  # the folder of a merged 16-bit model
 
 

@@ -1,6 +1,7 @@
 """What a Space consists of: the page's code, the models that ship, README.md with the Hub's settings, requirements.
 
-`README.md` and `requirements.txt` are completed for the hardware. Those versions exist only in the Space.
+`README.md` and `requirements.txt` are completed for the hardware. Those versions exist only in the Space. A model's
+files are as `publish` would send them: without text of data that are not public, and without paths.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from inference.hub import artifacts, download
 from inference.lab import Lab
 from inference.settings import PROJECT
 from inference.speech.whisper_model import EMBEDDED
-from training.publish.published_files import RUN_FILES
+from training.publish.card import local_card
+from training.publish.data_access import data_sources, why_private
+from training.publish.published_files import RUN_FILES, PublishedFile, Redaction, published_files
+from training.publish.redact import published_record
+from training.run_record import read_run_record
 
 SINGLE_FILES = ("app.py", "LICENSE", "docs/page.png")
 CODE_FOLDERS = ("inference", "ui")
@@ -41,10 +46,27 @@ def space_files(lab: Lab, preload: Iterable[str], gpu: bool) -> dict[str, Path |
     files: dict[str, Path | bytes] = {
         path.relative_to(PROJECT).as_posix(): path for path in [*code_files(), *model_files(lab)] if path.is_file()
     }
+    for entry in lab.catalog.entries:
+        if entry.folder and (entry.folder / "run.json").is_file():
+            name = entry.folder.relative_to(PROJECT).as_posix()
+            sent = [path for path in map(Path, files) if path.parent.as_posix() == name]
+            files |= {f"{name}/{file.name}": file.content for file in model_as_published(entry.folder, sent)}
     files = {path: file for path, file in files.items() if not any(part.startswith(".") for part in path.split("/"))}
     files["README.md"] = space_readme(preload_lines(lab, preload)).encode()
     files["requirements.txt"] = space_requirements(gpu).encode()
     return files
+
+
+def model_as_published(folder: Path, names: Iterable[Path]) -> list[PublishedFile]:
+    """A model's files as `publish` would send them; asks the Hub whether the model's data are public."""
+    record = read_run_record(folder)
+    sources = data_sources(record)
+    samples = not why_private(sources)
+    files = [folder / path.name for path in names if path.name != "README.md"]
+    found = published_files(files, Redaction.of(record, samples))
+    if record.get("recipe"):
+        found.append(PublishedFile("README.md", local_card(folder, published_record(record, samples)).encode(), ""))
+    return found
 
 
 def code_files() -> list[Path]:

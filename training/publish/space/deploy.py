@@ -28,7 +28,7 @@ from inference.lab import Lab
 from inference.settings import PROJECT, SETTINGS
 from inference.validation import nearest
 from training.publish.account import account, with_retries
-from training.publish.space_files import OWNED_FOLDERS, space_files
+from training.publish.space.space_files import OWNED_FOLDERS, space_files
 
 # Variables of this environment that become the Space's.
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
