@@ -325,7 +325,10 @@ def token_ranges(encoding: Encoding, piece: Piece) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def specials_as_text(backend: Any, as_text: bool) -> Iterator[None]:
-    """Whether the spelling of a special token in a text is text, for a tokenizer of the library `tokenizers`."""
+    """Whether the spelling of a special token in a text is text, for a tokenizer of the library `tokenizers`. Texts are
+    neither cut nor padded, whatever tokenizer.json says."""
+    backend.no_truncation()
+    backend.no_padding()
     before = backend.encode_special_tokens
     backend.encode_special_tokens = as_text
     try:

@@ -14,6 +14,8 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig
 from transformers import PreTrainedModel as Model
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from inference.engines import Message
 from inference.engines.chat_template.template import ChatTemplate
@@ -69,6 +71,8 @@ def load_model(folder: Path, config: PretrainedConfig, device: torch.device) -> 
         raise LabError(
             f"{folder.name}'s weights don't match its config.json ({shorten(wrong[0])}): download or export it again."
         )
+    if device.type == "cuda" and is_liger_kernel_available():
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False})  # fewer kernels, the same numbers
     return model.eval().requires_grad_(False)
 
 
@@ -107,6 +111,7 @@ class Tokenizer:
         # Whether the model wants a BOS. It must be checked before special tokens are turned off below.
         bos = tokenizer.bos_token_id
         self._bos = bos if bos is not None and tokenizer.encode("a")[:1] == [bos] else None
+        self.backend.no_truncation()  # some tokenizer.json cut each text to the length that they were trained with
         self.backend.encode_special_tokens = True  # the spelling of a special token in a text stays text
         self._template = ChatTemplate(
             source, special, self.tokenize, tokenizer.bos_token or "", tokenizer.eos_token or ""
