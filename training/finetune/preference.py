@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 from trl import DPOTrainer
 
 from inference.errors import LabError
-from inference.validation import nearest, reason_of
+from inference.validation import nearest
 from training.data import Split
 from training.finetune.base_model import load_base
-from training.finetune.memory_plan import Plan, has_reference
+from training.finetune.memory_plan import has_reference
 from training.finetune.progress import Progress
 from training.finetune.trainer import LabTrainer
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
     import datasets
-
-    from training.data.tokens import TokenizedSplit
 
 # The losses that TRL checks only when the base is loaded.
 LOSSES = (
@@ -77,23 +75,10 @@ class PreferenceTrainer(LabTrainer, DPOTrainer):
         return dataset
 
 
-def preference_trainer(
-    recipe: Recipe, plan: Plan, progress: Progress, tokens: TokenizedSplit, **trl_arguments: Any
-) -> PreferenceTrainer:
-    """The trainer on those tokens, with its reference. Raises LabError if TRL refuses the recipe's options."""
-    try:
-        return PreferenceTrainer(
-            recipe,
-            progress,
-            ref_model=load_base(recipe, plan.checkpointing) if has_reference(recipe) else None,
-            train_dataset=tokens.train,
-            eval_dataset=tokens.validation if len(tokens.validation) else None,
-            **trl_arguments,
-        )
-    except (ValueError, NotImplementedError) as error:
-        if not recipe.trl and not recipe.peft:
-            raise
-        raise LabError(f"TRL refuses the recipe's options ({reason_of(error)}): change “trl” or “peft”.") from error
+def preference_trainer(recipe: Recipe, progress: Progress, **trl_arguments: Any) -> PreferenceTrainer:
+    """The trainer with its reference. Raises LabError if the base is not available."""
+    reference = load_base(recipe, checkpointing=False) if has_reference(recipe) else None
+    return PreferenceTrainer(recipe, progress, ref_model=reference, **trl_arguments)
 
 
 def preference_record(log_history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -1,32 +1,23 @@
-"""Pairs of answers to emoji questions: the short one is preferred. `data.name: emoji-preferences`
+"""Writes pairs of answers to emoji questions, of which the short one is preferred: `preferences.jsonl`.
 
-Both answers are right. The rejected one is the data set's own ("🐼 is the panda emoji. It stands for face and panda."),
-the chosen one stops after the first sentence. So a model that learns the preference loses no knowledge.
+`python -m training.data.emoji.preferences`
+
+Both answers are right. The rejected one is the emoji data set's own ("🐼 is the panda emoji. It stands for face and
+panda."), the chosen one stops after the first sentence. So a model that learns the preference loses no knowledge.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from training.data import Report, Row, Split
-from training.data.emoji.dataset import (
-    EVALUATION_SEED,
-    describe,
-    draw_question,
-    emoji_table,
-    never_seen,
-    shuffled_cycle,
-)
+from training.data.emoji.dataset import describe, draw_question, never_seen, shuffled_cycle
 from training.data.emoji.phrasing import TRAINING
-from training.data.rows import row, to_dataset, turn
+from training.data.emoji.unicode import emoji_table
 
-if TYPE_CHECKING:
-    from training.data.emoji.unicode import Emoji
-    from training.recipe import Data
-
-EXAMPLES = 1000  # pairs, if the recipe doesn't say how many
+FILE = Path(__file__).with_name("preferences.jsonl")
+PAIRS = 1200
 
 
 def first_sentence(text: str) -> str:
@@ -34,32 +25,24 @@ def first_sentence(text: str) -> str:
     return text.split(". ", 1)[0].removesuffix(".") + "."
 
 
-def pairs(count: int = EXAMPLES, seed: int = 0) -> list[Row]:
-    """`count` questions about emoji without flags, each with a short and a long answer; the same for the same seed."""
+def pairs(count: int = PAIRS, seed: int = 0) -> list[dict[str, str]]:
+    """`count` different questions about emoji without flags, with a short and a long answer; the same for a seed."""
     rng = random.Random(seed)
-    known = [e for e in emoji_table() if e.text not in never_seen() and not e.is_flag and e.keywords]
-    draw = shuffled_cycle(rng, known)
-
-    def pair(emoji: Emoji) -> Row:
-        question = draw_question(rng, TRAINING, emoji, "name")
+    draw = shuffled_cycle(rng, [e for e in emoji_table() if e.text not in never_seen() and not e.is_flag and e.keywords])
+    found: dict[str, dict[str, str]] = {}
+    while len(found) < count:
+        emoji = draw()
         long = describe(emoji)
-        short = first_sentence(long)
-        return row([turn("user", question), turn("assistant", short)], rejected=[turn("assistant", long)])
+        question = draw_question(rng, TRAINING, emoji, "name")
+        found[question] = {"prompt": question, "chosen": first_sentence(long), "rejected": long}
+    return list(found.values())
 
-    return [pair(draw()) for _ in range(count)]
+
+def main() -> None:
+    """Write the file."""
+    lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs())
+    FILE.write_text("".join(lines), encoding="utf-8")
 
 
-def load(data: Data) -> Split:
-    """The preference data set that a recipe asks for. No question of training is in the other splits."""
-    train = pairs(data.examples or EXAMPLES, data.seed)
-    seen = {json.dumps(pair) for pair in train}
-    held_out = data.evaluation + data.validation
-    drawn = pairs(2 * held_out, data.seed + EVALUATION_SEED)
-    unseen = list({text: pair for pair in drawn if (text := json.dumps(pair)) not in seen}.values())[:held_out]
-    count = len(train) + len(unseen)
-    return Split(
-        train=to_dataset(train),
-        validation=to_dataset(unseen[data.evaluation :]),
-        evaluation=to_dataset(unseen[: data.evaluation]),
-        report=Report(form="emoji", rows=count, kept=count, broken={}, duplicates=0, cut=0),
-    )
+if __name__ == "__main__":
+    main()
