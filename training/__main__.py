@@ -68,10 +68,9 @@ def new(
     """Write a recipe for your own base and data: looks at both, asks for what is missing, explains each field."""
     from training.new.questions import Options, new_recipe
 
-    fields = overrides or []
-    if name and "=" in name:
-        name, fields = None, [name, *fields]
-    print(new_recipe(Options(name, base, data, goal, card, out, fields, yes)))
+    given = [*([name] if name and "=" in name else []), *(overrides or [])]
+    name = None if name and "=" in name else name
+    print(new_recipe(Options(name, base, data, goal, card, out, given, yes)))
 
 
 @app.command()
@@ -145,9 +144,9 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
         from training.publish.upload import checkpoints_repo
 
         api, repo = account(namespace), checkpoints_repo(recipe.title, namespace)
-    from training.finetune.run import fine_tune
+    from training.finetune.processes.launch import fine_tune_on_all_gpus
 
-    return fine_tune(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
+    return fine_tune_on_all_gpus(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
 
 
 def check_formats(formats: list[str] | None) -> None:
