@@ -20,7 +20,6 @@ from inference.settings import PROJECT
 
 ROOMS = ("inference", "training", "ui", "local_hub")
 NOT_LIBRARIES = {*ROOMS, *sys.stdlib_module_names}
-DOCUMENTED = ("torch._dynamo.config",)  # private by its name, but torch.compile's documentation describes it
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,13 @@ PRIVATE_API = (
     PrivateApi("transformers.trainer", "Trainer._load_from_checkpoint", "a2804e8d93a2", TRAINER),
     PrivateApi("transformers.trainer_pt_utils", "get_length_grouped_indices", "16b1a4cc1e68", TRAINER),
     PrivateApi("transformers.masking_utils", "flash_attention_mask", "0c6990ab1111", "training/finetune/attention.py"),
+    PrivateApi(
+        "trl.trainer.dpo_trainer", "DPOTrainer._prepare_dataset", "35e349e8e826", "training/finetune/preference.py"
+    ),
     PrivateApi("trl.trainer.utils", "compute_flops_per_token", "c24cff3a04b7", PROGRESS),
     PrivateApi("trl.trainer.utils", "get_peak_flops", "af753a66da15", PROGRESS),
     PrivateApi("torch.utils._triton", "has_triton", "99b63406dc8e", f"{PYTORCH}/model_runner.py"),
     PrivateApi("torch", "_foreach_copy_", "764abef1f8f7", f"{PYTORCH}/model_runner.py"),
-    PrivateApi("torch", "_dynamo.mark_static_address", "244d2d96d94f", f"{PYTORCH}/kv_cache.py"),
     PrivateApi(
         "jinja2.environment", "Environment._generate", "dd7277bd6be3", "inference/engines/chat_template/sandbox.py"
     ),

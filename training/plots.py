@@ -23,12 +23,12 @@ def plain(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_loss(curves: dict[str, list[tuple[int, float]]], out: Path) -> None:
-    """Draw loss (nats per token) against optimizer steps, one line per run; a PNG of 640 × 360."""
+def draw_loss(curves: dict[str, list[tuple[int, float]]], out: Path, unit: str = "nats per token") -> None:
+    """Draw loss against optimizer steps, one line per run; a PNG of 640 × 360."""
     figure, axes = plain(6.4, 3.6)
     for name, losses in curves.items():
         axes.plot([step for step, _ in losses], [loss for _, loss in losses], label=name, linewidth=1.5)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")
+    axes.set(xlabel="step", ylabel=f"loss ({unit})", yscale="log")
     axes.legend(frameon=False)
     figure.savefig(out, metadata={"Software": None})
 

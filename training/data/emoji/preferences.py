@@ -28,7 +28,9 @@ def first_sentence(text: str) -> str:
 def pairs(count: int = PAIRS, seed: int = 0) -> list[dict[str, str]]:
     """`count` different questions about emoji without flags, with a short and a long answer; the same for a seed."""
     rng = random.Random(seed)
-    draw = shuffled_cycle(rng, [e for e in emoji_table() if e.text not in never_seen() and not e.is_flag and e.keywords])
+    draw = shuffled_cycle(
+        rng, [e for e in emoji_table() if e.text not in never_seen() and not e.is_flag and e.keywords]
+    )
     found: dict[str, dict[str, str]] = {}
     while len(found) < count:
         emoji = draw()

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from training.finetune.base_model import load_config, load_tokenizer
+from training.finetune.preference import preference_record
 from training.finetune.result.precision import precision, saved_dtype
 from training.finetune.validation.callback import validation_record
 from training.plots import draw_loss
@@ -72,8 +73,11 @@ def write_model(
         draw_loss(
             {"training": losses, "held out": measured["losses"]} if measured else {trainer.recipe.name: losses},
             out / "loss.png",
+            "nats per pair" if trainer.recipe.objective == "dpo" else "nats per token",
         )
         record = run_record(trainer, split, identity) | {"precision": dtypes, "losses": losses}
+        if trainer.recipe.objective == "dpo":
+            record["preferences"] = preference_record(trainer.state.log_history)
         write_run_record(out, record | ({"validation": measured} if measured else {}))
 
 
