@@ -21,17 +21,22 @@ MAX_STRINGS = 10_000  # of an array of texts
 STRING, ARRAY = 8, 9
 FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
-Value = str | int | float | bool | None
+# The tag of an adapter whose matrices contain the scaling of their layers. `training/export` writes it.
+SCALED_BY_LAYER = "scaled_by_layer"
+
+Value = str | int | float | bool | list[str] | None
 
 
 class GgufFacts(BaseModel):
     """What a GGUF file says about itself. `role`: "other" is for files that write no text, such as image encoders.
     `alpha`: of an adapter, see `AdapterConfig.alpha_for_gguf`. `starts_late`: an adapter that starts at certain tokens
-    (aLoRA). `bases`: the names of the models that it was made from."""
+    (aLoRA). `scaled_by_layer`: an adapter whose layers have alphas of their own, in its matrices. `bases`: the names of
+    the models that it was made from."""
 
     role: Literal["model", "adapter", "other"]
     alpha: FiniteFloat | None = None
     starts_late: bool = False
+    scaled_by_layer: bool = False
     bases: list[str] = []
 
 
@@ -69,12 +74,13 @@ def adapter_facts(values: dict[str, Value]) -> GgufFacts:
     """The facts of an adapter from its metadata."""
     if values.get("adapter.type", "lora") != "lora":
         return GgufFacts(role="other")
-    alpha = values.get("adapter.lora.alpha")
+    alpha, tags = values.get("adapter.lora.alpha"), values.get("general.tags")
     bases = [value for key, value in values.items() if key.startswith("general.base_model.") and "repo_url" in key]
     return GgufFacts(
         role="adapter",
         alpha=alpha if isinstance(alpha, float) and math.isfinite(alpha) else None,
         starts_late=any("alora" in key for key in values),
+        scaled_by_layer=isinstance(tags, list) and SCALED_BY_LAYER in tags,
         bases=[str(base)[:300].split("huggingface.co/")[-1] for base in bases][:8],
     )
 
@@ -109,23 +115,23 @@ class Reader:
         return self.bytes(length).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Value:
-        """A value of a type of GGUF; None for an array. Raises ValueError if there is no such type."""
+        """A value of a type of GGUF; None for an array of anything but texts. Raises ValueError if there is no such
+        type."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
-            self._skip_array()
-            return None
+            return self._array()
         if kind not in FORMATS:
             raise ValueError(f"it has a value of the type {kind}")
         found: int | float | bool = self.number(FORMATS[kind])
         return found
 
-    def _skip_array(self) -> None:
+    def _array(self) -> list[str] | None:
         kind, count = self.number("I"), self.number("Q")
         if kind == STRING and count <= MAX_STRINGS:
-            for _ in range(count):
-                self.string()
-        elif kind in FORMATS and count <= MAX_BYTES:
+            return [self.string() for _ in range(count)]
+        if kind in FORMATS and count <= MAX_BYTES:
             self.skip(count * struct.calcsize(f"<{FORMATS[kind]}"))
         else:
             raise ValueError(f"it has an array of {count} values of the type {kind}")
+        return None

@@ -67,6 +67,8 @@ def check_adapter_gguf(repository: Repository, file: str) -> None:
     config = repository.adapter()
     # Without an alpha in the file llama.cpp does not scale, as if alpha were the rank.
     alpha, found = config.alpha_for_gguf(), (facts.alpha or config.r) if facts else config.lora_alpha
+    if alpha is None and facts and facts.scaled_by_layer:
+        return
     if alpha is None or not math.isclose(alpha, found, rel_tol=1e-3):
         key = "alpha_pattern" if config.alpha_pattern else "use_rslora" if config.use_rslora else "lora_alpha"
         raise LabError(

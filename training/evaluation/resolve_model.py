@@ -145,7 +145,7 @@ def full_model_entry(folder: Path, convert: bool = True) -> Entry:
     best = next((path for path in files if path.name.endswith("-Q8_0.gguf")), None)
     if best is None and files:
         best = max(files, key=lambda path: path.stat().st_size)
-    if best is None and not (folder / "run.json").is_file():
+    if best is None and (folder / "config.json").is_file() and not (folder / "run.json").is_file():
         return convert_base(str(folder), None, convert)
     if best is None:
         raise LabError(f"{folder} has no GGUF: make it with `python -m training export {folder}`.")

@@ -26,6 +26,7 @@ from training.export.steps import atomic_file
 from training.recipe import locate
 
 RUN_TYPE = "Q8_0"  # what the lab runs of a converted base
+_f16: dict[Path, Path] = {}  # the f16 files that are in use, by the folder of the base
 
 
 class BaseFiles:
@@ -34,7 +35,6 @@ class BaseFiles:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.title = base.name.rstrip("/").rpartition("/")[2]
-        self._f16: Path | None = None
 
     @cached_property
     def cached(self) -> Path:
@@ -77,13 +77,14 @@ class BaseFiles:
     @contextmanager
     def f16(self) -> Iterator[Path]:
         """The base as an f16 GGUF file. As large as the base, it is removed after the outermost `with`."""
-        if self._f16 is not None:
-            yield self._f16
+        if self.cached in _f16:
+            yield _f16[self.cached]
             return
         with tempfile.TemporaryDirectory(dir=self.cached, prefix="f16-") as temporary:
-            self._f16 = Path(temporary) / f"{self.title}-f16.gguf"
+            path = Path(temporary) / f"{self.title}-f16.gguf"
+            convert_model(self.base.folder(), path, self.title, template=self.base.template)
+            _f16[self.cached] = path
             try:
-                convert_model(self.base.folder(), self._f16, self.title, template=self.base.template)
-                yield self._f16
+                yield path
             finally:
-                self._f16 = None
+                del _f16[self.cached]

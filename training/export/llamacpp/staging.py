@@ -7,6 +7,7 @@ that training wrote can name folders of the machine. So the converters are given
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,26 +18,34 @@ import yaml
 from huggingface_hub import metadata_load
 
 from inference.formats.adapter_config import AdapterConfig, read_adapter_config
-from training.export.model_folder import Base, public_name
+from inference.formats.gguf_header import SCALED_BY_LAYER
+from training.export.model_folder import Base, own_template, public_name
 
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 LEFT_OUT = ("README.md", "run.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-SCALED = "scaled_by_layer"  # the tag of an adapter whose matrices contain the scaling of their layers
+GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 
 
 @contextmanager
 def staged_model(source: Path, name: str, base: str | None = None, template: str | None = None) -> Iterator[Path]:
     """A folder with a model's files. `base` is the model that it was made from, `template` replaces its own."""
+    template = template or own_template(source)
     with TemporaryDirectory(prefix="convert-") as temporary:
         folder = Path(temporary)
         for path in source.iterdir():
             if path.name not in LEFT_OUT and not (template and path.name in TEMPLATE_FILES):
                 (folder / path.name).symlink_to(path.resolve())
         if template:
-            (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+            (folder / "chat_template.jinja").write_text(without_marks(template), encoding="utf-8")
         write_public_card(folder, {**public_card(source), "model_name": name}, base)
         yield folder
+
+
+def without_marks(template: str) -> str:
+    """A chat template without the marks of the answer's tokens, a statement that only transformers knows. White space
+    around them is trimmed as before."""
+    return GENERATION.sub(lambda found: f"{found[1]}{'endif' if found[2] else 'if true'}{found[3]}", template)
 
 
 @contextmanager
@@ -59,7 +68,7 @@ def staged_adapter(source: Path, name: str, base: Base) -> Iterator[Path]:
             write_scaled(source / weights.name, weights, config, alpha)
         else:
             weights.symlink_to((source / weights.name).resolve())
-        tags = ["lora", *([SCALED] if single is None else [])]
+        tags = ["lora", *([SCALED_BY_LAYER] if single is None else [])]
         write_public_card(folder, {**public_card(source), "model_name": name, "tags": tags}, base.name)
         yield folder
 
