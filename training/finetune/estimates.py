@@ -2,8 +2,8 @@
 
 Memory is `memory_plan`'s arithmetic. Time is a model of one micro-batch: a fixed part for each layer, in which the GPU
 waits for Python to launch kernels, and the arithmetic at a share of the card's peak. Both parts are fitted to this
-project's own runs (docs/benchmarks.md, Training speed). Only an H200, a CPU and, by the study, a T4 have been measured:
-every other card is scaled by its peak, and its time is a guess that can be wrong by a factor of two.
+project's own runs (docs/benchmarks.md, Training speed). Only an H200, CPUs and, by the study, a T4 have been
+measured: every other card is scaled by its peak, and its time is a guess that can be wrong by a factor of two.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ CARDS = {
         Card("H100", 84.9e9, 989e12, source="as measured on an H200"),
     )
 }
+# FLOP/s. A CPU with matrix units (AMX) multiplies faster than that, and then other work limits a step: the nano took
+# 100 GFLOP/s there. Without them the nano took 34 and a 270M 45 GFLOP/s on one core, 0.35 to 0.5 of its product.
+CPU_LIMIT = 3e11
 HERE = "here"  # the name of this machine among the cards
 
 
@@ -107,10 +110,8 @@ def this_machine(gpu: bool = True) -> Card:
         named = next((known for known in CARDS.values() if known.name in re.split(r"[ -]", properties.name)), card)
         return replace(card, efficiency=named.efficiency, source=named.source)
     bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    memory = psutil.virtual_memory().available
-    return Card(
-        f"{HERE} (CPU)", memory, peak_flops(), bfloat16, 0.05, (0.013, 0.013), "as measured on the nano", gpu=False
-    )
+    memory, peak = psutil.virtual_memory().available, min(peak_flops(), CPU_LIMIT)
+    return Card(f"{HERE} (CPU)", memory, peak, bfloat16, 0.4, (0.01, 0.013), "from a matrix product here", gpu=False)
 
 
 def estimate(recipe: Recipe, config: PretrainedConfig, lengths: Sequence[int] | np.ndarray, card: Card) -> Estimate:

@@ -100,7 +100,7 @@ def choose(choices: Choices, base: BaseFacts, data: DataFacts, goal_name: str, c
         choices.set("chat_template", base.chat_template, "the base has none of its own")
     rows = choose_data(choices, data)
     data = replace(data, lengths=data.lengths[:rows])
-    choices.set("objective", goal.objective, f"the goal is {goal_name}: {goal.description}")
+    choices.set("objective", goal.objective, f"the goal is {goal_name}")
     epochs = goal.epochs[(rows >= 1000) + (rows >= 10_000)]
     choices.set("epochs", epochs, f"{rows:,} rows to learn from; the goal is {goal_name}")
     choices.set("lora.r", goal.rank, f"the goal is {goal_name}")
@@ -109,6 +109,7 @@ def choose(choices: Choices, base: BaseFacts, data: DataFacts, goal_name: str, c
     choices.set("learning_rate", rate, f"for {describe_count(base.parameters)} parameters: smaller bases need more")
     choices.set("warmup_steps", 0.05)
     choose_length(choices, base, data)
+    choose_validation(choices, goal_name)
     batch = choose_packing(choices, data, card, batch_size(rows, choices.values["epochs"]))
     choices.set("seed", 0)
     return fit(choices, base, data, card, batch)
@@ -141,6 +142,17 @@ def choose_data(choices: Choices, data: DataFacts) -> int:
     return min(left, found.get("examples") or left)
 
 
+def choose_validation(choices: Choices, goal_name: str) -> None:
+    """Choose what the loss on held-out rows decides, if there are any."""
+    if not choices.values["data"]["validation"]:
+        return
+    if goal_name == "facts":
+        reason = "held-out rows ask for other facts: their loss rises while the run learns"
+        choices.set("validation.best", False, reason)
+    elif choices.values["epochs"] > 1:
+        choices.set("validation.patience", 3, "several epochs can overfit")
+
+
 def learning_rate(parameters: int, factor: float) -> float:
     """The peak learning rate for LoRA: 2e-4 at 1B (the study's), 3e-3 at 5M (the nano's), and in between by the square
     root of the size; rounded to one digit."""
@@ -153,7 +165,7 @@ def choose_length(choices: Choices, base: BaseFacts, data: DataFacts) -> None:
     longest, usual = int(data.lengths.max()), int(np.quantile(data.lengths, CUT))
     wanted = longest if longest <= 1.25 * usual else usual
     share = "all" if wanted == longest else "99 %"
-    length = max(SHORTEST, math.ceil(wanted / ROUND) * ROUND)
+    length = math.ceil(wanted / ROUND) * ROUND
     reason = f"{share} of the rows have at most {wanted:,} tokens"
     if base.context and length > base.context:
         length, reason = (
@@ -164,8 +176,8 @@ def choose_length(choices: Choices, base: BaseFacts, data: DataFacts) -> None:
 
 
 def batch_size(rows: int, epochs: float) -> int:
-    """Conversations per optimizer step: a power of two up to 16 that leaves enough steps to learn in."""
-    return int(2 ** min(4, max(0, math.floor(math.log2(max(rows * epochs / ENOUGH_STEPS, 1))))))
+    """Conversations per optimizer step: a power of two from 2 to 16 that leaves enough steps to learn in."""
+    return int(2 ** min(4, max(1, math.floor(math.log2(max(rows * epochs / ENOUGH_STEPS, 1))))))
 
 
 def fit(choices: Choices, base: BaseFacts, data: DataFacts, card: Card, batch: int) -> Estimate:

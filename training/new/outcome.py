@@ -35,7 +35,7 @@ def describe_outcome(base: BaseFacts, data: DataFacts, recipe: Recipe, estimated
     how = recipe.method if recipe.method == "full" else f"{recipe.method} of rank {recipe.lora.r}"
     batch = recipe.batch_size * recipe.gradient_accumulation
     took = f"about {describe_duration(estimated.seconds)} and {describe_memory(estimated)} on {estimated.card.name}"
-    run = f"Run:   {how}, {recipe.epochs:g} epochs, {steps:,} steps of {batch} rows; {took}."
+    run = f"Run:   {how}, {recipe.epochs:g} epochs, {steps:,} steps of {batch} row{'' if batch == 1 else 's'}; {took}."
     return "\n".join([describe_base(base), describe_data(data), run])
 
 

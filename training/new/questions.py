@@ -68,6 +68,7 @@ def new_recipe(options: Options) -> Path:
     if options.interactive and not typer.confirm(f"Write {out}?", default=True):
         raise LabError("Nothing was written.")
     write_recipe(out, recipe, choices.values, choices.reasons)
+    typer.echo(f"Next:  python -m training data {out}\n       python -m training run {out}")
     return out
 
 

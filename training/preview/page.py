@@ -9,7 +9,14 @@ from jinja2 import Environment
 
 from training.preview.spans import Span, abridge
 from training.preview.summary import Preview, histogram
-from training.preview.words import describe_duration, describe_memory, describe_rows, describe_run, warnings
+from training.preview.words import (
+    describe_duration,
+    describe_interval,
+    describe_memory,
+    describe_rows,
+    describe_run,
+    warnings,
+)
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 PIECE = 20_000  # characters of a piece of an example
@@ -28,6 +35,7 @@ def write_page(preview: Preview, out: Path) -> Path:
         examples=[(each.tokens, abridged(each.pieces), abridged(each.rejected)) for each in preview.examples],
         histogram=bars,
         largest=max(count for _, _, count in bars),
+        interval=describe_interval,
         duration=describe_duration,
         memory=describe_memory,
     )

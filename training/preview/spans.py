@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
+
+from training.data.template.training_template import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,11 +21,13 @@ BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u206
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring tokens of one kind: their text, and how many they are."""
+    """Neighbouring tokens of one kind: their text, and how many they are. `special`: they are special tokens, not text
+    that spells some."""
 
     text: str
     kind: Kind
     tokens: int
+    special: bool = False
 
 
 def spans(ids: Sequence[int], labels: Sequence[int], max_length: int, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
@@ -31,11 +35,13 @@ def spans(ids: Sequence[int], labels: Sequence[int], max_length: int, tokenizer:
     start of a text that is decoded alone."""
     found: list[Span] = []
     text, end = "", 0
-    for kind, group in groupby(kinds(labels, max_length)):
+    known = set(special_tokens(tokenizer).ids.values())
+    specials = (token in known for token in ids)
+    for (kind, special), group in groupby(zip(kinds(labels, max_length), specials, strict=True)):
         end += (count := len(list(group)))
         decoded = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(decoded, str)
-        found.append(Span(printable(decoded[len(text) :]), kind, count))
+        found.append(Span(printable(decoded[len(text) :]), kind, count, special))
         text = decoded
     return found
 
@@ -61,4 +67,4 @@ def abridge(piece: Span, characters: int) -> Span:
     if len(piece.text) <= characters:
         return piece
     head, tail = piece.text[: characters * 2 // 3], piece.text[-(characters // 3) :]
-    return Span(f"{head} […] {tail}", piece.kind, piece.tokens)
+    return replace(piece, text=f"{head} […] {tail}")

@@ -11,15 +11,24 @@ from rich.table import Table
 from rich.text import Text
 
 from training.finetune.estimates import Estimate
-from training.preview.spans import Span, abridge
+from training.preview.spans import Kind, Span, abridge
 from training.preview.summary import Preview, histogram
-from training.preview.words import describe_duration, describe_memory, describe_rows, describe_run, warnings
+from training.preview.words import (
+    describe_duration,
+    describe_interval,
+    describe_memory,
+    describe_rows,
+    describe_run,
+    warnings,
+)
 
 WIDTH = 120  # columns if there is no terminal
 PIECE = 600  # characters of a piece of an example
-PIECES = 12  # pieces of an example: about six questions and answers
+PIECES = 60  # pieces of an example: about six questions and answers
 BAR = 40  # columns
-STYLES = {"learnt": "bold green", "read": "", "cut": "strike red"}
+STYLES: dict[Kind, str] = {"learnt": "green", "read": "", "cut": "strike red"}
+OPEN: dict[Kind, str] = {"learnt": "⟦", "read": "", "cut": "[cut off: "}
+CLOSE: dict[Kind, str] = {"learnt": "⟧", "read": "", "cut": "]"}
 
 
 def print_preview(preview: Preview, examples: int, console: Console | None = None) -> None:
@@ -71,12 +80,14 @@ def rows_table(preview: Preview) -> Table:
 def mark(pieces: Sequence[Span], colours: bool) -> Text:
     """An example with what is learnt marked, abridged."""
     text = Text()
+    before: Kind = "read"
     for piece in (abridge(piece, PIECE) for piece in pieces[:PIECES]):
-        if colours:
-            text.append(piece.text, STYLES[piece.kind])
-        else:
-            left, right = {"learnt": "⟦⟧", "read": ("", ""), "cut": ("[cut off: ", "]")}[piece.kind]
-            text.append(f"{left}{piece.text}{right}")
+        if not colours and piece.kind != before:
+            text.append(f"{CLOSE[before]}{OPEN[piece.kind]}")
+        before = piece.kind
+        text.append(piece.text, f"{STYLES[piece.kind]} {'dim' if piece.special else ''}" if colours else "")
+    if not colours:
+        text.append(CLOSE[before])
     if len(pieces) > PIECES:
         text.append(f"\n[… {sum(piece.tokens for piece in pieces[PIECES:]):,} more tokens]")
     return text
@@ -90,7 +101,7 @@ def lengths_table(preview: Preview) -> Table:
     for start, end, count in found:
         cut = end - 1 > preview.recipe.max_length
         bar = Text("▇" * (max(round(BAR * count / largest), 1) if count else 0), "red" if cut else "")
-        table.add_row(f"{start:,}–{end - 1:,}", f"{count:,}", bar)
+        table.add_row(describe_interval(start, end), f"{count:,}", bar)
     return table
 
 

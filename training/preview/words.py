@@ -8,6 +8,7 @@ from training.data import Report
 from training.finetune.estimates import Estimate
 from training.preview.summary import Preview
 
+MANY_CUT = 0.1  # the share of the rows
 FEW_STEPS = 50  # below this a run has hardly begun
 LONG = 24 * 3600.0  # seconds
 
@@ -19,6 +20,11 @@ def describe_duration(seconds: float) -> str:
             count = seconds / size
             return f"{count:.0f} {unit}" if count >= 10 else f"{count:.1f} {unit}"
     return f"{max(seconds, 1):.0f} s"
+
+
+def describe_interval(start: int, end: int) -> str:
+    """The lengths from `start` up to, not including, `end`."""
+    return f"{start:,}–{end - 1:,}" if end - start > 1 else f"{start:,}"
 
 
 def describe_memory(estimate: Estimate) -> str:
@@ -80,6 +86,11 @@ def warnings(preview: Preview) -> Iterator[str]:
     yield from preview.counts.report.sentences()
     if preview.counts.report.unlearnt:
         yield f"A higher max_length would keep them, such as max_length={preview.quantiles()['99 %']}."
+    if preview.cut > MANY_CUT:
+        yield (
+            f"max_length={preview.recipe.max_length} cuts {preview.cut:.0%} of the rows: set it higher if base and "
+            "memory allow, or split long rows."
+        )
     if preview.steps < FEW_STEPS:
         yield f"{preview.steps} steps are few: more epochs, a smaller batch or more rows give more."
     here = preview.estimates[-1]
