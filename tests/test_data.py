@@ -1,4 +1,4 @@
-"""Data sets by name: formats, rows that are left out and why, a fixed split, the loss mask, the data card."""
+"""Data sets by name: formats, rows that are left out and why, a fixed split, the data card."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from local_hub import LocalHub
 from training.data import Split, fingerprint, load, plain
 from training.data.data_card import summarize, write_data_card
 from training.data.emoji.dataset import examples
-from training.data.training_template import training_template
 from training.recipe import Data
 
 
@@ -264,56 +263,6 @@ def tokenizer():
 
 
 CHAT = [BRIEF, *turns("What does 🐼 mean?", " It is a panda. ", "user: and 🇸🇪?", "The flag of\n\nSweden.")]
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_the_loss_is_on_the_assistants_tokens_only(tokenizer, tmp_path, packing):
-    """Checks the labels that TRL makes, in the batch that the model gets."""
-    from transformers import AutoModelForCausalLM
-    from trl import SFTConfig, SFTTrainer
-
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(NANO),
-        processing_class=tokenizer,
-        args=SFTConfig(
-            str(tmp_path), assistant_only_loss=True, packing=packing, max_length=512, use_cpu=True, bf16=False,
-            report_to="none", per_device_train_batch_size=1,
-        ),
-        train_dataset=load_all(lines("rows.jsonl", [{"messages": CHAT}])).train.select_columns(["messages"]),
-    )  # fmt: skip
-    (batch,) = trainer.get_train_dataloader()
-    labels = batch["labels"][0]
-    learnt = tokenizer.decode(labels[labels != -100])
-    assert learnt == "It is a panda.<|eot_id|>The flag of\n\nSweden.<|eot_id|>"
-    assert tokenizer.decode(batch["input_ids"][0]) == tokenizer.apply_chat_template(CHAT, tokenize=False)
-
-
-@pytest.mark.parametrize("name", ["llama3", "llama3_1", "llama3_2"])
-def test_marking_the_templates_of_llama_3_does_not_change_the_text(name):
-    import trl
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(NANO)
-    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
-    # Llama 3.2's template states the date; what a run learns must not depend on it.
-    plain = tokenizer.apply_chat_template(CHAT, tokenize=False, date_string="26 Jul 2024")
-    template = training_template(tokenizer)
-    assert tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False) == plain
-    encoded = tokenizer.apply_chat_template(
-        CHAT, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
-    )
-    learnt = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
-    assert tokenizer.decode(learnt) == "It is a panda.<|eot_id|>The flag of\n\nSweden.<|eot_id|>"
-
-
-def test_a_template_that_cannot_be_marked_is_refused():
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(NANO)
-    for template, reason in (("{{ messages }}", "does not mark the assistant"), (None, "has no chat template")):
-        tokenizer.chat_template = template
-        with pytest.raises(LabError, match=reason):
-            training_template(tokenizer)
 
 
 def test_the_data_card(tokenizer, tmp_path):

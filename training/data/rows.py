@@ -39,8 +39,8 @@ def conversation(messages: Iterable[Message]) -> Row:
 
 def to_dataset(rows: Iterable[Row]) -> datasets.Dataset:
     """A data set of rows, in memory."""
-    rows = list(rows)
-    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+    dicts = [dict(row) for row in rows]  # `from_list` takes no empty list
+    return datasets.Dataset.from_dict({name: [row[name] for row in dicts] for name in FEATURES}, features=FEATURES)
 
 
 def rejected_conversation(row: Mapping[str, Any]) -> list[Turn]:

@@ -167,7 +167,7 @@ class TrainingTemplate:
                 raise Unusable(f"the chat template leaves out a turn of the {role}")
             notes.add(note)
         if skeleton.dropped_prompt:
-            notes.add(f"at inference the prompt ends with {skeleton.dropped_prompt!r}, which the answers lack")
+            notes.add(f"at inference the prompt ends with {skeleton.dropped_prompt!r}, which an answer lacks")
         return frozenset(notes)
 
     def _marked_spans(
