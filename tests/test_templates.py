@@ -11,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
 from inference.engines import Message
+from inference.engines.chat_template.named import find_template, fitting_templates, missing_template, template_names
 from inference.engines.chat_template.template import ChatTemplate
 from inference.errors import LabError
 
@@ -48,6 +49,53 @@ def test_a_long_conversation_is_rendered_as_by_plain_jinja():
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(tokenizer.chat_template)
     names = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
     assert render(tokenizer.chat_template, turns) == plain.render(messages=turns, **names)
+
+
+TALK = [
+    Message(role="system", content="Be brief."),
+    Message(role="user", content="Hi"),
+    Message(role="assistant", content="Hello."),
+    Message(role="user", content="Bye"),
+]
+PROMPTS = {
+    "alpaca": "Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello.</s>\n\n"
+    "### Instruction:\nBye\n\n### Response:\n",
+    "chatml": "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello."
+    "<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n",
+    "gemma": "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
+    "<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n",
+    "llama-3": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user"
+    "<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|><|start_header_id|>user"
+    "<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "mistral": "<s>[INST] Be brief.\n\nHi [/INST] Hello.</s>[INST] Bye [/INST]",
+    "vicuna": "Be brief. USER: Hi ASSISTANT: Hello.</s>USER: Bye ASSISTANT:",
+    "zephyr": "<|system|>\nBe brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\nHello.</s>\n"
+    "<|user|>\nBye</s>\n<|assistant|>\n",
+}
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_a_named_template_writes_its_format(name):
+    assert render(find_template(name), TALK) == PROMPTS[name]
+
+
+def test_templates_are_found_by_name_or_file_and_those_that_fit_a_vocabulary_are_named(tmp_path):
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
+    assert find_template(str(tmp_path / "mine.jinja")) == "{{ messages[0].content }}"
+    with pytest.raises(LabError, match="no chat template “chatlm” .did you mean “chatml”"):
+        find_template("chatlm")
+    assert fitting_templates(["<|im_start|>", "<|im_end|>"]) == ["chatml", "alpaca", "mistral", "vicuna", "zephyr"]
+    message = str(missing_template("a/base", ["<start_of_turn>", "<end_of_turn>"]))
+    assert message.startswith(
+        "The base a/base has no chat template: set chat_template in the recipe to gemma or alpaca"
+    )
+
+
+def test_a_system_prompt_that_a_template_refuses_is_put_before_the_first_question():
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    assert render(refusing + "{{ messages[0].content }}", TALK) == "Be brief.\n\nHi"
+    with pytest.raises(LabError, match="refuses this conversation .no system."):
+        render(refusing, TALK[:1])
 
 
 LOOP = "{% for i in range(99999) %}"

@@ -299,8 +299,8 @@ def test_a_base_without_a_usable_template_is_refused_in_one_sentence(source, rea
 
 def test_an_ambiguous_template_is_refused_with_the_reason():
     other = (
-        "{% for m in messages %}{{ '### Human: ' if m.role == 'user' else '### Reply: ' }}{{ m.content }}{{ eos_token }}"
-        "{% endfor %}{% if add_generation_prompt %}### Assistant: {% endif %}"
+        "{% for m in messages %}{{ '### Human: ' if m.role == 'user' else '### Reply: ' }}{{ m.content }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}### Assistant: {% endif %}"
     )
     with pytest.raises(LabError, match="writes another prompt at inference than before this answer"):
         tokenize_row(row(CHAT), tokenizer_with(other))
