@@ -38,7 +38,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from local_hub import collection, repositories, spaces, transfer
+from local_hub import collection, history, repositories, spaces, transfer
 from local_hub.access import HubError, Role, Tokens
 from local_hub.faults import App, Fault, Faults, Message, Receive, Send
 from local_hub.storage import Store
@@ -121,7 +121,7 @@ def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
 
     add_error_handlers(app)
     add_control_routes(app, faults, log)
-    for module in (collection, repositories, transfer, spaces):
+    for module in (collection, history, repositories, transfer, spaces):
         app.include_router(module.router)
     return app
 

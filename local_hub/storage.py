@@ -161,6 +161,12 @@ class Repository(BaseModel):
         self.branches[branch] = made.sha
         return made
 
+    def forget_unreachable(self) -> None:
+        """Delete the commits that no branch and no tag leads to."""
+        heads = [*self.branches.values(), *self.tags.values()]
+        reachable = {commit.sha for sha in heads for commit in self.history(self.commits[sha])}
+        self.commits = {sha: commit for sha, commit in self.commits.items() if sha in reachable}
+
 
 class Blobs:
     """File contents by their SHA-256."""
@@ -245,6 +251,13 @@ class Store:
         """Delete a repository. Its contents stay, because others may share them."""
         del self.repositories[repository.kind, repository.id]
         self.path_of(repository).unlink()
+
+    def delete_contents(self, candidates: set[str]) -> None:
+        """Delete those of these contents, by their SHA-256, that no commit of any repository has."""
+        commits = (commit for repository in self.repositories.values() for commit in repository.commits.values())
+        needed = {file.sha256 for commit in commits for file in commit.files.values()}
+        for sha256 in candidates - needed:
+            self.blobs.path(sha256).unlink(missing_ok=True)
 
     def path_of(self, repository: Repository) -> Path:
         """The repository's file."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -178,18 +177,29 @@ def test_a_failed_upload_is_tried_again_at_the_end_of_the_run(tmp_path, monkeypa
         assert f"checkpoint-1/{COMPLETE}" in api.list_repo_files("me/a-checkpoints")
 
 
-def test_two_processes_learn_the_same_as_one(tmp_path):
-    """DDP with gloo: the same losses at the same global batch."""
-    more = ["method=lora", "accumulation=2", "batch_size=4", "checkpoints.steps=100"]
-    assert start(tmp_path / "one", *more).wait(300) == 0
-    # --multi_gpu starts several processes; without a GPU they communicate through gloo.
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    done = command(
-        "accelerate.commands.launch", *launch, "--dynamo_backend", "no", "-m",
-        "training", "sft", "emoji-nano", *SMALL, *more, "--out", str(tmp_path / "two"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / name / "run.json").read_text(encoding="utf-8")) for name in ("one", "two"))
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert one["steps"] == two["steps"] and one["tokens"] == two["tokens"]
-    assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], rel=1e-4)
+def stored_bytes(folder: Path) -> int:
+    """Bytes of all contents that a local Hub holds."""
+    return sum(path.stat().st_size for path in (folder / "blobs").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_a_repository_does_not_keep_the_checkpoints_that_were_deleted(fault, tmp_path, monkeypatch, capfd):
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub(tmp_path / "hub") as hub:
+        api, repo = HfApi(endpoint=hub.url, token=hub.token("me")), "me/a-checkpoints"
+        checkpoints = Checkpoints(tmp_path / "run", Identity({"name": "a"}, "data"), keep=2, repo=repo, api=api)
+        if fault:
+            hub.fault("503", match="/super-squash/", times=1)
+        for step in range(1, 6):
+            staged = checkpoints.staging / f"checkpoint-{step}"
+            staged.mkdir(parents=True)
+            (staged / "optimizer.pt").write_bytes(os.urandom(100_000))
+            checkpoints.complete(step, seconds=1.0)
+            checkpoints.finish()
+        assert [commit.title for commit in api.list_repo_commits(repo)] == ["checkpoint-5"]
+        assert stored_bytes(tmp_path / "hub") < 2 * 110_000
+        assert ("keeps deleted checkpoints" in capfd.readouterr().err) is fault
+        elsewhere = Checkpoints(tmp_path / "there", Identity({"name": "a"}, "data"), repo=repo, api=api)
+        assert elsewhere.newest().folder.name == "checkpoint-5"

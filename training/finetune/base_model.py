@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from peft import prepare_model_for_kbit_training
@@ -68,7 +69,13 @@ def root_cause(error: OSError) -> BaseException:
 
 
 def load_config(recipe: Recipe) -> PretrainedConfig:
-    """The base's configuration, a few kilobytes. Raises LabError if it is not available."""
+    """The base's configuration, a few kilobytes. Raises LabError if it is not available, or if it is an adapter."""
+    folder = Path(recipe.base_location)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise LabError(
+            f"The base {recipe.base} is an adapter: merge it with its own base by `python -m training export "
+            f"{recipe.base} --format merged`, and set base={recipe.base}/merged."
+        )
     with translate_base_errors(recipe.base):
         return AutoConfig.from_pretrained(recipe.base_location)
 
@@ -82,11 +89,12 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
+def load_base(recipe: Recipe, checkpointing: bool, sharded: bool = False) -> PreTrainedModel:
     """The base model. Raises LabError if it is not available.
 
     QLoRA holds it in 4-bit NF4 with double quantization, LoRA in `compute_dtype`. Full fine-tuning needs float32,
-    because its updates are too small for 16 bits.
+    because its updates are too small for 16 bits. If processes hold a part each (`sharded`), the first one loads the
+    weights into its main memory, and accelerate distributes them.
     """
     dtype = compute_dtype()
     quantization = BitsAndBytesConfig(
@@ -98,7 +106,7 @@ def load_base(recipe: Recipe, checkpointing: bool) -> PreTrainedModel:
             recipe.base_location,
             dtype=torch.float32 if recipe.method == "full" else dtype,
             quantization_config=quantization if recipe.method == "qlora" else None,
-            device_map={"": local_rank} if torch.cuda.is_available() else "cpu",
+            device_map=None if sharded else {"": local_rank} if torch.cuda.is_available() else "cpu",
             attn_implementation=attention_implementation(recipe.packing),
         )
     if recipe.method == "qlora":

@@ -25,13 +25,17 @@ from transformers.integrations import TensorBoardCallback
 from inference.engines.pytorch.kv_cache import FUSED
 from inference.errors import LabError
 from training import data
+from training.data.pair_tokens import tokenize_pairs
 from training.data.tokens import TokenizedSplit, tokenize_split
+from training.export.exportable import check_exportable
 from training.finetune import memory_plan
-from training.finetune.base_model import load_base, load_tokenizer
+from training.finetune.base_model import load_base, load_config, load_tokenizer
 from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock
 from training.finetune.libraries.peft_options import check_peft_options, lora_config
-from training.finetune.libraries.trl_options import check_trl_options, trainer_config
-from training.finetune.processes.first_process import on_first_process
+from training.finetune.libraries.trl_options import check_trl_options, trainer_config, translate_trl_errors
+from training.finetune.preference import check_objective, check_preference_options, preference_trainer
+from training.finetune.processes.first_process import on_first_process, part_processes
+from training.finetune.processes.launch import check_one_gpu
 from training.finetune.progress import Progress
 from training.finetune.result.write_model import gathered_weights, translate_write_errors, write_model
 from training.finetune.resume.checkpoints import Checkpoints
@@ -60,21 +64,22 @@ def fine_tune(
     Resumes from the newest checkpoint in `out` or in the Hub repository `repo`; new checkpoints go to both. Raises
     LabError if the run can't fit (before the base is downloaded), or if its data or base is not available.
     """
+    check_one_gpu()
     set_seed(recipe.seed)
-    check_peft_options(recipe)
-    check_trl_options(recipe)
-    check_reports(recipe.report_to)
+    check_options(recipe)
     with translate_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     plan = memory_plan.plan(recipe)
     split = data.load(recipe.data)
+    check_objective(recipe, split)
     identity = Identity(recipe.model_dump(), data.fingerprint(split.train))
     if is_finished(identity, out):
         return out
     checkpoints = Checkpoints(out / "checkpoints", identity, recipe.checkpoints.keep, repo, api)
     settings = trainer_config(recipe, checkpoints.staging, plan, f"{recipe.name}-{identity.short}")
     found = on_first_process(checkpoints.newest)
-    progress = Progress(recipe.name, recipe.max_length, plan.processes, found.seconds if found else 0.0)
+    seconds = found.seconds if found else 0.0
+    progress = Progress(recipe.name, recipe.max_length, plan.processes, seconds, recipe.objective == "dpo")
     best = BestWeights(checkpoints.folder)
     trainer = make_trainer(recipe, plan, settings, split, [CompleteCheckpoint(checkpoints, progress, best)], progress)
     if "tensorboard" in recipe.report_to:
@@ -86,10 +91,20 @@ def fine_tune(
     with translate_write_errors(out), sdpa_kernel(FUSED), redirect_stdout(sys.stderr):
         trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
     weights = gathered_weights(trainer)
+    part_processes()
     if trainer.is_world_process_zero():
         write_model(trainer, choose_weights(trainer, best, weights), split, identity, best, out)
         checkpoints.finish()
     return out
+
+
+def check_options(recipe: Recipe) -> None:
+    """Raise LabError if the libraries don't take the recipe's options, or if the result could not be exported."""
+    check_peft_options(recipe)
+    check_trl_options(recipe)
+    check_preference_options(recipe)
+    check_reports(recipe.report_to)
+    check_exportable(recipe.peft, load_config(recipe), recipe.base)
 
 
 def is_finished(identity: Identity, out: Path) -> bool:
@@ -116,21 +131,19 @@ def make_trainer(
     """
     tokenizer = load_tokenizer(recipe)
     rows = tokenize_rows(recipe, split, tokenizer)
-    trainer = SupervisedTrainer(
-        recipe,
-        progress,
-        model=load_base(recipe, plan.checkpointing),
-        processing_class=tokenizer,
-        args=settings,
-        train_dataset=rows.train,
-        eval_dataset=rows.validation if len(rows.validation) else None,
-        peft_config=lora_config(recipe),
-        callbacks=[
+    make = preference_trainer if recipe.objective == "dpo" else SupervisedTrainer
+    with translate_trl_errors(recipe):
+        trainer = make(
+            recipe,
             progress,
-            SaveByTheClock(recipe.checkpoints.minutes),
-            *callbacks,
-        ],
-    )
+            model=load_base(recipe, plan.checkpointing, plan.sharded),
+            processing_class=tokenizer,
+            args=settings,
+            train_dataset=rows.train,
+            eval_dataset=rows.validation if len(rows.validation) else None,
+            peft_config=lora_config(recipe),
+            callbacks=[progress, SaveByTheClock(recipe.checkpoints.minutes), *callbacks],
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -140,7 +153,10 @@ def tokenize_rows(recipe: Recipe, split: data.Split, tokenizer: PreTrainedTokeni
     own_cut = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()  # TRL then cuts the rows its own way
     processes = PartialState()
     with processes.local_main_process_first():
-        rows = tokenize_split(split, tokenizer, None if own_cut else recipe.max_length)
+        if recipe.objective == "dpo":
+            rows = tokenize_pairs(split, tokenizer, recipe.max_length)
+        else:
+            rows = tokenize_split(split, tokenizer, None if own_cut else recipe.max_length)
     if processes.is_main_process:
         for sentence in rows.report.sentences():
             print(sentence, file=sys.stderr)

@@ -73,7 +73,8 @@ def run_workers(name: str, folder: Path, workers: int) -> list[int]:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // workers)))
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     processes = [
-        context.Process(target=work, args=(name, folder, cores[number::workers] or cores)) for number in range(workers)
+        context.Process(target=work, args=(name, folder, cores[number::workers] or cores, number))
+        for number in range(workers)
     ]
     for process in processes:
         process.start()
@@ -82,10 +83,13 @@ def run_workers(name: str, folder: Path, workers: int) -> list[int]:
     return [process.exitcode for process in processes if process.exitcode]
 
 
-def work(name: str, folder: Path, cores: list[int]) -> None:
+def work(name: str, folder: Path, cores: list[int], number: int) -> None:
     """A worker process: train runs until none is left. It is killed when the command ends."""
+    from training.finetune.processes.launch import use_one_gpu
+
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, cores)
+    use_one_gpu(number)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with translate_storage_errors(folder):

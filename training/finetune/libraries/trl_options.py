@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +96,24 @@ def trainer_config(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> Any:
 
     Raises LabError if TRL refuses them, or if the optimizer or the schedule can't be made of them.
     """
-    try:
+    with translate_trl_errors(recipe):
         config = config_class(recipe)(**trainer_settings(recipe, out, plan, run_name) | recipe.trl)
         Trainer.get_optimizer_cls_and_kwargs(config)
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-        get_scheduler(
-            config.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=config.lr_scheduler_kwargs
-        )  # fmt: skip
-    except (ValueError, TypeError, ImportError) as error:
+        kwargs = config.lr_scheduler_kwargs
+        get_scheduler(config.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=kwargs)
+    return config
+
+
+@contextmanager
+def translate_trl_errors(recipe: Recipe) -> Iterator[None]:
+    """Turn TRL's refusal of the recipe's own options into a LabError. Without them it is the lab's own fault."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         if not recipe.trl:
             raise
         raise LabError(f"TRL refuses the options in “trl” ({reason_of(error)}): change or remove them.") from error
-    return config
 
 
 def trainer_settings(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> dict[str, Any]:

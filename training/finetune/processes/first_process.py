@@ -32,3 +32,11 @@ def on_first_process(decide: Callable[[], Result]) -> Result:
     if outcome[1]:
         raise LabError(outcome[1])
     return outcome[0]
+
+
+def part_processes() -> None:
+    """Disconnect the processes when each has done its part: what the first one writes then waits for no other, and a
+    process that ends while it is connected can leave the others waiting."""
+    processes = PartialState()
+    processes.wait_for_everyone()
+    processes.destroy_process_group()

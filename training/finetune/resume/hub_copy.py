@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
 from training.finetune.resume.checkpoint_folder import COMPLETE, Checkpoint, files_in, move, read_checkpoint, step_of
 
@@ -77,32 +79,50 @@ class HubCopy:
                 self._changed.notify_all()
 
     def upload(self, checkpoint: Path) -> None:
-        """Add this checkpoint and delete all but the newest `keep`, in one commit."""
+        """Add this checkpoint and delete all but the newest `keep`, in one commit. Then forget the history: it would
+        keep the files of every deleted checkpoint."""
         with translate_hub_errors(self.repo, checkpoint.name):
             self.api.create_repo(self.repo, private=True, exist_ok=True)
             others = {name.split("/")[0] for name in self.api.list_repo_files(self.repo)} - {checkpoint.name}
             old = sorted((name for name in others if step_of(name) >= 0), key=lambda name: -step_of(name))
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            operations = [
                 CommitOperationAdd(f"{checkpoint.name}/{path.relative_to(checkpoint).as_posix()}", path)
                 for path in (*files_in(checkpoint), checkpoint / COMPLETE)
             ]
-            operations += [CommitOperationDelete(f"{name}/", is_folder=True) for name in old[self.keep - 1 :]]
-            self.api.create_commit(self.repo, operations, commit_message=checkpoint.name)
+            outdated = [CommitOperationDelete(f"{name}/", is_folder=True) for name in old[self.keep - 1 :]]
+            self.api.create_commit(self.repo, [*operations, *outdated], commit_message=checkpoint.name)
+            if outdated:
+                self.forget_history(checkpoint.name)
+
+    def forget_history(self, message: str) -> None:
+        """Make the newest state the only commit. If that fails, the next upload does it: this one is complete."""
+        try:
+            with translate_hub_errors(self.repo, "history"):
+                self.api.super_squash_history(self.repo, commit_message=message)
+        except LabError as error:
+            print(f"The history of {self.repo} keeps deleted checkpoints: {error}", file=sys.stderr)
 
     def newest(self, after: int, folder: Path, staging: Path) -> Checkpoint | None:
         """Download the newest complete checkpoint beyond step `after` into `folder`; None if there is none."""
         with translate_hub_errors(self.repo, "checkpoints"):
-            try:
-                revision = self.api.model_info(self.repo).sha
-            except RepositoryNotFoundError:
+            for _ in range(2):  # another machine may forget the history while this one downloads
+                with suppress(RevisionNotFoundError):
+                    return self.download_newest(after, folder, staging)
+            return self.download_newest(after, folder, staging)
+
+    def download_newest(self, after: int, folder: Path, staging: Path) -> Checkpoint | None:
+        """`newest`, of the repository's current state. Raises RevisionNotFoundError if that changes meanwhile."""
+        try:
+            revision = self.api.model_info(self.repo).sha
+        except RepositoryNotFoundError:
+            return None
+        names = self.api.list_repo_files(self.repo, revision=revision)
+        candidates = {name.split("/")[0] for name in names if name.endswith(f"/{COMPLETE}")}
+        download = staging / "downloaded"
+        for name in sorted(candidates, key=step_of, reverse=True):
+            if step_of(name) <= after:
                 return None
-            names = self.api.list_repo_files(self.repo, revision=revision)
-            candidates = {name.split("/")[0] for name in names if name.endswith(f"/{COMPLETE}")}
-            download = staging / "downloaded"
-            for name in sorted(candidates, key=step_of, reverse=True):
-                if step_of(name) <= after:
-                    return None
-                self.api.snapshot_download(self.repo, revision=revision, allow_patterns=f"{name}/*", local_dir=download)
-                if found := read_checkpoint(download / name):
-                    return Checkpoint(move(found.folder, folder), found.manifest)
+            self.api.snapshot_download(self.repo, revision=revision, allow_patterns=f"{name}/*", local_dir=download)
+            if found := read_checkpoint(download / name):
+                return Checkpoint(move(found.folder, folder), found.manifest)
         return None
