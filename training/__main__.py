@@ -5,6 +5,7 @@ A recipe is given by its name or path, a run by its recipe's name or its folder.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -146,7 +147,10 @@ def train(recipe: Recipe, out: Path | None, namespace: str | None) -> Path:
         api, repo = account(namespace), checkpoints_repo(recipe.title, namespace)
     from training.finetune.processes.launch import fine_tune_on_all_gpus
 
-    return fine_tune_on_all_gpus(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
+    folder = fine_tune_on_all_gpus(recipe, out or PROJECT / "runs" / recipe.name, api, repo)
+    if os.environ.get("RANK", "0") != "0":
+        raise typer.Exit  # the first process of a launcher does what follows
+    return folder
 
 
 def check_formats(formats: list[str] | None) -> None:

@@ -62,7 +62,8 @@ class MeasureHeldOut(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask the trainer to measure if it is time."""
-        due = state.global_step % steps_between(self.settings.steps, state.max_steps) == 0
+        every = steps_between(self.settings.steps, state.max_steps)
+        due = every > 0 and state.global_step % every == 0
         control.should_evaluate = control.should_evaluate or due or state.global_step == state.max_steps
         return control
 
