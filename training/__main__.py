@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -275,4 +276,6 @@ def run_all(
 
 
 if __name__ == "__main__":
+    # PEFT asks transformers for a property by its old name.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
     run(app)

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -106,6 +107,11 @@ class RepositoryFiles:
 def translate_hub_errors(repo: str, file: str) -> Iterator[None]:
     """Turn errors of `huggingface_hub` and of the disk into a LabError about `repo`, or about its `file`."""
     not_available = f"{repo} is not available:"
+    unreachable = f"{not_available} the Hub is unreachable. Check the network and try again."
+    offline = (
+        f"{repo} is not complete on this disk and HF_HUB_OFFLINE is set: unset it, or choose a model that is on this "
+        "disk."
+    )
     try:
         yield
     except GatedRepoError as error:
@@ -120,21 +126,20 @@ def translate_hub_errors(repo: str, file: str) -> Iterator[None]:
         raise LabError(f"{repo} was disabled by the Hub: choose another model.") from error
     except HFValidationError as error:
         raise LabError(f"{repo} is not a repository name: write it as user/name.") from error
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError, too, but the Hub was not asked
+        raise LabError(offline if constants.HF_HUB_OFFLINE else unreachable) from error
     except EntryNotFoundError as error:
         raise LabError(f"{repo} has no file {file}: correct the name in the catalog.") from error
     except RevisionNotFoundError as error:
         raise LabError(f"{repo} has just changed on the Hub: try again.") from error
     except OfflineModeIsEnabled as error:
-        raise LabError(
-            f"{repo} is not complete on this disk and HF_HUB_OFFLINE is set: unset it, or choose a model that is on "
-            "this disk."
-        ) from error
+        raise LabError(offline) from error
     except TimeoutException as error:
         raise LabError(f"{not_available} the Hub does not respond. Try again later; the download resumes.") from error
     except HfHubHTTPError as error:
         raise LabError(f"{not_available} {describe_status(error)}") from error
     except RequestError as error:
-        raise LabError(f"{not_available} the Hub is unreachable. Check the network and try again.") from error
+        raise LabError(unreachable) from error
     except OSError as error:
         raise LabError(
             f"{file} cannot be saved ({error.strerror or 'disk error'}): free disk space, or set HF_HOME to a "

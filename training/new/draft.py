@@ -44,7 +44,8 @@ def normalize_base(name: str) -> str:
         return portable(folder)
     if Path(locate(name)).is_dir():
         return portable(Path(locate(name)))
-    if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or not name.strip():
+    local = any((root / name).parent.is_dir() for root in (PROJECT, Path.cwd())) and name.count("/") == 1
+    if local or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or not name.strip():
         raise LabError(f"There is no folder {name or '“”'} for the base: check the path, or name a Hub repository.")
     return name
 
