@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import cog
+import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
@@ -120,6 +121,18 @@ def fields(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str, str
         shown = "required" if default is PydanticUndefined else f"`{as_yaml(default)}`"
         rows.append((f"`{prefix}{name}`", shown, field.description or ""))
     return rows
+
+
+def shape_table() -> None:
+    """The shapes of data sets on the Hub: one that has it, its columns, and what becomes of a row."""
+    shapes = yaml.safe_load((PROJECT / "docs" / "data_shapes.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for each in shapes:
+        columns = ", ".join(f"`{column}`" for column in each["row"])
+        mapping = ", ".join(f"{meaning}: {column}" for meaning, column in each.get("columns", {}).items())
+        mapped = f", with `columns: {{{mapping}}}`" if mapping else ""
+        rows.append((each["shape"], each["example"], columns + mapped, each["becomes"]))
+    table(("shape", "for example", "columns", "a row becomes"), rows)
 
 
 def as_yaml(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import random
@@ -118,7 +119,9 @@ BROKEN = {
     "a first turn of the assistant": [{"conversations": [GPT]}, {"conversations": [SYSTEM, GPT]}],
     "a turn that is not text": [share_gpt("Hi", 42), {"conversations": ["Hi", "Hello."]}],
     "no list of turns": [{"conversations": "Hi"}, {"conversations": None}],
-    "an unknown role": [{"conversations": [{"from": "tool", "value": "7"}]}],
+    "an unknown role": [{"conversations": [{"from": "narrator", "value": "7"}]}],
+    "a tool's result without a call": [{"conversations": [HUMAN, {"from": "tool", "value": "7"}, GPT]}],
+    "no turn to learn": [{"conversations": [HUMAN, {**GPT, "weight": 0}]}],
     "a system turn after the first": [{"conversations": [HUMAN, GPT, SYSTEM]}],
 }
 
@@ -129,7 +132,67 @@ def test_broken_rows_are_left_out_and_counted_by_reason():
     assert plain_turns(split.train) == [turns("Hi", "Hello.")]
     assert split.report.broken == {reason: len(broken) for reason, broken in BROKEN.items()}
     assert (split.report.rows, split.report.kept) == (1 + len(rows), 1)
-    assert "most often because of an empty turn (3 of 14)" in refusal(lines("none.jsonl", rows))
+    assert "most often because of an empty turn (3 of 16)" in refusal(lines("none.jsonl", rows))
+
+
+def test_a_line_that_cannot_be_parsed_is_a_counted_row(tmp_path):
+    good = json.dumps({"prompt": "Hi", "response": "Hello."}).encode()
+    surrogate = b'{"prompt": "Hi", "response": "\\ud83d"}'
+    latin = '{"prompt": "é", "response": "è"}'.encode("latin-1")
+    Path("rows.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + b"\n".join([good, b'{"prompt": oops}', b"", surrogate, latin, b"7"])
+    )
+    report = load_all("rows.jsonl").report
+    assert report.broken == {
+        "a line that is not JSON": 1, "text that is not valid Unicode": 1, "a line that is not UTF-8": 1,
+        "a line that is not an object": 1,
+    }  # fmt: skip
+    assert (report.rows, report.kept, report.first_broken["a line that is not JSON"]) == (5, 1, 2)
+
+
+def test_text_stays_text_whatever_it_looks_like():
+    # A library that guesses types would read dates, and would refuse text after megabytes of null.
+    rows = [{"instruction": f"When? {i}", "input": None, "output": "2024-01-31T10:00:00"} for i in range(3000)]
+    rows = [{**row, "padding": "x" * 4000} for row in rows] + [{"instruction": "Add.", "input": "1 + 1", "output": "2"}]
+    Path("folder").mkdir()
+    for name in ("rows.jsonl", "folder/a.jsonl"):
+        lines(name, rows)
+    lines("folder/b.jsonl", [{"question": "Another form?", "answer": "NA"}])
+    Path("folder/c.json").write_text(json.dumps([{"prompt": "A list?", "response": "Yes."}]), encoding="utf-8")
+    assert load_all("rows.jsonl").report.kept == 3001
+    split = load_all("folder")
+    answers = [turns[-1]["content"] for turns in split.train["messages"]]
+    assert answers.count("2024-01-31T10:00:00") == 3000 and {"2", "NA", "Yes."} < set(answers)
+    assert split.report.forms == {"Alpaca": 3001, "question and answer": 1, "prompt and response": 1}
+
+
+def test_json_in_any_layout_and_compressed_files_are_read():
+    rows = [{"prompt": f"{i}?", "response": "Yes. 🐼"} for i in range(5)]
+    layouts = {
+        "list.json": json.dumps(rows),
+        "indented.json": json.dumps(rows, indent=4, ensure_ascii=False),
+        "lines.json": "".join(json.dumps(row) + "\n" for row in rows),
+        "list.jsonl": json.dumps(rows),
+        "object.json": json.dumps({"version": 1, "data": rows}),
+        "columns.json": json.dumps({name: [row[name] for row in rows] for name in rows[0]}),
+    }
+    for name, text in layouts.items():
+        Path(name).write_text(text, encoding="utf-8")
+        assert load_all(name).report.kept == 5, name
+    with gzip.open("rows.jsonl.gz", "wt") as file:
+        file.write(layouts["lines.json"])
+    assert load_all("rows.jsonl.gz").report.kept == 5
+    Path("single.json").write_text(json.dumps({"messages": turns("Hi", "Hello.")}, indent=2))
+    assert load_all("single.json").report.kept == 1
+
+
+def test_csv_with_a_byte_order_mark_other_delimiters_and_ragged_rows():
+    Path("bom.csv").write_bytes(b"\xef\xbb\xbfinstruction,input,output\r\nHi,,Hello.\r\nHo,,Hola.\r\n")
+    assert load_all("bom.csv").report.form == "Alpaca" and load_all("bom.csv").report.kept == 2
+    Path("semicolon.csv").write_text('prompt;response\n"Two\nlines; one row";Yes.\nToo;many;fields\n')
+    split = load_all("semicolon.csv")
+    assert split.train["messages"][0][0]["content"] == "Two\nlines; one row"
+    assert split.report.broken == {"more or fewer fields than the header": 1}
 
 
 def test_a_broken_row_late_in_a_large_file_is_counted_too():
@@ -189,19 +252,16 @@ def test_a_data_set_that_cannot_be_loaded_is_refused_in_one_sentence():
     for empty in ("", "\n\n", "[]"):
         Path("empty.json").write_text(empty)
         assert "empty.json is empty" in refusal("empty.json"), empty
-    Path("bad.jsonl").write_text('{"prompt": "Hi", "response": "Hello."}\n{"prompt": oops}\n')
-    assert "bad.jsonl is not valid JSON Lines (line 2: Expecting value)" in refusal("bad.jsonl")
-    Path("latin.jsonl").write_bytes('{"prompt": "é", "response": "è"}\n'.encode("latin-1"))
-    assert "latin.jsonl is not valid JSON Lines (line 1: not UTF-8" in refusal("latin.jsonl")
+    Path("bad.json").write_text('[{"prompt": "Hi", "response": "Hello."},\n{"prompt": oops}]\n')
+    assert "bad.json is not valid JSON (line 2: Expecting value)" in refusal("bad.json")
+    Path("utf16.jsonl").write_bytes('{"prompt": "é", "response": "è"}\n'.encode("utf-16"))
+    assert "utf16.jsonl is UTF-16 text: save it as UTF-8." in refusal("utf16.jsonl")
     Path("bad.parquet").write_text("PAR0")
     assert "bad.parquet is not valid Parquet" in refusal("bad.parquet")
     Path("notes.txt").write_text("Hi")
     assert "save it as JSON Lines" in refusal("notes.txt")
     Path("folder").mkdir()
     assert "folder has no data files" in refusal("folder")
-    lines("folder/a.jsonl", [{"prompt": "a", "response": "b"}])
-    lines("folder/b.jsonl", [{"question": "a", "answer": "b"}])
-    assert "of folder have different columns" in refusal("folder")
 
 
 def test_a_full_disk_is_reported(monkeypatch):

