@@ -64,5 +64,5 @@ def test_the_files_of_a_shape_are_read_alike(suffix):
             datasets.Dataset.from_list([shape["row"]]).to_parquet(name)
         else:
             Path(name).write_text(json.dumps(shape["row"]) + "\n", encoding="utf-8")
-        (checked,) = read_source(Source(name=name, columns=shape.get("columns", {})))
+        ((checked,), _) = read_source(Source(name=name, columns=shape.get("columns", {})))
         assert described(checked) == shape["becomes"], shape["shape"]

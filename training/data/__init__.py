@@ -57,7 +57,8 @@ class Report:
     splits or left out by `Data.examples`, and `train` are in training. `broken` counts unusable rows by reason, with the
     number of the first one in `first_broken`, and `duplicates` counts repeated ones. `cut` conversations were kept
     without their last question, because it has no answer. `notes` counts kept rows by what was noticed or changed, and
-    `unused` by the columns that have a value and are not used. `sources` has the reports of a mixture by name.
+    `unused` by the columns that have a value and are not used. `unread` names files of a folder that are not read with
+    the others. `sources` has the reports of a mixture by name.
     """
 
     form: str
@@ -71,6 +72,7 @@ class Report:
     notes: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
     first_broken: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
     sources: dict[str, Report] = field(default_factory=dict)
 
 

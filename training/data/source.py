@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -77,6 +78,7 @@ def find_on_hub(source: Source) -> Files:
         files = list_files(source, source.name)
     except (Unreachable, ConnectionError, TransportError) as error:
         if remembered.is_file():
+            print(f"The Hub is unreachable. Using {source.name} as it was read last.", file=sys.stderr)
             return Files(**json.loads(remembered.read_text(encoding="utf-8")))
         raise Unreachable(unreachable(source.name)) from error
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def list_files(source: Source, location: str) -> Files:
     data_files = builder.config.data_files or {}
     splits = {str(split): [str(file) for file in files] for split, files in data_files.items()}
     unread: list[str] = []
-    if Path(location).is_dir():
+    if Path(location).is_dir() and builder.config.name == "default":
         read = {str(Path(file).resolve()) for files in splits.values() for file in files}
         found = [p for p in sorted(Path(location).rglob("*")) if p.is_file() and file_kind(p.name)]
         unread = [str(p.relative_to(location)) for p in found if str(p.resolve()) not in read]
@@ -215,6 +217,8 @@ def explain(name: str, error: Exception) -> str:
     detail = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     if isinstance(error, (EmptyDatasetError, DataFilesNotFoundError, ImportError)):
         return f"{name} has no data files: add {KINDS} files."
+    if detail.endswith("corresponds to no data!"):
+        return f"{name} is empty: add conversations, or name another data set."
     if isinstance(error, (ConnectionError, TransportError)):
         return unreachable(name)
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "disk space" in detail):

@@ -31,7 +31,8 @@ class Part:
 
     source: Source
     rows: datasets.Dataset
-    table: pd.DataFrame  # the columns of a row that are not its content
+    unread: list[str]  # files of a folder that are not read
+    table: pd.DataFrame  # the columns that are not content
     keys: list[tuple[bytes, int]]  # the hash that orders a row, and its number in `rows`
 
 
@@ -49,11 +50,12 @@ def load(data: Data) -> Split:
     parts = []
     for i, source in enumerate(sources):
         limit = counts[0][i] + counts[1][i] + wanted[i] if data.stream and wanted else None
-        parts.append(make_part(source, read_source(source, limit), data.seed, seen))
+        rows, unread = read_source(source, limit)
+        parts.append(make_part(source, rows, unread, data.seed, seen))
     return split_parts(parts, data, counts)
 
 
-def make_part(source: Source, rows: datasets.Dataset, seed: int, seen: set[int]) -> Part:
+def make_part(source: Source, rows: datasets.Dataset, unread: list[str], seed: int, seen: set[int]) -> Part:
     """A source's rows in the order of the splits, without the digests in `seen`, to which it adds its own."""
     table = rows.select_columns(["problem", "form", "notes", "unused", "digest"]).to_pandas()
     digests = table["digest"][table["problem"] == ""]
@@ -67,7 +69,7 @@ def make_part(source: Source, rows: datasets.Dataset, seed: int, seen: set[int])
     kept = kept[~kept.isin(seen)] if seen else kept
     seen.update(kept.tolist())
     keys = [(hashlib.sha256(f"{seed}:{digest}".encode()).digest(), int(i)) for i, digest in kept.items()]
-    return Part(source, rows, table, sorted(keys))
+    return Part(source, rows, unread, table, sorted(keys))
 
 
 def split_parts(parts: list[Part], data: Data, counts: list[list[int]]) -> Split:
@@ -138,6 +140,7 @@ def report_on(part: Part, train: int) -> Report:
         forms=forms,
         notes=dict(notes.most_common()),
         unused=dict(Counter(column for columns in kept["unused"] for column in columns).most_common()),
+        unread=part.unread,
         first_broken={str(reason): int(broken.index[broken == reason][0]) + 1 for reason in broken.unique()},
     )
 
@@ -155,4 +158,5 @@ def merge(reports: dict[str, Report]) -> Report:
         form="mixture", rows=sum(r.rows for r in each), kept=sum(r.kept for r in each), broken=total("broken"),
         duplicates=sum(r.duplicates for r in each), cut=sum(r.cut for r in each), train=sum(r.train for r in each),
         forms=total("forms"), notes=total("notes"), unused=total("unused"), sources=reports,
+        unread=[name for r in each for name in r.unread],
     )  # fmt: skip

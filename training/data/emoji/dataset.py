@@ -17,12 +17,15 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from inference.errors import LabError
 from training.data import Message, Report, Split
 from training.data.emoji.phrasing import TRAINING, Grammar
 from training.data.emoji.unicode import Emoji, emoji_table
 from training.data.emoji.unknown import MADE_UP, UNKNOWN, made_up_word, near_name, other_sign, other_topic
 
 if TYPE_CHECKING:
+    import datasets
+
     from training.recipe import Data
 
 EVALUATION_SEED = 1_000_003  # far from any seed that a person would choose for training
@@ -226,15 +229,23 @@ def load(data: Data) -> Split:
     """
     from training.data.rows import conversation, to_dataset
 
+    for field in ("config", "revision", "columns", "stream"):
+        if getattr(data, field):
+            raise LabError(f"The built-in emoji data set has no {field}: leave data.{field} out.")
     train = examples(data.examples or 5000, data.seed)
     seen = set(map(json.dumps, train))
     held_out = data.evaluation + data.validation
     drawn = examples(2 * held_out, data.seed + EVALUATION_SEED)
     unseen = list({text: c for c in drawn if (text := json.dumps(c)) not in seen}.values())[:held_out]
     count = len(train) + len(unseen)
+    system: list[Message] = [{"role": "system", "content": data.system}] if data.system else []
+
+    def rows(conversations: list[list[Message]]) -> datasets.Dataset:
+        return to_dataset(conversation([*system, *messages]) for messages in conversations)
+
     return Split(
-        train=to_dataset(map(conversation, train)),
-        validation=to_dataset(map(conversation, unseen[data.evaluation :])),
-        evaluation=to_dataset(map(conversation, unseen[: data.evaluation])),
+        train=rows(train),
+        validation=rows(unseen[data.evaluation :]),
+        evaluation=rows(unseen[: data.evaluation]),
         report=Report("emoji", count, count, broken={}, duplicates=0, cut=0, train=len(train), forms={"emoji": count}),
     )

@@ -41,8 +41,9 @@ SYSTEM_ADDED = "the recipe's system prompt, added"
 Mapped = tuple[tuple[str, str], ...]
 
 
-def read_source(source: Source, limit: int | None = None) -> datasets.Dataset:
-    """All rows of a source, with the columns of `CHECKED_FEATURES`, in the order of the files.
+def read_source(source: Source, limit: int | None = None) -> tuple[datasets.Dataset, list[str]]:
+    """All rows of a source, with the columns of `CHECKED_FEATURES`, in the order of the files; and the files of a folder
+    that `datasets` does not read with the others.
 
     `problem` is the reason why a row can't be used, or "". `notes` is what was noticed or changed, `unused` the columns
     that its `form` does not use, and `digest` its `content_digest`. With `limit`, reads until it has so many different
@@ -55,7 +56,7 @@ def read_source(source: Source, limit: int | None = None) -> datasets.Dataset:
         )
     instruction = read_instruction(source, limit)
     if source.name == "emoji":
-        return emoji_rows(source)
+        return emoji_rows(source), []
     files = find_files(source)
     # The default `train` means the only split of a data set, whatever its name.
     names = choose_splits(files, source.split)
@@ -65,9 +66,14 @@ def read_source(source: Source, limit: int | None = None) -> datasets.Dataset:
         if not sum(map(len, splits.values())):
             raise LabError(f"{source.name} is empty: add conversations, or name another data set.")
         parts = instruction.to_absolute({name: len(rows) for name, rows in splits.items()})
-        return datasets.concatenate_datasets(
+        rows = datasets.concatenate_datasets(
             [splits[part.splitname].select(range(part.from_, max(part.from_, part.to))) for part in parts]
         )
+    if not len(rows):
+        raise LabError(
+            f"{source.split} of {source.name} has no rows, of {sum(map(len, splits.values())):,}: set data.split."
+        )
+    return rows, files.unread
 
 
 def read_instruction(source: Source, limit: int | None) -> datasets.ReadInstruction:
@@ -97,31 +103,38 @@ def read_split(source: Source, files: Files, split: str, limit: int | None) -> d
     paths = files.splits[split]
 
     def rows() -> Iterator[dict[str, Any]]:
-        check_columns(source.name, list(islice(raw_rows(source, files, split, is_sample=True), SAMPLE)), mapping)
-        yield from check_rows(raw_rows(source, files, split, limit is not None), mapping, source.system, limit)
+        sample = raw_rows(source, files, split, download=False, names_only=True)
+        check_columns(source.name, list(islice(sample, SAMPLE)), mapping)
+        yield from check_rows(raw_rows(source, files, split, limit is None), mapping, source.system, limit)
 
     parts = [list(map(identity, paths)), split, mapping, source.system, limit, code(), datasets.__version__]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return datasets.Dataset.from_generator(rows, features=CHECKED_FEATURES, fingerprint=key)
 
 
-def raw_rows(source: Source, files: Files, split: str, is_sample: bool) -> Iterator[RawRow | BrokenRow]:
-    """The rows of a split's files, as they were written. A sample is read from the Hub without a download."""
+def raw_rows(
+    source: Source, files: Files, split: str, download: bool, names_only: bool = False
+) -> Iterator[RawRow | BrokenRow]:
+    """The rows of a split's files, as they were written. Without `download`, only what is read leaves the Hub.
+
+    With `names_only`, a Parquet file gives one row, in which all columns are unread.
+    """
     paths = files.splits[split]
     if not paths or not all(map(kind_of, paths)):
         yield from datasets.load_dataset(
             source.name, source.config, split=split, revision=source.revision, streaming=True
         )  # fmt: skip
         return
-    mapped = set(source.columns.values())
+
+    def wanted(column: str) -> bool:
+        return column in source.columns.values() or is_known(column)
+
     for path in paths:
         local = path
-        if path.startswith("hf://") and not is_sample:
+        if path.startswith("hf://") and download:
             local = str(datasets.DownloadManager(dataset_name=source.name).download(path))
         name = source.name if len(paths) == 1 and not path.startswith("hf://") else path.split("/")[-1]
-        yield from read_file(
-            local, name if kind_of(name) else path, lambda column: column in mapped or is_known(column)
-        )
+        yield from read_file(local, name if kind_of(name) else path, None if names_only else wanted)
 
 
 @cache

@@ -41,11 +41,11 @@ def file_kind(name: str) -> str | None:
     return next((kind for suffix, kind in SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def read_file(path: str, name: str, wanted: Callable[[str], bool]) -> Iterator[RawRow | BrokenRow]:
+def read_file(path: str, name: str, wanted: Callable[[str], bool] | None) -> Iterator[RawRow | BrokenRow]:
     """The rows of a file. `name` has its suffix and stands in errors. `wanted` chooses the columns of a Parquet file.
 
-    `path` is local or a URL. A column of Parquet that is not wanted has the value `...`. Raises LabError if the file
-    cannot be read from some place on.
+    `path` is local or a URL. A column of Parquet that is not wanted has the value `...`; without `wanted`, there is one
+    row that has only such columns. Raises LabError if the file cannot be read from some place on.
     """
     kind = file_kind(name)
     with fsspec.open(path, "rb", compression=infer_compression(name)) as stream:
@@ -58,7 +58,7 @@ def read_file(path: str, name: str, wanted: Callable[[str], bool]) -> Iterator[R
         yield from (csv_rows(stream) if kind == "CSV" else json_rows(stream, name, kind == "JSON Lines"))
 
 
-def parquet_rows(stream: IO[bytes], name: str, wanted: Callable[[str], bool]) -> Iterator[RawRow]:
+def parquet_rows(stream: IO[bytes], name: str, wanted: Callable[[str], bool] | None) -> Iterator[RawRow]:
     """The rows of a Parquet file. Of an image, audio or video it reads only whether there is one."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -66,6 +66,9 @@ def parquet_rows(stream: IO[bytes], name: str, wanted: Callable[[str], bool]) ->
     try:
         file = parquet.ParquetFile(stream)
         columns = file.schema_arrow.names
+        if wanted is None:
+            yield dict.fromkeys(columns, ...)
+            return
         selected = [column for column in columns if wanted(column)]
         unread = dict.fromkeys((column for column in columns if column not in selected), ...)
         has_media = any(column.lower() in MEDIA for column in selected)
@@ -189,8 +192,8 @@ class JsonStream:
             try:
                 value, end = self.decode(self.buffer, self.position)
             except json.JSONDecodeError as error:
+                line = self.lines + self.buffer.count("\n", 0, error.pos)
                 if self.ended or not self.more():
-                    line = self.lines + self.buffer.count("\n", 0, error.pos)
                     raise LabError(
                         f"{self.name} is not valid JSON (line {line}: {error.msg}): fix it, or save it as JSON Lines."
                     ) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from training.data import Row, Turn
 from training.data.reading.files import MEDIA, BrokenRow, RawRow
@@ -186,7 +186,7 @@ def means(columns: tuple[str, ...], mapping: Mapping[str, str]) -> dict[str, str
     return named | {meaning: column for meaning, column in mapping.items() if column in columns}
 
 
-@cache
+@lru_cache(4096)
 def plan_for(columns: tuple[str, ...], mapping: tuple[tuple[str, str], ...]) -> Plan | None:
     """How to read a row with values in these columns; None if they fit no form."""
     meanings = means(columns, dict(mapping))
