@@ -183,7 +183,7 @@ def render_card(
         name=name, title=(record.get("recipe") or {}).get("title", name), kind=kind, base=base, usage=usage,
         metadata=card_data(name, record, kind, base, sources).to_yaml(), record=record, files=files,
         sentence=sentence(record, kind, base, sources) if base else record["description"], rows=rows_of(record),
-        options=options_of(record) if base else "", unproven=unproven or {}, parity=parity_rows(record, kind, files),
+        options=options_of(record) if base else "", unproven=unproven or {}, parity=parity_rows(record, files),
         comparison=comparison_of(record), sources=sources,
     )  # fmt: skip
 
@@ -197,10 +197,15 @@ def comparison_of(record: Fields) -> str:
     return comparison_table(record["comparison"])
 
 
-def parity_rows(record: Fields, kind: str, files: Collection[str]) -> list[tuple[str, Fields]]:
-    """The parity results of the files beside the card; all of them if these are not known."""
+def parity_rows(record: Fields, files: Collection[str]) -> list[tuple[str, Fields]]:
+    """The parity results of the files beside the card, and of the file that quantized ones are made of."""
     found = (record.get("parity") or {}).items()
-    return [(name, result) for name, result in found if not files or name.split(" on ")[0] in files]
+    quantized = any(file.endswith(".gguf") and not file.startswith("adapter-") for file in files)
+    return [
+        (name, result)
+        for name, result in found
+        if name.split(" on ")[0] in files or (quantized and not name.split(" on ")[0].endswith(".gguf"))
+    ]
 
 
 def write_card(folder: Path) -> None:
