@@ -16,6 +16,9 @@ from inference.errors import LabError
 
 POLL = 0.05  # seconds between two checks of `cancelled`
 WAITING = "waiting for another answer to end"
+DELIVERY_SECONDS = (
+    0.02  # tokens of so short a time reach the visitor's thread together: waking it costs more than a token
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,17 @@ class Finished:
     reason: Literal["stop", "length", "cancelled"]
 
 
-# The end of a request. Before it, the scheduler's thread reports a status ("loading"), an `EncodeJob`, and each token
-# (its bytes and the time of `perf_counter`).
+# The end of a request. Before it, the scheduler's thread reports a status ("loading"), an `EncodeJob`, and `Pieces`.
 Outcome = Finished | AnswerScore | BaseException
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The bytes of some tokens, how many they are, and when the last one was there (`perf_counter`)."""
+
+    data: bytes
+    tokens: int
+    at: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,8 @@ class Request:
     generated: int = 0
     log_likelihood: float = 0.0
     greedy: bool = True
+    _undelivered: list[bytes] = field(default_factory=list)
+    _delivered_at: float = 0.0
 
     @property
     def scoring(self) -> bool:
@@ -114,6 +127,24 @@ class Request:
         """Add the score of the next part of the answer."""
         self.log_likelihood += log_likelihood
         self.greedy = self.greedy and greedy
+
+    def add_piece(self, piece: bytes) -> None:
+        """Report the next token's bytes: the first one at once, later ones together with their neighbours."""
+        self._undelivered.append(piece)
+        now = time.perf_counter()
+        if now - self._delivered_at >= DELIVERY_SECONDS:
+            self._deliver(now)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Report the outcome, after all tokens."""
+        if self._undelivered:
+            self._deliver(time.perf_counter())
+        self.events.put(outcome)
+
+    def _deliver(self, now: float) -> None:
+        self.events.put(Pieces(b"".join(self._undelivered), len(self._undelivered), now))
+        self._undelivered.clear()
+        self._delivered_at = now
 
     def report(self, status: str) -> None:
         """Report what the answer waits for, if that is news."""
@@ -173,10 +204,10 @@ def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
                 request.run(event)
             if isinstance(event, str):
                 yield Chunk(waiting=event)
-            elif isinstance(event, tuple):
-                piece, latest_at = event
-                first_at, received = first_at or latest_at, received + 1
-                if complete := text.feed(piece):
+            elif isinstance(event, Pieces):
+                latest_at = event.at
+                first_at, received = first_at or latest_at, received + event.tokens
+                if complete := text.feed(event.data):
                     yield Chunk(text=complete)
     finally:
         request.cancelled.set()

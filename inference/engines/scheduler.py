@@ -202,4 +202,4 @@ class Scheduler(ABC, Generic[R]):
         try:
             self._finish(request, outcome)
         except Exception as error:
-            request.events.put(outcome if isinstance(outcome, BaseException) else error)
+            request.finish(outcome if isinstance(outcome, BaseException) else error)

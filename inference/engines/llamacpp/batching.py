@@ -8,7 +8,6 @@ computes exactly what it would alone.
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,7 +187,7 @@ class ContinuousBatch:
             return self.finish(request, Finished("stop"))
         request.tokens.append(token)
         request.generated += 1
-        request.events.put((self.base.tokenizer.piece(token), time.perf_counter()))
+        request.add_piece(self.base.tokenizer.piece(token))
         if request.generated >= request.sampling.max_tokens or len(request.tokens) > self.base.n_ctx:
             self.finish(request, Finished("length"))
 
@@ -210,7 +209,7 @@ class ContinuousBatch:
             self.base.cache.trim_idle()
         elif request in self.preempted:
             self.preempted.remove(request)
-        request.events.put(outcome)
+        request.finish(outcome)
 
     def _release(self, request: SequenceRequest) -> None:
         self.base.cache.release(request.cached_sequence)

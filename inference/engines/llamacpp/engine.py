@@ -222,7 +222,7 @@ class Engine(Scheduler[SequenceRequest]):
             batch.finish(request, outcome)
         else:
             request.free_sampler()
-            request.events.put(outcome)
+            request.finish(outcome)
 
     def _unload_all(self) -> None:
         for loading in self._loads.values():  # what arrives after the engine was closed

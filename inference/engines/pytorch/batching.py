@@ -7,25 +7,27 @@ beside it are the same.
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass
 
 import torch
 from tokenizers.decoders import DecodeStream
 
-from inference.engines.pytorch.model_runner import ModelRunner
+from inference.engines.pytorch.model_runner import ModelRunner, PromptPart
 from inference.engines.request import Finished, Outcome, Request
 from inference.errors import LabError
 
-PROMPT_CHUNK = 512  # tokens of a prompt between two checks of whether it is cancelled
+PROMPT_CHUNK = 512  # tokens of one prompt in a pass at most
+PASS_TOKENS = 2048  # tokens of all prompts in a pass at most, with padding: answers under way wait for it
 SCORED_CHUNK = 64  # tokens whose logits are in memory at once for a score: 33 MB for a vocabulary of 128,000
 
 
 @dataclass(eq=False)
 class RowRequest(Request):
-    """A request on a PyTorch base: its row of the cache (-1: none) and the position of its newest token."""
+    """A request on a PyTorch base: its row of the cache (-1: none), how many tokens of its prompt were read, and the
+    position of its newest token."""
 
     row: int = -1
+    read: int = 0
     position: int = 0
 
     def __post_init__(self) -> None:
@@ -71,25 +73,21 @@ class ContinuousBatch:
         return [request for request in self.rows if request]
 
     def admit(self, request: RowRequest) -> None:
-        """Give a request a free row and read its prompt. Then choose the first token, or score the given answer. Raises
-        LabError if the adapter does not fit."""
-        adapter = request.files.adapter
+        """Give a request a free row, or score its given answer. Raises LabError if the adapter does not fit."""
         request.row = self.rows.index(None)
         self.rows[request.row] = request
-        self.runner.set_sampling(request.row, request.sampling, request.random.random())
-        # For a score, the logits are needed from the last token of the prompt on.
-        end = request.answer_start - 1 if request.scoring else len(request.tokens)
-        for start in range(0, end, PROMPT_CHUNK):
-            if request.cancelled.is_set():
-                return self.finish(request, Finished("cancelled"))
-            self.runner.prefill(request.row, adapter, request.tokens, start, min(start + PROMPT_CHUNK, end))
+        self.runner.start_row(request.row, request.sampling, request.random.random())
         if request.scoring:
-            return self._score(request)
-        request.position = len(request.tokens) - 1
-        self._take(request, self.runner.newest_token(request.row))
+            self._score(request)
 
     def _score(self, request: RowRequest) -> None:
         """Score each token of the answer, given all tokens before it."""
+        # The logits are needed from the last token of the prompt on.
+        for start in range(0, request.answer_start - 1, PROMPT_CHUNK):
+            if request.cancelled.is_set():
+                return self.finish(request, Finished("cancelled"))
+            end = min(start + PROMPT_CHUNK, request.answer_start - 1)
+            self.runner.prefill([PromptPart(request.row, request.files.adapter, request.tokens, start, end)])
         last = len(request.tokens) - 1
         for start in range(request.answer_start - 1, last, SCORED_CHUNK):
             if request.cancelled.is_set():
@@ -99,10 +97,11 @@ class ContinuousBatch:
         self.finish(request, request.score())
 
     def step(self) -> None:
-        """Compute one more token for each request."""
+        """Read a part of the new prompts, and compute one more token for each other request."""
         for request in self.requests:
             if request.cancelled.is_set():
                 self.finish(request, Finished("cancelled"))
+        self._read_prompts()
         ready, self._launched = self._launched, self._launch()
         if not self.looks_ahead:
             ready, self._launched = self._launched, None
@@ -111,10 +110,37 @@ class ContinuousBatch:
         if not self.requests:
             self._launched = None
 
+    def _read_prompts(self) -> None:
+        """Read the next parts of new prompts in one pass. Where a prompt ends, take its answer's first token."""
+        parts: dict[RowRequest, PromptPart] = {}
+        longest = 0
+        for request in self.requests:
+            if request.read == len(request.tokens):
+                continue
+            end = min(request.read + PROMPT_CHUNK, len(request.tokens))
+            longest = max(longest, end - request.read)
+            if parts and longest * (len(parts) + 1) > PASS_TOKENS:
+                break
+            parts[request] = PromptPart(request.row, request.files.adapter, request.tokens, request.read, end)
+        if not parts:
+            return
+        try:
+            self.runner.prefill(list(parts.values()))
+            newest = self.runner.newest_tokens() if any(part.ends_prompt for part in parts.values()) else []
+        except Exception as error:  # such as no memory: it ends these answers and no other
+            for request in parts:
+                self.finish(request, error)
+            return
+        for request, part in parts.items():
+            request.read, request.position = part.end, part.end - 1
+            if part.ends_prompt:
+                self._take(request, newest[request.row])
+
     def _launch(self) -> LaunchedStep | None:
         """Launch a pass of one token, if a request needs more tokens than are already being computed."""
         ahead = self._launched.requests if self._launched else []
-        wanting = [request for request in self.requests if not self._is_full(request, request in ahead)]
+        ready = [request for request in self.requests if request.read == len(request.tokens)]
+        wanting = [request for request in ready if not self._is_full(request, request in ahead)]
         if not wanting:
             return None
         size = self.runner.batch_size(wanting[-1].row + 1)
@@ -156,12 +182,14 @@ class ContinuousBatch:
             piece = tokenizer.decode_next(request.decoder, token)
         except LabError as error:  # a broken tokenizer ends this answer and no other
             return self.finish(request, error)
-        request.events.put((piece.encode(), time.perf_counter()))
+        request.add_piece(piece.encode())
         if self._is_full(request, 0):
             self.finish(request, Finished("length"))
 
     def finish(self, request: RowRequest, outcome: Outcome) -> None:
         """Report a request's outcome and free its row."""
-        request.events.put(outcome)
+        if isinstance(outcome, torch.OutOfMemoryError):
+            outcome = LabError("The GPU has no memory left for this answer: ask again in a moment.")
+        request.finish(outcome)
         if request.row >= 0 and self.rows[request.row] is request:
             self.rows[request.row] = None

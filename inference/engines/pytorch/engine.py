@@ -16,7 +16,6 @@ from inference.engines.pytorch.batching import ContinuousBatch, RowRequest
 from inference.engines.pytorch.model_runner import ModelRunner
 from inference.engines.request import EncodeJob, Outcome
 from inference.engines.scheduler import Scheduler
-from inference.errors import LabError
 
 MAX_ROWS = {"cuda": 32, "cpu": 8}  # requests answered at once
 
@@ -79,15 +78,12 @@ class Engine(Scheduler[RowRequest]):
         return True
 
     def _finish(self, request: RowRequest, outcome: Outcome) -> None:
-        if isinstance(outcome, torch.OutOfMemoryError):
-            outcome = LabError("The GPU has no memory left for this answer: ask again in a moment.")
         if self._batch:
             self._batch.finish(request, outcome)
         else:
-            request.events.put(outcome)
+            request.finish(outcome)
 
     def _unload_all(self) -> None:
         self._batch = None
         if self._device.type == "cuda":
-            torch.compiler.reset()  # the CUDA graphs hold the cache
             torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """The KV cache of a batch on PyTorch: one row for each request, and the attention over it.
 
-Shapes do not depend on the requests, so that a step can be compiled and replayed as a CUDA graph.
+Shapes do not depend on the requests, so that a step can be captured and replayed as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def grouped_attention(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """torch's fused attention for grouped query heads (GQA). For one token it copies no keys and values: the query
-    heads of a group take the place of positions.
+    """Attention for grouped query heads (GQA) that copies no keys and values for one token: the query heads of a group
+    take the place of positions. On a GPU, plain matrix products are then faster than torch's fused kernels, which
+    split no window over the GPU's processors (2.9 instead of 6.1 ms a step of a 1B with a window of 4,096 on an H100).
 
     Args:
         query: (rows, heads, tokens, d).
@@ -40,6 +41,11 @@ def grouped_attention(
     rows, heads, tokens, _d = query.shape
     if tokens == 1:
         query = query.reshape(rows, key.shape[1], heads // key.shape[1], -1)
+        if query.is_cuda:
+            scores = torch.matmul(query, key.transpose(2, 3))
+            scores = (scores * (scaling or query.shape[-1] ** -0.5)).masked_fill(~attention_mask, -torch.inf)
+            out = torch.matmul(scores.softmax(-1), value)
+            return out.reshape(rows, heads, 1, -1).transpose(1, 2), None
     else:  # torch's own GQA does not use the fused kernels if there is a mask
         groups = heads // key.shape[1]
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -51,7 +57,8 @@ AttentionInterface.register(ATTENTION, grouped_attention)
 
 
 class RowCache:
-    """A static KV cache: `keys` and `values` have a tensor (rows, key heads, `length`, d) for each layer.
+    """A static KV cache: `keys` and `values` have a tensor (rows, key heads, `length`, d) for each layer. Its last
+    position is never attended to: padding is written there.
 
     On a GPU it has as many rows as fit into MEMORY_SHARE of the free memory, at least 1 and at most `max_rows`. `like`
     gives dtype and device.
@@ -66,25 +73,24 @@ class RowCache:
             free = MEMORY_SHARE * torch.cuda.mem_get_info(like.device)[0]
             self.rows = max(1, min(max_rows, int(free / row_bytes)))
         shape = (self.rows, heads, length, width)
+        self.numbers = torch.arange(self.rows, device=like.device)
         self.keys = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
         self.values = [like.new_zeros(shape) for _ in range(config.num_hidden_layers)]
-        for tensor in [*self.keys, *self.values]:
-            torch._dynamo.mark_static_address(tensor)  # otherwise a CUDA graph copies it at each replay
 
 
 class CachePass:
     """The cache of one forward pass, passed to a model as its `past_key_values`.
 
     Args:
-        first: the first row of the pass.
-        rows: int64 (n,), the numbers of its rows, `first` to `first + n - 1`.
+        rows: the rows of the pass: a slice, or int64 (n,).
         positions: int64 (n, tokens), where the pass writes keys and values.
         window: the pass attends to the positions below it.
     """
 
-    def __init__(self, cache: RowCache, first: int, rows: torch.Tensor, positions: torch.Tensor, window: int) -> None:
-        self.cache, self.written = cache, (rows[:, None], slice(None), positions)
-        self.visible = (slice(first, first + len(positions)), slice(None), slice(0, window))
+    def __init__(self, cache: RowCache, rows: slice | torch.Tensor, positions: torch.Tensor, window: int) -> None:
+        numbers = cache.numbers[rows] if isinstance(rows, slice) else rows
+        self.cache, self.written = cache, (numbers[:, None], slice(None), positions)
+        self.visible = (rows, slice(None), slice(0, window))
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: object, **__: object

@@ -1,8 +1,8 @@
 """Linear layers with all LoRA adapters of a base at once, so that one pass serves rows with different adapters.
 
-PEFT's own way to mix adapters (`adapter_names`) loops over Python lists in each layer, which would be compiled again
-for each mix. Here the adapters of a layer lie side by side as columns of one pair of matrices, and a mask selects the
-columns of each row's adapter. That is the same sum in two matrix products of a fixed shape.
+PEFT's own way to mix adapters (`adapter_names`) loops over Python lists in each layer, which a CUDA graph cannot
+repeat for another mix. Here the adapters of a layer lie side by side as columns of one pair of matrices, and a mask
+selects the columns of each row's adapter. That is the same sum in two matrix products of a fixed shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inference.engines.pytorch.adapter_files import read_adapter
 
-INITIAL_COLUMNS = 64  # four adapters of rank 16. Doubled when they are full, which compiles the step again
+INITIAL_COLUMNS = 64  # four adapters of rank 16. Doubled when they are full, which captures the step again
 MAX_COLUMNS = 1024  # each column costs every token a little. Beyond it all adapters are removed until they are needed
 
 
@@ -40,7 +40,9 @@ class MixedLora(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, tokens, in) to (rows, tokens, out)."""
         low_rank = nn.functional.linear(x, self.a) * self.mask[: len(x), None]
-        return self.linear(x) + nn.functional.linear(low_rank, self.b)
+        out = self.linear(x)
+        out.view(-1, out.shape[-1]).addmm_(low_rank.flatten(0, 1), self.b.t())
+        return out
 
     def grow(self, mask: torch.Tensor) -> None:
         """Add columns of zeros up to the number of columns of a new `mask`."""
@@ -60,12 +62,14 @@ class AdapterColumns:
     Attributes:
         columns: an adapter's first column and the one after its last.
         mask: (rows, columns), see `MixedLora`.
+        version: changes when tensors are replaced, so that captured passes are out of date.
     """
 
     def __init__(self, model: PreTrainedModel, config: PretrainedConfig, rows: int, like: torch.Tensor) -> None:
         self._model, self._config = model, config
         self.columns: dict[Path, tuple[int, int]] = {}
         self.mask = like.new_zeros(rows, INITIAL_COLUMNS)
+        self.version = 0
         self._selected: list[Path | None] = []
 
     @property
@@ -91,6 +95,7 @@ class AdapterColumns:
             if not isinstance(layer, MixedLora):
                 layer = MixedLora(cast(nn.Linear, layer), self.mask)
                 self._model.set_submodule(name, layer)
+                self.version += 1
             layer.write(start, a, b)
         self.columns[adapter] = start, start + rank
 
@@ -112,6 +117,7 @@ class AdapterColumns:
             columns *= 2
         if columns > self.mask.shape[1]:
             self.mask, self._selected = self.mask.new_zeros(rows, columns), []
+            self.version += 1
             for layer in self.layers:
                 layer.grow(self.mask)
 

@@ -1,30 +1,29 @@
 """The forward passes of a base on PyTorch: its weights, its adapters, its KV cache and the next token of each row.
 
-On a GPU the pass of one token is compiled and replayed as a CUDA graph. The first answer of a new batch size waits tens
-of seconds for the compiler.
+On a GPU the pass of one token is a CUDA graph, see `step_graphs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.nn.attention import sdpa_kernel
-from torch.utils._triton import has_triton
 from transformers.utils import logging
 
 from inference.engines import Sampling
 from inference.engines.pytorch.kv_cache import FUSED, CachePass, RowCache
 from inference.engines.pytorch.loading import Tokenizer, load_config, load_model, translate_base_errors
 from inference.engines.pytorch.mixed_lora import AdapterColumns
+from inference.engines.pytorch.step_graphs import StepGraphs
 from inference.errors import LabError
 
 MAX_CONTEXT = 4096  # tokens; as in the llama.cpp engine
 TOP_K = 40  # as in the llama.cpp engine
-COMPILED_BATCHES = (1, 2, 4, 8, 16, 32)  # the shapes that are compiled: rows,
-COMPILED_WINDOWS = (512, 1024, 2048, 4096)  # and how many positions the attention sees
-RECOMPILE_LIMIT = 64  # more than all of these shapes, with room for two sizes of the adapters' columns
+GRAPH_ROWS = (1, 2, 4, 8, 16, 32)  # the shapes that have a CUDA graph: rows,
+GRAPH_WINDOWS = (512, 1024, 2048, 4096)  # and how many positions the attention sees
 
 
 def sample(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
@@ -48,6 +47,22 @@ def sample(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor,
     return torch.where(temperature > 0, index, 0)
 
 
+@dataclass(frozen=True)
+class PromptPart:
+    """Some tokens of a row's prompt: `tokens[start:end]` of the request's tokens."""
+
+    row: int
+    adapter: Path | None
+    tokens: list[int]
+    start: int
+    end: int
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether these are the prompt's last tokens."""
+        return self.end == len(self.tokens)
+
+
 class ModelRunner:
     """A base model with a KV cache of up to `max_rows` rows. Raises LabError if the folder cannot be run.
 
@@ -69,39 +84,50 @@ class ModelRunner:
             self.tokenizer = Tokenizer(folder, self.model)
             self.n_ctx = min(config.max_position_embeddings, MAX_CONTEXT)
             like = torch.empty(0, dtype=self.model.dtype, device=device)
-            self._cache = RowCache(config, max_rows, self.n_ctx, like)
+            self._cache = RowCache(config, max_rows, self.n_ctx + 1, like)
         self.rows = self._cache.rows
         self.adapters = AdapterColumns(self.model, config, self.rows, like)
-        self._row_numbers = torch.arange(self.rows, device=device)
         self._tokens, self._positions = torch.zeros(2, self.rows, 1, dtype=torch.long, device=device)
         self._temperature, self._top_p, self._draw = torch.zeros(3, self.rows, device=device)
-        self._compiled = device.type == "cuda" and has_triton()
-        self._step: Callable[[torch.Tensor, torch.Tensor, int, int], tuple[torch.Tensor, torch.Tensor]]
-        self._step = self.next_tokens
-        if self._compiled:
-            # `torch.compile` has an argument for it, but not before torch 2.12.
-            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-            self._step = torch.compile(self.next_tokens, mode="reduce-overhead", dynamic=False)
+        self._graphs: StepGraphs | None = None
+        if device.type == "cuda":
+            self._graphs = StepGraphs(self._advance, [self._tokens, self._positions])
 
-    def set_sampling(self, row: int, sampling: Sampling, draw: float) -> None:
-        """Set how a row's next token is chosen; `draw` in [0, 1) is its random number."""
+    def start_row(self, row: int, sampling: Sampling, draw: float) -> None:
+        """Give a row to a new request. `sampling` chooses its tokens; `draw` in [0, 1) is its first random number."""
         self._temperature[row], self._top_p[row] = sampling.temperature, sampling.top_p
         self._draw[row] = draw
+        self._positions[row] = self.n_ctx  # until its prompt is read, passes of one token write to the padding
 
-    def prefill(self, row: int, adapter: Path | None, tokens: list[int], start: int, end: int) -> None:
-        """Read `tokens[start:end]` into a row, and set its newest token to the one that follows."""
+    def prefill(self, parts: Sequence[PromptPart]) -> None:
+        """Read parts of several prompts in one pass. A row whose prompt ends gets its newest token."""
+        longest = max(part.end - part.start for part in parts)
+        tokens = torch.zeros(len(parts), longest, dtype=torch.long)
+        positions = torch.full_like(tokens, self.n_ctx)
+        for i, part in enumerate(parts):
+            tokens[i, part.start - part.end :] = torch.tensor(part.tokens[part.start : part.end])
+            positions[i, part.start - part.end :] = torch.arange(part.start, part.end)
+        self.adapters.select([part.adapter for part in parts])
+        rows = torch.tensor([part.row for part in parts], device=self.device)
+        window = max(part.end for part in parts)
         with sdpa_kernel(FUSED):
-            token, position = self.next_tokens(*self._part(row, adapter, tokens, start, end))
-        self._tokens[row], self._positions[row] = token[0], position[0]
+            token, position = self.next_tokens(tokens.to(self.device), positions.to(self.device), rows, window)
+        for i, part in enumerate(parts):
+            if part.ends_prompt:
+                self._tokens[part.row], self._positions[part.row] = token[i], position[i]
 
-    def newest_token(self, row: int) -> int:
-        """The row's newest token."""
-        return int(self._tokens[row].item())
+    def newest_tokens(self) -> list[int]:
+        """The newest token of every row."""
+        tokens: list[int] = self._tokens[:, 0].tolist()
+        return tokens
 
     def score(self, row: int, adapter: Path | None, tokens: list[int], start: int, end: int) -> tuple[float, bool]:
         """Read `tokens[start:end]` into a row and score the token after each of them: the sum of the log-probabilities
         in nats, and whether each one is the most likely."""
-        logits = self.logits(*self._part(row, adapter, tokens, start, end), keep=end - start)[0]
+        self.adapters.select([adapter])
+        part = torch.tensor([tokens[start:end]], device=self.device)
+        positions = torch.arange(start, end, device=self.device)[None]
+        logits = self.logits(part, positions, slice(row, row + 1), end, keep=end - start)[0]
         targets = torch.tensor(tokens[start + 1 : end + 1], device=self.device)
         log_probabilities = logits.log_softmax(-1).gather(-1, targets[:, None])
         return log_probabilities.double().sum().item(), bool((logits.argmax(-1) == targets).all())
@@ -117,54 +143,56 @@ class ModelRunner:
         Returns:
             The new tokens, int64 (rows,) on the device. The next pass overwrites them.
         """
-        batch = len(adapters)
-        if self._compiled:
-            window = min((w for w in COMPILED_WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
+        rows = len(adapters)
         self.adapters.select(adapters)
         if draws is not None:
-            self._draw[:batch].copy_(torch.tensor(draws))
-        tokens, positions = self._tokens[:batch], self._positions[:batch]
-        torch._foreach_copy_([tokens, positions], list(self._step(tokens, positions, 0, window)))
-        return self._tokens[:batch, 0]
+            self._draw[:rows].copy_(torch.tensor(draws))
+        if self._graphs:
+            window = min((w for w in GRAPH_WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
+            self._graphs.run(rows, window, self.adapters.version)
+        else:
+            self._advance(rows, window)
+        return self._tokens[:rows, 0]
+
+    def _advance(self, rows: int, window: int) -> None:
+        """Replace the newest tokens of the first rows, and their positions, by the next ones."""
+        tokens, positions = self._tokens[:rows], self._positions[:rows]
+        torch._foreach_copy_([tokens, positions], list(self.next_tokens(tokens, positions, slice(rows), window)))
 
     def batch_size(self, rows: int) -> int:
-        """The size of a compiled batch that has at least `rows` rows; `rows` if the step is not compiled."""
-        if not self._compiled:
+        """The smallest size of a CUDA graph that has at least `rows` rows; `rows` if there are no graphs."""
+        if self._graphs is None:
             return rows
-        return min((size for size in COMPILED_BATCHES if rows <= size <= self.rows), default=self.rows)
+        return min((size for size in GRAPH_ROWS if rows <= size <= self.rows), default=self.rows)
 
     def logits(
-        self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int, keep: int = 1
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: slice | torch.Tensor, window: int, keep: int = 1
     ) -> torch.Tensor:
-        """The logits after the last `keep` tokens of each row, float32 (rows, keep, vocabulary). `tokens` and
-        `positions` are int64 (rows, tokens) and belong to the rows from `first` on."""
-        rows = self._row_numbers[first : first + len(tokens)]
+        """The logits after the last `keep` tokens of each row, float32 (n, keep, vocabulary).
+
+        Args:
+            tokens: int64 (n, tokens).
+            positions: of the tokens, int64 (n, tokens); `n_ctx` marks padding.
+            rows: a slice, or int64 (n,).
+            window: one more than the last position.
+        """
         mask = torch.arange(window, device=self.device) <= positions[:, None, :, None]
         out = self.model(
             input_ids=tokens,
             attention_mask=mask,
-            position_ids=positions,
-            past_key_values=CachePass(self._cache, first, rows, positions, window),
+            position_ids=positions % self.n_ctx,  # a position beyond the context would change some models' RoPE
+            past_key_values=CachePass(self._cache, rows, positions, window),
             use_cache=True,
             logits_to_keep=keep,
         )
         return out.logits.float()
 
     def next_tokens(
-        self, tokens: torch.Tensor, positions: torch.Tensor, first: int, window: int
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: slice | torch.Tensor, window: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token after each row's last one and its position, both int64 (rows, 1). Arguments as for `logits`."""
-        logits = self.logits(tokens, positions, first, window)[:, -1]
+        """The token after each row's last one and its position, both int64 (n, 1). Arguments as for `logits`."""
+        logits = self.logits(tokens, positions, rows, window)[:, -1]
         candidates, ids = logits.topk(min(TOP_K, logits.shape[-1]))
-        rows = slice(first, first + len(tokens))
         chosen = sample(candidates, self._temperature[rows], self._top_p[rows], self._draw[rows])
         # A free row is computed, too, until its next request. Its position must stay inside the cache.
-        return ids.gather(-1, chosen[:, None]), (positions[:, -1:] + 1).clamp(max=self.n_ctx - 1)
-
-    def _part(
-        self, row: int, adapter: Path | None, tokens: list[int], start: int, end: int
-    ) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """The arguments of `logits` for a part of one row's tokens."""
-        part = torch.tensor([tokens[start:end]], device=self.device)
-        self.adapters.select([adapter])
-        return part, torch.arange(start, end, device=self.device)[None], row, end
+        return ids.gather(-1, chosen[:, None]), (positions[:, -1:] + 1).clamp(max=self.n_ctx)

@@ -2,8 +2,8 @@
 
 The package `spaces`, which such a Space has, forks a process for a call, lends it the GPU, and pickles the arguments
 and results. `pytorch.engine` runs in that process and loads from the disk. `spaces` may use the process again for the
-next question; the model is then still loaded. So each process answers one question at a time, not a batch. Nothing is
-compiled, because few processes live long enough. Without ZeroGPU the decorator does nothing. The tests use that, and
+next question; the model is then still loaded. So each process answers one question at a time, not a batch. Without
+ZeroGPU the decorator does nothing. The tests use that, and
 `spaces`' own processes without a GPU. It has not run on ZeroGPU yet.
 
 It must be imported before the page is launched, because ZeroGPU asks then which functions need its GPU. `app.py` does.
@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import spaces
-import torch
 
 from inference.engines import AnswerScore, Chunk, Message, ModelFiles, Sampling
 from inference.engines.pytorch.engine import Engine as PyTorchEngine
@@ -68,9 +67,6 @@ def translate_zerogpu_errors() -> Iterator[None]:
 
 class Engine:
     """Runs transformers models on a GPU that is lent for one question at a time."""
-
-    def __init__(self) -> None:
-        torch.compiler.set_stance("force_eager")  # inherited by the processes that are forked from this one
 
     @classmethod
     def from_environment(cls) -> Engine:

@@ -1,0 +1,47 @@
+"""CUDA graphs of the pass of one token: the CPU starts its hundreds of small kernels with one call.
+
+A graph repeats the same kernels on the same memory. It is captured when a shape is first needed, in 0.1 s. Compiled
+passes give a fifth more tokens/s, but compiling takes 10 to 80 s for each shape (`docs/log.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+WARM_UPS = 2  # passes before the capture, in which libraries allocate what they need
+
+
+class StepGraphs:
+    """Runs `step(rows, window)` as CUDA graphs. It must read and write the same tensors at each call, and change only
+    those in `state` in a way that a repetition does not repair."""
+
+    def __init__(self, step: Callable[[int, int], None], state: Sequence[torch.Tensor]) -> None:
+        self._step, self._state = step, list(state)
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._version = 0
+
+    def run(self, rows: int, window: int, version: int) -> None:
+        """Do one pass. A new `version` says that the step uses other tensors, so every shape is captured again."""
+        if version != self._version:
+            self._graphs.clear()
+            self._version = version
+        if (rows, window) not in self._graphs:
+            self._graphs[rows, window] = self._capture(rows, window)
+        self._graphs[rows, window].replay()
+
+    def _capture(self, rows: int, window: int) -> torch.cuda.CUDAGraph:
+        before = [tensor.clone() for tensor in self._state]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                self._step(rows, window)
+        torch.cuda.current_stream().wait_stream(side)
+        torch._foreach_copy_(self._state, before)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._graphs.values())).pool() if self._graphs else None  # the graphs share their memory
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            self._step(rows, window)
+        return graph
