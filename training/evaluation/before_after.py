@@ -22,6 +22,7 @@ from training.evaluation.conversation_loss import RowLoss, base_and_fine_tuned, 
 from training.evaluation.held_out import HeldOutRow, read_held_out
 from training.evaluation.statistics import compare, estimate
 from training.publish.card import write_card
+from training.publish.comparison_table import comparison_table
 from training.recipe import Recipe
 from training.run_record import read_run_record, write_run_record
 
@@ -144,25 +145,3 @@ def row_values(base: Measured, fine_tuned: Measured) -> dict[str, Any]:
         for name, field in (("evaluation", "losses"), ("rejected", "rejected"))
         if getattr(base, field)
     }
-
-
-def comparison_table(comparison: Comparison) -> str:
-    """The comparison as a Markdown table, or the sentence that says why there is none."""
-    if comparison["note"]:
-        return str(comparison["note"])
-    lines = ["| held-out split | base | fine-tuned | difference | p |", "|---|---|---|---|---|"]
-    lines += [table_row(row) for row in comparison["rows"]]
-    counts = f"{comparison['conversations']:,} conversations, {comparison['tokens']:,} tokens"
-    return "\n".join([*lines, "", f"95 % intervals, paired by conversation: {counts}."])
-
-
-def table_row(row: dict[str, Any]) -> str:
-    """One metric as a row of a Markdown table."""
-
-    def cell(found: dict[str, float], sign: str = "") -> str:
-        value, low, high = (format(found[name], f"{sign}.4g") for name in ("value", "low", "high"))
-        return f"{value} ({low} to {high})"
-
-    p = "< 0.001" if row["difference"]["p"] < 0.001 else f"{row['difference']['p']:.2g}"
-    cells = (cell(row["base"]), cell(row["fine_tuned"]), cell(row["difference"], "+z"), p)
-    return f"| {row['metric']} ({row['unit']}) | {' | '.join(cells)} |"

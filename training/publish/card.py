@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from inference.errors import LabError
 from inference.hub.client import TAG
 from training.publish.base_facts import BaseFacts, base_facts
+from training.publish.comparison_table import comparison_table
 from training.publish.data_access import DataSource, recorded_sources
 from training.run_record import Fields, read_run_record
 
@@ -184,17 +185,8 @@ def render_card(
         metadata=card_data(name, record, kind, base, sources).to_yaml(), record=record, files=files,
         sentence=sentence(record, kind, base, sources) if base else record["description"], rows=rows_of(record),
         options=options_of(record) if base else "", unproven=unproven or {}, parity=parity_rows(record, files),
-        comparison=comparison_of(record), sources=sources,
+        comparison=comparison_table(record["comparison"]) if record.get("comparison") else "", sources=sources,
     )  # fmt: skip
-
-
-def comparison_of(record: Fields) -> str:
-    """The comparison with the base on held-out rows as Markdown; "" if there is none."""
-    if not record.get("comparison"):
-        return ""
-    from training.evaluation.before_after import comparison_table
-
-    return comparison_table(record["comparison"])
 
 
 def parity_rows(record: Fields, files: Collection[str]) -> list[tuple[str, Fields]]:
