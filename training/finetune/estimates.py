@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.finetune import memory_plan
-
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -116,6 +114,8 @@ def this_machine(gpu: bool = True) -> Card:
 
 def estimate(recipe: Recipe, config: PretrainedConfig, lengths: Sequence[int] | np.ndarray, card: Card) -> Estimate:
     """What the recipe takes on one card for rows of these lengths in tokens (uncut)."""
+    from training.finetune import memory_plan
+
     auto = recipe.speed.gradient_checkpointing == "auto"
     checkpointing = recipe.speed.gradient_checkpointing == "on"
     need = memory_plan.memory_needed(recipe, config, recipe.batch_size, checkpointing)
