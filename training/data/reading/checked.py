@@ -188,6 +188,7 @@ def check_row(raw: RawRow | BrokenRow, mapping: Mapped, system: str | None) -> d
             notes.add(SYSTEM_ADDED)
         digest = content_digest(row)
         form, unused = plan.form.name, [column for column in plan.unused if raw[column] not in ("", [], {})]
+        "".join([*unused, *notes]).encode()
     except (BrokenRow, UnicodeEncodeError) as error:
         problem = str(error) if isinstance(error, BrokenRow) else "text that is not valid Unicode"
         empty = {"messages": [], "tools": "", "text": "", "rejected": []}

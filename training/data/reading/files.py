@@ -65,12 +65,12 @@ def parquet_rows(stream: IO[bytes], name: str, wanted: Callable[[str], bool] | N
 
     try:
         file = parquet.ParquetFile(stream)
-        columns = file.schema_arrow.names
+        columns = [field.name for field in file.schema_arrow if not pa.types.is_null(field.type)]
         if wanted is None:
             yield dict.fromkeys(columns, ...)
             return
         selected = [column for column in columns if wanted(column)]
-        unread = dict.fromkeys((column for column in columns if column not in selected), ...)
+        unread = dict.fromkeys(columns, ...)
         has_media = any(column.lower() in MEDIA for column in selected)
         for batch in file.iter_batches(batch_size=50 if has_media else 1000, columns=selected):
             values = [

@@ -13,7 +13,7 @@ from functools import lru_cache
 from training.data import Row, Turn
 from training.data.reading.files import MEDIA, BrokenRow, RawRow
 from training.data.reading.preferences import best_and_worst, read_preference
-from training.data.reading.turns import check_turns, read_calls, read_tools, read_turns, text_of
+from training.data.reading.turns import check_turns, is_turns, read_calls, read_tools, read_turns, text_of
 from training.data.rows import row, turn
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "problem", "input")
@@ -95,8 +95,8 @@ def read_conversation(values: RawRow, notes: set[str]) -> Row:
 def question_turns(values: RawRow, column: str, notes: set[str]) -> list[Turn]:
     """The turns up to a question, which is a text or a list of turns. `input` continues a text."""
     question = values[column]
-    if isinstance(question, list) and all(isinstance(item, dict) and "type" not in item for item in question):
-        turns = [*start(values), *read_turns(question, notes)]
+    if is_turns(question):
+        turns = [*start(values), *read_turns(question if isinstance(question, list) else [question], notes)]
         return [{**t, "train": False} for t in turns]
     text, more = text_of(question), text_of(values.get("input")) if column != "input" else ""
     return [*start(values), turn("user", f"{text}\n\n{more}" if more.strip() and text.strip() else text or more)]
@@ -109,7 +109,7 @@ def read_pair(question: str, answer: str) -> Callable[[RawRow, set[str]], Row]:
         if values.get("label") is False:
             raise BrokenRow("an answer that is labelled as bad")
         value, reasoning = values[answer], values.get("reasoning") or ""
-        if isinstance(value, list | dict) and "type" not in (value[0] if isinstance(value, list) and value else value):
+        if is_turns(value):
             answers = read_turns(value if isinstance(value, list) else [value], notes)
         else:
             if not isinstance(reasoning, str):

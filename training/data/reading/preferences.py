@@ -61,11 +61,13 @@ def shared_turns(one: list[Turn], other: list[Turn]) -> int:
 
 
 def merge_prompts(prompt: list[Turn], shared: list[Turn]) -> list[Turn]:
-    """The prompt of a row and the turns before its answers; one may repeat the last turns of the other."""
+    """The prompt of a row and the turns before its answers; one may repeat the first or last turns of the other."""
     system = [t for t in prompt[:1] if t["role"] == "system"]
     rest = prompt[len(system) :]
-    size = min(len(rest), len(shared))
-    is_repeated = content(rest[len(rest) - size :]) == content(shared[len(shared) - size :])
+    own = shared[1:] if shared and shared[0]["role"] == "system" else shared
+    size = min(len(rest), len(own))
+    is_repeated = content(rest[len(rest) - size :]) == content(own[len(own) - size :])
+    is_repeated = is_repeated or content(rest) == content(own[: len(rest)])
     turns = max(rest, shared, key=len) if is_repeated else [*rest, *shared]
     return turns if turns and turns[0]["role"] == "system" else [*system, *turns]
 

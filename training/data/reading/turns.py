@@ -47,6 +47,12 @@ def read_turns(value: Any, notes: set[str]) -> list[Turn]:
     return turns
 
 
+def is_turns(value: Any) -> bool:
+    """Whether a value of a column is a turn or a list of turns, not the content of one."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in items)
+
+
 def read_turn(item: dict[str, Any], notes: set[str]) -> Turn:
     """One turn, such as {role, content} or ShareGPT's {from, value}. Raises BrokenRow."""
     role = item.get("role") or item.get("from")
@@ -100,8 +106,6 @@ def text_of(content: Any) -> str:
 
 def part_text(part: Any) -> str:
     """The text of one part of a content. Raises BrokenRow, which names what else the part is."""
-    if isinstance(part, str):
-        return part
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
         return str(part["text"])
