@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,12 @@ def test_a_split_model_ends_and_writes_its_files(method, alone, tmp_path):
     one = fine_tune(load_recipe("emoji-nano", fields), tmp_path / "one")
     assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-2)
     if method == "lora":
+        # As if the run was killed after its step 6.
+        (tmp_path / "run.json").unlink()
+        shutil.rmtree(tmp_path / "checkpoints" / "checkpoint-8")
+        done = two_processes(SPLIT, str(tmp_path), *fields, **fsdp)
+        assert done.returncode == 0 and "6/8" in done.stderr, done.stderr
+        assert losses(tmp_path) == pytest.approx(losses(one), rel=2e-2)
         assert (
             load_file(tmp_path / "adapter_model.safetensors").keys()
             == load_file(one / "adapter_model.safetensors").keys()

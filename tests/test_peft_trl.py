@@ -53,7 +53,7 @@ def test_options_reach_peft_and_trl_and_the_run_record(tmp_path):
     assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["use_rslora"] is True
     run_record = recorded(out)
     assert run_record["recipe"]["trl"] == {"neftune_noise_alpha": 5, "optim": "adamw_8bit", "logging_steps": 1}
-    assert len(run_record["losses"]) == 3 and run_record["precision"]["moments"] == "uint8"
+    assert len(run_record["losses"]) == 3 and "uint8" in run_record["precision"]["moments"]
     with pytest.raises(LabError, match=r"holds another recipe's model \(trl.neftune_noise_alpha is 5 there and 6 here"):
         fine_tune(load_recipe("emoji-nano", [*FEW, *options, "trl.neftune_noise_alpha=6"]), tmp_path)
 
