@@ -17,7 +17,9 @@ from conftest import assert_refused, command
 
 from inference.errors import LabError
 from inference.settings import PROJECT
+from training.data.emoji.questions import questions, selection_questions
 from training.evaluation.statistics import newcombe
+from training.evaluation.suites.emoji_suite import group
 from training.recipe import load_recipe, recipe_names
 from training.sweeps.design import GROUPS, LOSS, SWEEPS, load_sweep
 from training.sweeps.runner import check_all_finished, run_trial
@@ -31,6 +33,9 @@ pytestmark = pytest.mark.xdist_group("sft")
 OVERRIDES = {
     "data.examples": 32,
     "data.evaluation": 4,
+    "data.validation": 4,
+    "validation.steps": 0,
+    "report_to": "[tensorboard]",
     "gradient_accumulation": 1,
     "batch_size": 4,
     "checkpoints.steps": 2,
@@ -186,7 +191,7 @@ def test_two_processes_choose_different_values_of_a_range(tmp_path):
         ({"fields": {"epochs": {"low": 1, "hihg": 2}}}, "“fields.epochs”: “hihg” is not a field (did you"),
         ({"fields": {"epochs": {"low": 1.0, "high": 2.0}}}, "“trials” is the number of runs if a field is a range"),
         ({"seeds": 2, "fields": {"seed": [1, 2]}}, "“seeds” repeats the points of a grid"),
-        ({"overrides": {"data.evaluation": 0}}, "raise data.evaluation"),
+        ({"overrides": {"data.validation": 0}}, "on a validation split of its own, and there is none: add data.valid"),
         ({"points": {"study": {"lora.q": 8}}}, "“lora.q” is not a field"),
     ],
 )  # fmt: skip
@@ -239,6 +244,34 @@ def test_named_points_are_combined_with_fields_and_seeds(tmp_path):
 def test_the_shipped_sweeps_are_valid(name):
     design = load_sweep(name)
     assert design.name == name and len(design.grid()) in (5, 8, 16)
+
+
+@pytest.mark.parametrize("name", recipe_names(SWEEPS))
+def test_the_shipped_sweeps_run_to_their_end(name, tmp_path):
+    """Two of their runs, a few steps each, on the nano base."""
+    fields = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text(encoding="utf-8"))
+    small = OVERRIDES | {"base": "adapters/nano", "data.name": "emoji", "max_length": 128, "max_steps": 2}
+    fields["overrides"] = fields.get("overrides", {}) | small
+    fields["fields"] = {key: values[: 2 if number == 0 else 1] for number, (key, values) in
+                        enumerate(fields["fields"].items())}  # fmt: skip
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(fields | {"every": 100, "seeds": 1}), encoding="utf-8")
+    study, report = run_in_process(str(path), tmp_path / "out")
+    assert "Finished runs: 2." in report and not failure_reasons(study)
+
+
+def test_a_sweep_asks_no_question_that_evaluate_reports_and_measures_on_the_validation_split(tmp_path):
+    reported = {question.text for question in questions()}
+    chosen = selection_questions()
+    assert not reported & {question.text for question in chosen}
+    assert {group(question) for question in chosen} == set(GROUPS)
+    other = {q.emoji.text for q in chosen if group(q) == "other emoji"}
+    assert not other & {q.emoji.text for q in questions() if group(q) == "other emoji"}
+    overrides = OVERRIDES | {"max_steps": 1, "data.examples": 8, "warmup_steps": 0, "data.evaluation": 0}
+    path = write_sweep(tmp_path, overrides=overrides, fields={"lora.r": [2]})
+    study, _ = run_in_process(path, tmp_path / "out")
+    (trial,) = study.get_trials()
+    assert len(trial.user_attrs["measured"]["values"][LOSS]) == 4  # no conversation of the evaluation split
 
 
 def test_warm_up_can_be_a_share_of_the_steps():

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training.data.tokens import IGNORED
 from training.finetune.validation.best_weights import BestWeights, Weights
-from training.finetune.validation.held_out_loss import IGNORED
+from training.finetune.validation.held_out_loss import keep_quantized_weights
 from training.finetune.validation.samples import Tokens, log_samples, make_samples
 from training.recipe import Validation
 
@@ -98,6 +99,7 @@ def measure_while_training(trainer: LabTrainer, best: BestWeights, resumed_from:
     first: Any = rows.select(range(min(settings.samples, len(rows))))
     pairs = zip(first["input_ids"], first["labels"], strict=True) if len(first) else ()
     questions = [(ids, labels) for ids, labels in pairs if any(label != IGNORED for label in labels)]
+    keep_quantized_weights(trainer.model)
     trainer.args.eval_on_start = resumed_from is None
     trainer.add_callback(MeasureHeldOut(trainer, settings, best, questions))
 

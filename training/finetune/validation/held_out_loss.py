@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from training.data.tokens import IGNORED
+
 if TYPE_CHECKING:
     from transformers import Trainer
-
-IGNORED = -100  # the label of a token that is not learnt
 
 
 def held_out_loss(trainer: Trainer) -> float:
@@ -52,6 +52,17 @@ def collate(trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
         name: value.to(trainer.args.device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
     }
+
+
+def keep_quantized_weights(model: Any) -> None:
+    """Let a measurement leave 4-bit weights as they are.
+
+    On a CPU with AVX-512 BF16, bitsandbytes packs them anew in the first pass outside training, for good. Training on
+    would compute with another kernel, one without a gradient of its own.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
-from training.finetune.validation.held_out_loss import IGNORED, evaluating
+from training.data.tokens import IGNORED
+from training.finetune.validation.held_out_loss import evaluating
 
 if TYPE_CHECKING:
     from transformers import Trainer
