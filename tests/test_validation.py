@@ -140,7 +140,7 @@ def test_a_run_without_measurements_writes_no_curve(tmp_path):
 def test_a_missing_tracker_is_one_sentence_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "find_spec", lambda name: None if name == "wandb" else object())
     with pytest.raises(
-        LabError, match=r"wandb, which is not installed: run `pip install wandb`, or set report_to=\[tr"
+        LabError, match=r"wandb, which is not installed: run `pip install wandb`, or set report_to"
     ):
         fine_tune(load_recipe("emoji-nano", ["report_to=[trackio, wandb]"]), tmp_path)
 

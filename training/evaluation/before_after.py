@@ -36,10 +36,11 @@ Comparison = dict[str, Any]  # JSON's types only: see `compare_losses`
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of one model: the losses of all rows, those of rejected answers, and a few answers."""
+    """What is measured of one model: the losses of all rows, those of the chosen and the rejected answers of preferences,
+    and a few answers."""
 
     losses: list[RowLoss]
-    rejected: list[RowLoss]
+    pairs: list[tuple[RowLoss, RowLoss]]
     answers: list[str]
 
 
@@ -90,9 +91,13 @@ def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldO
     from training.finetune.validation.samples import decode, greedy
 
     losses = [row_loss(model, row.input_ids, row.labels) for row in rows]
-    rejected = [row_loss(model, row.rejected_ids, row.rejected_labels) for row in rows if row.rejected_ids]
+    pairs = [
+        (loss, row_loss(model, row.rejected_ids, row.rejected_labels))
+        for row, loss in zip(rows, losses, strict=True)
+        if row.rejected_ids
+    ]
     prompts = [row.prompt for row in rows[:ANSWERS]]
-    return Measured(losses, rejected, [decode(tokenizer, greedy(model, tokenizer, p, ANSWER_TOKENS)) for p in prompts])
+    return Measured(losses, pairs, [decode(tokenizer, greedy(model, tokenizer, p, ANSWER_TOKENS)) for p in prompts])
 
 
 def compare_losses(base: Measured, fine_tuned: Measured) -> Comparison:
@@ -101,11 +106,8 @@ def compare_losses(base: Measured, fine_tuned: Measured) -> Comparison:
     weights = [float(row.tokens) for row in base.losses]
     nats = [[row.nats for row in each.losses] for each in (base, fine_tuned)]
     rows = [figures("loss", "nats per token", nats[0], nats[1], weights)]
-    if base.rejected:
-        preferred = [
-            [chosen.nats < other.nats for chosen, other in zip(each.losses, each.rejected, strict=True)]
-            for each in (base, fine_tuned)
-        ]
+    if len(base.pairs) > 1:
+        preferred = [[chosen.nats < other.nats for chosen, other in each.pairs] for each in (base, fine_tuned)]
         rows.append(figures("chosen preferred", "share", *preferred))
         margins = [b - a for a, b in zip(gaps(base), gaps(fine_tuned), strict=True)]
         rows.append(figures("margin", "nats", [0.0] * len(margins), margins))
@@ -114,7 +116,7 @@ def compare_losses(base: Measured, fine_tuned: Measured) -> Comparison:
 
 def gaps(measured: Measured) -> list[float]:
     """How much more likely (nats) each chosen answer is than the rejected one."""
-    return [other.nats - chosen.nats for chosen, other in zip(measured.losses, measured.rejected, strict=True)]
+    return [rejected.nats - chosen.nats for chosen, rejected in measured.pairs]
 
 
 def figures(
@@ -136,12 +138,16 @@ def figures(
 
 def row_values(base: Measured, fine_tuned: Measured) -> dict[str, Any]:
     """The summed loss (nats) of each row under both models, and the numbers of learnt tokens. It contains no text."""
+    found = {"evaluation": values(base.losses, fine_tuned.losses)}
+    if base.pairs:
+        found["rejected"] = values(*([rejected for _, rejected in each.pairs] for each in (base, fine_tuned)))
+    return found
+
+
+def values(base: Sequence[RowLoss], fine_tuned: Sequence[RowLoss]) -> dict[str, list[float]]:
+    """The losses of the same rows under both models, as lists of numbers."""
     return {
-        name: {
-            "tokens": [row.tokens for row in getattr(base, field)],
-            "base": [row.nats for row in getattr(base, field)],
-            "fine_tuned": [row.nats for row in getattr(fine_tuned, field)],
-        }
-        for name, field in (("evaluation", "losses"), ("rejected", "rejected"))
-        if getattr(base, field)
+        "tokens": [row.tokens for row in base],
+        "base": [row.nats for row in base],
+        "fine_tuned": [row.nats for row in fine_tuned],
     }
