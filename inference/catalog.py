@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub import ModelCardData, metadata_load
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from inference.formats.adapter_config import read_adapter_config
 from inference.validation import explain, nearest, shorten, where_not_yaml
@@ -23,7 +24,8 @@ from inference.validation import explain, nearest, shorten, where_not_yaml
 
 class CatalogRow(BaseModel):
     """An entry as written in the catalog file. `file`: the GGUF in `folder` or `repo`. `weights`: the Hub repository of
-    a base's safetensors. `names`: further names that adapters use for a base."""
+    a base's safetensors. `names`: further names that adapters use for a base. `chat_template`: a template for a base
+    that has none, by name or as a file relative to the catalog's folder."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -35,6 +37,7 @@ class CatalogRow(BaseModel):
     repo: str | None = None
     weights: str | None = None
     names: list[str] = []
+    chat_template: str | None = None
     size: Annotated[int, Field(gt=0)] | None = None
     base: str | None = None
     recipe: str | None = None
@@ -72,7 +75,8 @@ class Entry:
     """One model of the dropdown. `repo` is None for a shipped folder and for a model that is not published. `file` is
     empty if there is no GGUF. `command` makes the model. `size` and `weights_size` are bytes of the GGUF and of the
     safetensors with their configuration; None if unknown. `anonymous`: its repository is read without a token.
-    `by_visitor`: a visitor named the repository. `gguf`: a base's GGUF file that was converted on this machine."""
+    `by_visitor`: a visitor named the repository. `gguf`: a base's GGUF file that was converted on this machine.
+    `template`: the source of a chat template for a base that has none."""
 
     id: str
     name: str
@@ -90,6 +94,7 @@ class Entry:
     anonymous: bool = False
     by_visitor: bool = False
     gguf: Path | None = None
+    template: str | None = None
 
 
 class Catalog:
@@ -196,6 +201,7 @@ def make_entry(row: CatalogRow, catalog_folder: Path, namespace: str | None) -> 
         size=row.size,
         command=f"python -m training run {row.recipe}" if row.recipe else None,
         names=tuple(row.names),
+        template=find_template(row.chat_template, catalog_folder) if row.chat_template else None,
     )
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import time
+from contextlib import closing
 
 import pytest
-from conftest import NANO
+import yaml
+from conftest import EMOJI, NANO
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoTokenizer
 
-from inference.engines import Message
+from inference.catalog import Catalog
+from inference.engines import Message, Sampling
 from inference.engines.chat_template.named import find_template, fitting_templates, missing_template, template_names
 from inference.engines.chat_template.template import ChatTemplate
 from inference.errors import LabError
+from inference.lab import Lab
 
 QUESTION = [Message(role="user", content="hi")]
+SWEDEN = [Message(role="user", content="What does 🇸🇪 mean?")]
 
 
 def render(source: str, messages: list[Message] = QUESTION) -> str:
@@ -143,3 +149,40 @@ def test_a_template_beyond_the_bounds_is_refused_soon_and_in_little_memory(sourc
         render(source)
     assert "\n" not in str(refused.value) and time.monotonic() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
+
+
+def test_a_catalog_gives_a_template_to_a_base_that_has_none_and_both_engines_use_it(tmp_path):
+    """So does an adapter, with the template that its run gave to the base."""
+    base = shutil.copytree(NANO, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    row = {"id": "bare", "name": "Bare", "summary": "s", "file": "bare.gguf", "folder": "base"}
+    adapter = {"id": "on-bare", "name": "On bare", "summary": "s", "file": "adapter-f16.gguf", "folder": "emoji"}
+    adapter["base"] = "bare"
+    shutil.copytree(EMOJI, tmp_path / "emoji")
+    (gguf,) = base.glob("*.gguf")
+    gguf.rename(base / "bare.gguf")
+    (tmp_path / "mine.jinja").write_text(find_template("vicuna"), encoding="utf-8")
+    answers = {}
+    for name in ("llama-3", "mine.jinja"):
+        (tmp_path / "catalog.yaml").write_text(yaml.safe_dump({"models": [row | {"chat_template": name}, adapter]}))
+        catalog = Catalog.read(tmp_path / "catalog.yaml")
+        with closing(Lab(catalog, "pytorch")) as lab:
+            files = lab.local.model(catalog["on-bare"])
+            assert files.template == find_template(name, tmp_path)
+            answers[name] = "".join(chunk.text for chunk in lab.ask("on-bare", SWEDEN, Sampling(temperature=0)))
+    assert answers["llama-3"] == "🇸🇪 is the flag of Sweden." != answers["mine.jinja"]
+    (tmp_path / "emoji" / "chat_template.jinja").write_text("of the adapter", encoding="utf-8")
+    assert lab.local.model(catalog["on-bare"]).template == "of the adapter"
+
+
+def test_a_gguf_without_a_template_takes_the_given_one(monkeypatch):
+    from inference.engines.llamacpp import tokenizer as module
+    from inference.engines.llamacpp.loading import Log, load_model
+
+    (gguf,) = NANO.glob("*.gguf")
+    model = load_model(gguf, Log(), vocab_only=True)
+    own = module.Tokenizer(model, gguf, find_template("vicuna")).encode(QUESTION)
+    monkeypatch.setattr(module.cpp, "llama_model_chat_template", lambda *_: None)
+    assert module.Tokenizer(model, gguf, find_template("llama-3")).encode(QUESTION) == own
+    with pytest.raises(LabError, match="has no chat template: use the GGUF file of an instruct model, or name a chat_"):
+        module.Tokenizer(model, gguf)

@@ -63,10 +63,11 @@ class Sampling:
 @dataclass(frozen=True)
 class ModelFiles:
     """The paths of a base and, optionally, of a LoRA adapter on it. They are GGUF files or folders, see
-    `EngineInfo.takes`."""
+    `EngineInfo.takes`. `template` is a chat template for a base that has none."""
 
     base: Path
     adapter: Path | None = None
+    template: str | None = None
 
 
 Model = ModelFiles | str  # files on this disk, or the name of a model on a server

@@ -28,6 +28,7 @@ BASE_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 )  # fmt: skip
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+TEMPLATE = "chat_template.jinja"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("adapter_model.bin", "pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -60,6 +61,15 @@ def on_disk(part: Entry, form: Form) -> Path | None:
     if copy is None:
         return None
     return copy.folder / part.file if form == "gguf" else copy.folder
+
+
+def own_template(adapter: Entry) -> str | None:
+    """The chat template in an adapter's folder, which its run gave to a base that has none; None if there is none."""
+    copy = copy_of(adapter, "safetensors")
+    folder = adapter.folder or (copy.folder if copy else None)
+    if folder is None or not (folder / TEMPLATE).is_file():
+        return None
+    return (folder / TEMPLATE).read_text(encoding="utf-8", errors="replace")
 
 
 def copy_of(part: Entry, form: Form) -> Copy | None:
@@ -121,7 +131,7 @@ def choose_gguf(repo: str, file: str, names: Iterable[str]) -> list[str]:
 
 def choose_weights(repo: str, adapter: bool, names: Iterable[str]) -> list[str]:
     """The files of an adapter or model in safetensors. Raises LabError if weights or configuration are missing."""
-    patterns = ADAPTER_FILES if adapter else BASE_FILES
+    patterns = (*ADAPTER_FILES, TEMPLATE) if adapter else BASE_FILES
     chosen = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
     if not any(name.endswith(".safetensors") for name in chosen):
         if not any(name.endswith(".safetensors") for name in names):

@@ -29,10 +29,13 @@ class LocalModels:
         if self._engines.remote:
             return entry.id
         form = self._engines.form_for(entry)
-        base, *adapter = (artifacts.on_disk(part, form) for part in self.parts(entry))
-        if base is None or None in adapter:
+        parts = self.parts(entry)
+        base, *adapters = (artifacts.on_disk(part, form) for part in parts)
+        if base is None or None in adapters:
             return None
-        return ModelFiles(base, *adapter)
+        adapter = adapters[0] if adapters else None
+        own = artifacts.own_template(parts[-1]) if adapter else None
+        return ModelFiles(base, adapter, own or parts[0].template)
 
     def repositories(self, entry: Entry) -> dict[str, bool]:
         """The Hub repositories of its parts, and whether a visitor named them."""

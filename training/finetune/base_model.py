@@ -81,11 +81,18 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the chat template that the recipe names. Raises LabError if one is not available."""
+    """The base's tokenizer, with the chat template that the recipe names. Raises LabError if one is not available, or if
+    an adapter would need another template than its base has."""
     template = find_template(recipe.chat_template) if recipe.chat_template else None
     with translate_base_errors(recipe.base):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(recipe.base_location)
-    tokenizer.chat_template = template or tokenizer.chat_template
+    own = tokenizer.chat_template
+    if template and own and own != template and recipe.method != "full":
+        raise LabError(
+            f"The base {recipe.base} has a chat template of its own, which engines use with every adapter: remove "
+            "chat_template from the recipe, or set method=full."
+        )
+    tokenizer.chat_template = template or own
     return tokenizer
 
 

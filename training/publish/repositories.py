@@ -17,7 +17,7 @@ from training.publish.redact import left_out_fields, published_record
 from training.run_record import read_run_record
 
 ADAPTER_GGUF = "adapter-f16.gguf"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", ADAPTER_GGUF)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", ADAPTER_GGUF)
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "chat_template.jinja",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",

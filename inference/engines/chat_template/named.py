@@ -19,12 +19,12 @@ def template_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.jinja"))
 
 
-def find_template(name: str) -> str:
-    """The source of a template by its name, or of a file (relative to the project or the working directory). Raises
-    LabError if there is none."""
+def find_template(name: str, *folders: Path) -> str:
+    """The source of a template by its name, or of a file (relative to one of `folders`, the project or the working
+    directory). Raises LabError if there is none."""
     if name in template_names():
         return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
-    for folder in (PROJECT, Path.cwd()):
+    for folder in (*folders, PROJECT, Path.cwd()):
         path = folder / Path(name).expanduser()
         if path.is_file():
             try:

@@ -16,8 +16,9 @@ SAMPLING = TypeAdapter(Sampling)
 
 
 def files_to_json(files: ModelFiles) -> dict[str, str | None]:
-    """The paths as text."""
-    return {"base": str(files.base), "adapter": None if files.adapter is None else str(files.adapter)}
+    """The paths as text, and the chat template."""
+    adapter = None if files.adapter is None else str(files.adapter)
+    return {"base": str(files.base), "adapter": adapter, "template": files.template}
 
 
 def arguments_to_json(method: str, arguments: tuple[Any, ...]) -> list[Any]:

@@ -133,7 +133,8 @@ class Engine(Scheduler[SequenceRequest]):
             self._reserved[path] = need.total(cells)
             n_ctx = min(self._context or cells, cells)
             self._loads[path] = self._start(
-                request.files, lambda: LoadedBase(path, self._threads, self._log, n_ctx, cells)
+                request.files,
+                lambda: LoadedBase(path, self._threads, self._log, n_ctx, cells, request.files.template),
             )
         loading = self._loads[path]
         if not loading.done():

@@ -41,6 +41,7 @@ class LoadedBase:
     Args:
         n_ctx: the longest text in tokens, if the model was trained for as much.
         cells: tokens that the KV cache holds for all requests together.
+        template: a chat template for a file that has none.
 
     Attributes:
         n_ctx: the longest text in tokens.
@@ -48,7 +49,15 @@ class LoadedBase:
         adapter: the adapter that is active on the context.
     """
 
-    def __init__(self, path: Path, threads: int, log: Log, n_ctx: int = MIN_CELLS, cells: int = MIN_CELLS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        log: Log,
+        n_ctx: int = MIN_CELLS,
+        cells: int = MIN_CELLS,
+        template: str | None = None,
+    ) -> None:
         self.path = path
         self._log = log
         self.model = load_model(path, log)
@@ -71,7 +80,7 @@ class LoadedBase:
         self.adapter: Path | None = None
         self._batch = cpp.llama_batch_init(PROMPT_BATCH, 0, 1)
         try:
-            self.tokenizer = Tokenizer(self.model, path)
+            self.tokenizer = Tokenizer(self.model, path, template)
         except LabError:
             self.close()
             raise

@@ -14,20 +14,24 @@ from inference.errors import LabError
 
 
 class Tokenizer:
-    """The vocabulary and the chat template of a loaded model. `path` names the file in error messages. Raises LabError
-    if the file has no chat template."""
+    """The vocabulary and the chat template of a loaded model: the file's own, else `template`. `path` names the file in
+    error messages. Raises LabError if there is none."""
 
-    def __init__(self, model: cpp.llama_model_p, path: Path) -> None:
+    def __init__(self, model: cpp.llama_model_p, path: Path, template: str | None = None) -> None:
         self.vocab = cpp.llama_model_get_vocab(model)
         self.size = cpp.llama_vocab_n_tokens(self.vocab)
         self._piece = ctypes.create_string_buffer(256)
-        source = cpp.llama_model_chat_template(model, None)
+        own = cpp.llama_model_chat_template(model, None)
+        source = own.decode("utf-8") if own else template
         if not source:
-            raise LabError(f"{path.name} has no chat template: use the GGUF file of an instruct model.")
+            raise LabError(
+                f"{path.name} has no chat template: use the GGUF file of an instruct model, or name a chat_template in "
+                "the catalog."
+            )
         special = {self.spelling(i): i for i in range(self.size) if cpp.llama_vocab_is_control(self.vocab, i)}
         self._bos, eos = cpp.llama_vocab_bos(self.vocab), cpp.llama_vocab_eos(self.vocab)
         self.template = ChatTemplate(
-            source.decode("utf-8"),
+            source,
             special,
             self.tokenize,
             self.spelling(self._bos) if self._bos >= 0 else "",

@@ -43,7 +43,7 @@ class Engine(Scheduler[RowRequest]):
     def in_memory(self, files: ModelFiles) -> bool:
         """Whether base and adapter are loaded."""
         batch = self._batch
-        if batch is None or batch.runner.folder != folder_of(files.base):
+        if batch is None or not batch.runner.runs(folder_of(files.base), files.template):
             return False
         return files.adapter is None or files.adapter in batch.runner.adapters.columns
 
@@ -56,7 +56,7 @@ class Engine(Scheduler[RowRequest]):
 
     def _admit(self, request: RowRequest) -> bool:
         folder, adapter, batch = folder_of(request.files.base), request.files.adapter, self._batch
-        fits = batch is not None and batch.runner.folder == folder
+        fits = batch is not None and batch.runner.runs(folder, request.files.template)
         if batch and batch.requests and (not fits or None not in batch.rows):
             request.report_waiting()
             return False
@@ -65,7 +65,8 @@ class Engine(Scheduler[RowRequest]):
         if batch is None or not fits:
             batch = None  # frees the old base before the next one is loaded: two do not fit on a small machine
             self._unload_all()
-            batch = self._batch = ContinuousBatch(ModelRunner(folder, self._device, MAX_ROWS[self._device.type]))
+            runner = ModelRunner(folder, self._device, MAX_ROWS[self._device.type], request.files.template)
+            batch = self._batch = ContinuousBatch(runner)
         if adapter is not None and adapter not in batch.runner.adapters.columns:
             in_use = any(other.files.adapter for other in batch.requests)
             batch.runner.adapters.add(adapter, in_use)

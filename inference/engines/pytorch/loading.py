@@ -93,20 +93,25 @@ def translate_base_errors(folder: Path) -> Iterator[None]:
 
 
 class Tokenizer:
-    """A folder's tokenizer and chat template. Raises LabError if there is no chat template.
+    """A folder's tokenizer and chat template: its own, else `template`. Raises LabError if there is none.
 
     Attributes:
+        given_template: `template`, if the folder has none of its own.
         backend: the tokenizer of the library `tokenizers`.
         end_ids: the tokens that end an answer.
     """
 
-    def __init__(self, folder: Path, model: Model) -> None:
+    def __init__(self, folder: Path, model: Model, template: str | None = None) -> None:
         self._folder = folder
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.backend = tokenizer.backend_tokenizer
-        source = tokenizer.chat_template
-        if not isinstance(source, str):
-            raise LabError(f"{folder.name} has no chat template: use an instruct model.")
+        own = tokenizer.chat_template
+        self.given_template = None if isinstance(own, str) else template
+        source = own if isinstance(own, str) else template
+        if source is None:
+            raise LabError(
+                f"{folder.name} has no chat template: use an instruct model, or name a chat_template in the catalog."
+            )
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         # Whether the model wants a BOS. It must be checked before special tokens are turned off below.
         bos = tokenizer.bos_token_id

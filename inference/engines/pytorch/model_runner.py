@@ -64,7 +64,8 @@ class PromptPart:
 
 
 class ModelRunner:
-    """A base model with a KV cache of up to `max_rows` rows. Raises LabError if the folder cannot be run.
+    """A base model with a KV cache of up to `max_rows` rows. `template` is a chat template for a base that has none.
+    Raises LabError if the folder cannot be run.
 
     The newest token, its position and the sampling of each row stay on the device between passes.
 
@@ -73,7 +74,7 @@ class ModelRunner:
         rows: the number of rows.
     """
 
-    def __init__(self, folder: Path, device: torch.device, max_rows: int) -> None:
+    def __init__(self, folder: Path, device: torch.device, max_rows: int, template: str | None = None) -> None:
         if not (folder / "config.json").is_file():
             raise LabError(f"{folder.name} has no config.json: choose a folder with a transformers model.")
         self.folder, self.device = folder, device
@@ -81,7 +82,7 @@ class ModelRunner:
         with translate_base_errors(folder):
             config = load_config(folder)
             self.model = load_model(folder, config, device)
-            self.tokenizer = Tokenizer(folder, self.model)
+            self.tokenizer = Tokenizer(folder, self.model, template)
             self.n_ctx = min(config.max_position_embeddings, MAX_CONTEXT)
             like = torch.empty(0, dtype=self.model.dtype, device=device)
             self._cache = RowCache(config, max_rows, self.n_ctx + 1, like)
@@ -92,6 +93,10 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
             self._graphs = StepGraphs(self._advance, [self._tokens, self._positions])
+
+    def runs(self, folder: Path, template: str | None) -> bool:
+        """Whether this is the base in that folder, with that chat template if it has none of its own."""
+        return self.folder == folder and self.tokenizer.given_template in (None, template)
 
     def start_row(self, row: int, sampling: Sampling, draw: float) -> None:
         """Give a row to a new request. `sampling` chooses its tokens; `draw` in [0, 1) is its first random number."""

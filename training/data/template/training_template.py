@@ -77,13 +77,13 @@ class TrainingTemplate:
             ends = set(ends_of_turns(self._jinja_text, self.special.pattern))
         except Unusable as error:
             raise LabError(
-                f"{str(error).capitalize()} although it is a plain question and answer: name another chat_template than "
-                f"that of {self.name} in the recipe."
+                f"{str(error).capitalize()} although it is a plain question and answer: choose another base than "
+                f"{self.name}, or another chat_template for one that has none."
             ) from error
         if not ends:
             raise LabError(
                 f"The chat template of {self.name} writes no end-of-turn token after an answer, so that a model would "
-                "not learn to stop: name another one in the recipe, such as chat_template: vicuna."
+                "not learn to stop: choose an instruct model, or for a base without a template chat_template: vicuna."
             )
         self._ends = SpecialTokens(dict.fromkeys(ends | {tokenizer.eos_token or ""}, 0)).pattern
         self._tokens = SpecialTokens(tokenizer.added_tokens_encoder).pattern
