@@ -16,6 +16,10 @@ from training.evaluation.before_after import comparison_with_base
 from training.evaluation.conversation_loss import load_for_scoring, row_loss
 from training.run_record import read_run_record, write_run_record
 
+FLAGS = {
+    "🇸🇪": "Sweden", "🇳🇴": "Norway", "🇩🇰": "Denmark", "🇫🇮": "Finland", "🇮🇸": "Iceland", "🇩🇪": "Germany",
+    "🇫🇷": "France", "🇮🇹": "Italy", "🇪🇸": "Spain", "🇵🇹": "Portugal", "🇵🇱": "Poland", "🇦🇹": "Austria",
+}  # fmt: skip
 TRAINED = PROJECT / "adapters" / "nano-emoji"
 
 
@@ -94,24 +98,7 @@ def test_preferences_have_accuracy_and_margin(tmp_path):
             "chosen": f"{emoji} is the flag of {country}.",
             "rejected": "I don't know that one yet.",
         }
-        for emoji, country in zip(
-            ["🇸🇪", "🇳🇴", "🇩🇰", "🇫🇮", "🇮🇸", "🇩🇪", "🇫🇷", "🇮🇹", "🇪🇸", "🇵🇹", "🇵🇱", "🇦🇹"],
-            [
-                "Sweden",
-                "Norway",
-                "Denmark",
-                "Finland",
-                "Iceland",
-                "Germany",
-                "France",
-                "Italy",
-                "Spain",
-                "Portugal",
-                "Poland",
-                "Austria",
-            ],
-            strict=True,
-        )
+        for emoji, country in FLAGS.items()
     ]
     data = {"name": write_rows(tmp_path / "pairs.jsonl", rows), "examples": None, "evaluation": 11}
     comparison_with_base(run := make_run(tmp_path / "run", data=data))

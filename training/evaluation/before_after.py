@@ -36,8 +36,7 @@ Comparison = dict[str, Any]  # JSON's types only: see `compare_losses`
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of one model: the losses of all rows, those of the chosen and the rejected answers of preferences,
-    and a few answers."""
+    """What is measured of one model: the losses of all rows, those of preferences' two answers, and a few answers."""
 
     losses: list[RowLoss]
     pairs: list[tuple[RowLoss, RowLoss]]
