@@ -17,6 +17,7 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.terminal import run
 from training.recipe import Recipe, load_recipe
+from training.run_record import lacks_figures
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or path.")]
@@ -222,6 +223,10 @@ def publish(
     from training.publish.upload import describe
     from training.publish.upload import publish as publish_folder
 
+    if not dry_run and lacks_figures(folder):
+        from training.evaluation.before_after import compare_if_possible
+
+        compare_if_possible(folder)
     options = Options(private, force, include_samples)
     for line in [describe(folder, namespace, options)] if dry_run else publish_folder(folder, namespace, options):
         print(line)

@@ -97,6 +97,12 @@ def write_run_record(folder: Path, run_record: Fields) -> None:
     (folder / "run.json").write_text(json.dumps(run_record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def lacks_figures(folder: Path) -> bool:
+    """Whether a run has neither an evaluation nor a comparison with its base. Raises LabError if it has no run record."""
+    run_record = read_run_record(folder)
+    return "recipe" in run_record and not {"figures", "comparison"} & run_record.keys()
+
+
 def device_name() -> str:
     """The name of the GPU that this machine trains on, or "cpu"."""
     import torch

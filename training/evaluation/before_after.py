@@ -17,6 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from inference.errors import LabError
 from training import data
 from training.evaluation.conversation_loss import RowLoss, base_and_fine_tuned, row_loss
 from training.evaluation.held_out import HeldOutRow, read_held_out
@@ -58,6 +61,14 @@ def comparison_with_base(folder: Path) -> str:
     write_run_record(folder, run_record)
     write_card(folder)
     return comparison_table(comparison)
+
+
+def compare_if_possible(folder: Path) -> None:
+    """`comparison_with_base`, or a sentence on standard error if the base or the data are not available."""
+    try:
+        comparison_with_base(folder)
+    except LabError as error:
+        typer.echo(f"The card has no comparison with the base: {error}", err=True)
 
 
 def compare_with_base(folder: Path, recipe: Recipe, trained_on: str | None) -> tuple[Comparison, list[dict[str, str]]]:
