@@ -98,7 +98,7 @@ def write_run_record(folder: Path, run_record: Fields) -> None:
 
 
 def lacks_figures(folder: Path) -> bool:
-    """Whether a run has neither an evaluation nor a comparison with its base. Raises LabError if it has no run record."""
+    """Whether a run has neither an evaluation nor a comparison with its base. Raises LabError without a run record."""
     run_record = read_run_record(folder)
     return "recipe" in run_record and not {"figures", "comparison"} & run_record.keys()
 
