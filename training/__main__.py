@@ -115,7 +115,7 @@ def write_preview(recipe: Recipe, out: Path | None, show: int | None) -> Path:
 @app.command()
 def votes(
     source: Annotated[
-        str | None, typer.Argument(metavar="[SOURCE]", help="Votes: a file or a data set. Default: VOTES.")
+        str | None, typer.Argument(metavar="SOURCE", help="Votes: a file or a data set. Default: VOTES.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write. Default: runs/votes.jsonl.")] = None,
     uncounted: Annotated[
