@@ -286,8 +286,14 @@ def test_no_limit_of_the_tokenizers_file_cuts_a_row(tmp_path):
     ("source", "reason"),
     [
         (None, "has no chat template: set chat_template in the recipe to llama-3 or alpaca or mistral, or to a Jinja"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "writes no end-of-turn token after"),
-        ("{{ raise_exception('closed') }}", r"refuses it \(closed\) although it is a plain question and answer: choose"),
+        (
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+            "writes no end-of-turn token of its vocabulary after",
+        ),
+        (
+            "{{ raise_exception('closed') }}",
+            r"refuses it \(closed\) although it is a plain question and",
+        ),
         ("{% for %}", "is not valid"),
     ],
 )

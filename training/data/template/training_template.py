@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inference.engines.chat_template.named import missing_template
+from inference.engines.chat_template.named import fitting_templates, missing_template
 from inference.engines.chat_template.renderer import POOL
 from inference.engines.chat_template.special_tokens import HiddenSpellings, SpecialTokens
 from inference.engines.chat_template.template import system_in_first_question
@@ -82,8 +82,9 @@ class TrainingTemplate:
             ) from error
         if not ends:
             raise LabError(
-                f"The chat template of {self.name} writes no end-of-turn token after an answer, so that a model would "
-                "not learn to stop: choose an instruct model, or for a base without a template chat_template: vicuna."
+                f"The chat template of {self.name} writes no end-of-turn token of its vocabulary after an answer, so "
+                "that a model would not learn to stop: choose an instruct model, or, for a base without a template, "
+                f"chat_template: {fitting_templates(self.special.ids)[0]}."
             )
         self._ends = SpecialTokens(dict.fromkeys(ends | {tokenizer.eos_token or ""}, 0)).pattern
         self._tokens = SpecialTokens(tokenizer.added_tokens_encoder).pattern
