@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import EMOJI, NANO, PROJECT, assert_refused, gguf_header
-from huggingface_hub import HfApi, ModelCard
+from conftest import NANO, PROJECT, assert_refused, gguf_header
+from huggingface_hub import HfApi
 
 from local_hub import LocalHub
 from training.publish.data_access import data_sources, record_sources, why_private
@@ -247,17 +247,3 @@ def test_weights_that_name_a_folder_of_this_machine_are_refused(tmp_path):
         published_file(path, redaction)
     path.write_bytes(gguf_header(general__type="model", tokenizer__ggml__tokens=[str(PROJECT), "/root"]))
     assert published_file(path, redaction).text == "weights"  # the tokenizer's words are no paths
-
-
-def test_a_card_names_hub_data_sets_only_and_the_files_that_are_there(tmp_path):
-    folder = Path(shutil.copytree(EMOJI, tmp_path / "run"))
-    (folder / "adapter-f16.gguf").write_bytes(gguf_header(general__type="adapter"))
-    (folder / "Nano-Emoji-Q6_K.gguf").write_bytes(gguf_header(general__type="model"))
-    adapter, merged = Publication(folder, "me", Options(force=True)).repositories()
-    cards = [repository.files[0].content.decode() for repository in (adapter, merged)]
-    for card in cards:
-        assert "llama-cli -hf me/Nano-Emoji-GGUF:Q6_K" in card and "Q4_K_M" not in card
-        assert ModelCard(card).data.datasets is None
-    (folder / "Nano-Emoji-Q6_K.gguf").unlink()
-    (alone,) = Publication(folder, "me", Options()).repositories()
-    assert "llama-cli" not in alone.files[0].content.decode()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCardData, metadata_load
 
 from inference.errors import LabError
@@ -100,7 +101,7 @@ def from_folder(name: str, folder: Path) -> BaseFacts:
     try:
         fields = (metadata_load(card) or {}) if card.is_file() else {}
         settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    except ValueError:  # a card or a configuration that is not readable says nothing
+    except (ValueError, yaml.YAMLError):  # a card or a configuration that is not readable says nothing
         settings = {}
     fields = {"license": settings.get("license")} | fields
     return from_card(name, False, fields, settings.get("model_type"))
