@@ -23,7 +23,7 @@ from benchmarks.report import Figure, markdown_table, run_in_own_process
 from training.recipe import Recipe, load_recipe
 
 RATES = (1e-5, 5e-5, 2e-4, 3e-3)  # low ones, the usual one of a 1B, and the nano's
-STEPS = 100
+STEPS = 60
 Weights = dict[str, torch.Tensor]
 
 
@@ -114,7 +114,7 @@ def compare(recipe: Recipe) -> list[Figure]:
 def measure_rates(name: str, overrides: list[str], rates: tuple[float, ...]) -> list[Figure]:
     """Compare both ways at each learning rate."""
     fixed = ["checkpoints.steps=100000", "report_to=[]", "data.validation=64", "validation.best=false",
-             "validation.steps=0", "validation.samples=0"]  # fmt: skip
+             "validation.steps=100000", "validation.samples=0"]  # fmt: skip
     figures = []
     for rate in rates:
         figures += compare(load_recipe(name, [*fixed, f"learning_rate={rate}", *overrides]))

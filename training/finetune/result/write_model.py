@@ -94,7 +94,9 @@ def write_weights(trainer: LabTrainer, weights: Weights | None, saved: torch.dty
         if weights is None:
             model.to(saved)
         else:
-            weights = {name: weight.to(saved) for name, weight in weights.items()}
+            # Gathering makes two tensors of a weight that the embeddings and the output layer share.
+            shared = model.all_tied_weights_keys
+            weights = {name: weight.to(saved) for name, weight in weights.items() if name not in shared}
         load_tokenizer(recipe).save_pretrained(out)
     if recipe.chat_template:
         (out / "chat_template.jinja").write_text(find_template(recipe.chat_template), encoding="utf-8")
