@@ -79,7 +79,10 @@ CHOICES = {
 def check_trl_options(recipe: Recipe) -> None:
     """Raises LabError if the recipe's `trl` mapping has a key or a value that the trainer's settings don't take."""
     if recipe.trl:
-        check_options("trl", recipe.trl, config_class(recipe), RESERVED, CHOICES if recipe.objective == "sft" else {})
+        options = recipe.trl
+        if recipe.objective == "dpo" and isinstance(loss := options.get("loss_type"), str):
+            options = options | {"loss_type": [loss]}  # DPOConfig takes one name as well as a list
+        check_options("trl", options, config_class(recipe), RESERVED, CHOICES if recipe.objective == "sft" else {})
 
 
 def config_class(recipe: Recipe) -> type[Any]:
