@@ -12,8 +12,10 @@ import torch
 from conftest import NANO
 
 from inference.settings import PROJECT
+from training.data import fingerprint, load
 from training.evaluation.before_after import comparison_with_base
 from training.evaluation.conversation_loss import load_for_scoring, row_loss
+from training.recipe import Recipe
 from training.run_record import read_run_record, write_run_record
 
 FLAGS = {
@@ -32,7 +34,7 @@ def make_run(folder: Path, source: Path = TRAINED, data: dict[str, Any] | None =
     record["recipe"] |= fields
     record["recipe"]["data"] |= {"evaluation": 12, **(data or {})}
     if data and "name" in data:
-        record["data"].pop("sha256")
+        record["data"]["sha256"] = fingerprint(load(Recipe.model_validate(record["recipe"]).data).train)
     write_run_record(folder, record)
     return folder
 
@@ -100,7 +102,7 @@ def test_preferences_have_accuracy_and_margin(tmp_path):
         }
         for emoji, country in FLAGS.items()
     ]
-    data = {"name": write_rows(tmp_path / "pairs.jsonl", rows), "examples": None, "evaluation": 11}
+    data = {"name": write_rows(tmp_path / "pairs.jsonl", rows), "examples": None, "evaluation": 10}
     comparison_with_base(run := make_run(tmp_path / "run", data=data))
     loss, preferred, margin = read_run_record(run)["comparison"]["rows"]
     assert preferred["metric"] == "chosen preferred" and preferred["base"]["value"] < preferred["fine_tuned"]["value"]
