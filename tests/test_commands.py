@@ -104,7 +104,7 @@ def test_transcribe_in_a_given_language(tmp_path):
 
 def test_data_writes_a_data_card(tmp_path):
     done = invoke("training", "data", "emoji-nano", *SMALL, "--out", tmp_path)
-    assert done.stdout.strip() == str(tmp_path / "data.md")
+    assert done.stdout.split()[-2:] == [str(tmp_path / "data.html"), str(tmp_path / "data.md")]
     assert "64" in (tmp_path / "data.md").read_text("utf-8")
 
 

@@ -29,14 +29,13 @@ def describe_data(data: DataFacts) -> str:
     return f"Data:  {data.name}: {data.rows:,} rows ({data.form}){but}; half have ≤ {half:,} tokens, 99 % ≤ {most:,}."
 
 
-def describe_outcome(base: BaseFacts, data: DataFacts, recipe: Recipe, estimated: Estimate) -> str:
-    """The recipe in a few lines."""
+def describe_run(data: DataFacts, recipe: Recipe, estimated: Estimate) -> str:
+    """The run of the recipe in one line."""
     steps = count_steps(recipe, data.lengths[: learnt_rows(recipe, data)])
     how = recipe.method if recipe.method == "full" else f"{recipe.method} of rank {recipe.lora.r}"
     batch = recipe.batch_size * recipe.gradient_accumulation
     took = f"about {describe_duration(estimated.seconds)} and {describe_memory(estimated)} on {estimated.card.name}"
-    run = f"Run:   {how}, {recipe.epochs:g} epochs, {steps:,} steps of {batch} row{'' if batch == 1 else 's'}; {took}."
-    return "\n".join([describe_base(base), describe_data(data), run])
+    return f"Run:   {how}, {recipe.epochs:g} epochs, {steps:,} steps of {batch} row{'' if batch == 1 else 's'}; {took}."
 
 
 def learnt_rows(recipe: Recipe, data: DataFacts) -> int:

@@ -16,7 +16,7 @@ from training.finetune.estimates import CARDS, HERE, find_card
 from training.new.choices import GOALS, Choices, choose, find_goal
 from training.new.draft import draft, given_fields, normalize_data
 from training.new.inspection import BaseFacts, DataFacts, inspect_base, inspect_data
-from training.new.outcome import describe_base, describe_data, describe_outcome
+from training.new.outcome import describe_base, describe_data, describe_run
 from training.new.recipe_file import file_exists, write_recipe
 from training.recipe import Recipe
 
@@ -47,14 +47,14 @@ def new_recipe(options: Options) -> Path:
     """Write a recipe and return its path. Raises LabError if an answer is not valid or the file exists."""
     check_early(options)
     base = answer(options, "--base", options.base, "Base (a Hub repository or a folder)", find_base(options))
-    show(options, describe_base(base))
+    typer.echo(describe_base(base))
     data = answer(
         options, "--data", options.data, "Data (a Hub data set, a file or a folder)", find_data(options, base)
     )
-    show(options, describe_data(data))
+    typer.echo(describe_data(data))
     default = "preferences" if data.preferences else "chat"
-    for name, goal in GOALS.items() if options.goal is None else ():
-        show(options, f"  {name}: {goal.description}")
+    for name, goal in GOALS.items() if options.goal is None and options.interactive else ():
+        typer.echo(f"  {name}: {goal.description}")
     goal_name = answer(options, "--goal", options.goal, "Goal", find_goal, default)
     card = answer(options, "--card", options.card, f"Card ({', '.join([*CARDS, 'cpu', HERE])})", find_card, HERE)
     name = answer(options, "NAME", options.name, "Name of the run", check_name, suggest_name(base, data))
@@ -64,7 +64,7 @@ def new_recipe(options: Options) -> Path:
     choices = Choices(draft(options.overrides, name, base.name, data.name), given=given_fields(options.overrides))
     estimated = choose(choices, base, data, goal_name, card)
     recipe = choices.recipe()
-    typer.echo(describe_outcome(base, data, recipe, estimated))
+    typer.echo(describe_run(data, recipe, estimated))
     if options.interactive and not typer.confirm(f"Write {out}?", default=True):
         raise LabError("Nothing was written.")
     write_recipe(out, recipe, choices.values, choices.reasons)
@@ -118,12 +118,6 @@ def answer(
             return check(typer.prompt(question, default=default, type=str))
         except LabError as error:
             typer.echo(str(error), err=True)
-
-
-def show(options: Options, text: str) -> None:
-    """Print what was found out, if somebody reads it before the next question."""
-    if options.interactive:
-        typer.echo(text)
 
 
 def check_name(name: str) -> str:
