@@ -129,7 +129,7 @@ def votes(
     file = out or PROJECT / "runs" / "votes.jsonl"
     count, unused = write_pairs(read_votes(source or str(Settings.from_environment().votes)), file, uncounted)
     left_out = "".join(f"; {votes:,} votes left out: {reason}" for reason, votes in unused.items())
-    print(f"{count:,} pairs{left_out}", file=sys.stderr)
+    print(f"{count:,} {'pair' if count == 1 else 'pairs'}{left_out}", file=sys.stderr)
     print(file)
 
 
