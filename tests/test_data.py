@@ -336,7 +336,7 @@ def test_the_data_card(tokenizer, tmp_path):
     assert tokens["truncated_share"] == pytest.approx(2 / 57, abs=1e-4) and tokens["dropped"] == 1
     assert tokens["lost_share"] == pytest.approx(sum(max(0, n - 64) for n in lengths) / sum(lengths), abs=1e-4)
     card = write_data_card(split, tokenizer, 64, "my-recipe", tmp_path / "card").read_text(encoding="utf-8")
-    assert "# Data of my-recipe" in card and "| no list of turns | 2 |" in card and "| 3.5% |" in card
+    assert "# Data of my-recipe" in card and "| no list of turns | 1 |" in card and "| 3.5% |" in card
     assert card.count("```text") == 3 and "user: What is " in card
     assert json.loads((tmp_path / "card" / "data.json").read_text(encoding="utf-8"))["tokens"] == tokens
     assert (tmp_path / "card" / "lengths.png").read_bytes().startswith(b"\x89PNG")

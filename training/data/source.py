@@ -203,13 +203,16 @@ def unreachable(name: str) -> str:
 @contextmanager
 def translate_read_errors(name: str) -> Iterator[None]:
     """Turn the exceptions of `datasets` and the libraries below it into a LabError."""
+    known = (DatasetsError, OSError, ValueError, ImportError, TransportError)
     try:
         yield
-    except (DatasetsError, OSError, ValueError, ImportError, TransportError) as error:
-        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+    except known as error:
+        cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
         if isinstance(cause, LabError):
             raise cause from error
-        raise LabError(explain(name, cause if isinstance(cause, Exception) else error)) from error
+        if not isinstance(cause, known):
+            raise
+        raise LabError(explain(name, cause)) from error
 
 
 def explain(name: str, error: Exception) -> str:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from training.data import Row, Turn
+from training.data.reading.answer_pairs import best_and_worst, read_preference
 from training.data.reading.files import MEDIA, BrokenRow, RawRow
-from training.data.reading.preferences import best_and_worst, read_preference
 from training.data.reading.turns import check_turns, is_turns, read_calls, read_tools, read_turns, text_of
 from training.data.rows import row, turn
 
