@@ -37,7 +37,7 @@ FORMATS = (ADAPTER, MERGED, *(name for name in FILE_TYPES if name not in NEED_IM
 def parse_formats(texts: Sequence[str]) -> tuple[str, ...]:
     """The names of formats in texts such as "Q5_K_M,bf16", each once. Case does not matter. Raises LabError for a name
     that is unknown, or a type that llama.cpp does not write without an importance matrix."""
-    known = {name.lower(): name for name in (*FORMATS, *NEED_IMPORTANCE)}
+    known = {name.lower(): name for name in (*FORMATS, *NEED_IMPORTANCE)} | {"adapter": ADAPTER}
     found: dict[str, None] = {}
     for text in (part.strip() for each in texts for part in each.split(",") if part.strip()):
         name = known.get(text.lower())
