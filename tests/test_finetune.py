@@ -189,7 +189,7 @@ def test_a_base_without_weights_is_reported_in_one_sentence(tmp_path):
     [
         ("", "is empty: add conversations"),
         ('{"messages": [{"role": "user", "content": "Hi"}]}\n' * 8, "most often because of no assistant turn"),
-        ('{"text": "Hi"}\n' * 8, "has the columns text, which fit no format"),
+        ('{"note": "Hi"}\n' * 8, "has the columns note, which fit no form"),
     ],
 )
 def test_data_without_usable_rows_is_reported_in_one_sentence(rows, words, tmp_path):
@@ -261,8 +261,9 @@ def test_full_fine_tuning_writes_a_complete_model(tmp_path):
     assert not (out / "adapter_config.json").exists()
     run_record = json.loads((out / "run.json").read_text(encoding="utf-8"))
     saved = json.loads((NANO / "config.json").read_text(encoding="utf-8"))["dtype"]
+    compute = str(base_model.compute_dtype()).removeprefix("torch.")
     assert run_record["steps"] == 3 and run_record["precision"] == {
-        "base": "float32", "compute": str(base_model.compute_dtype())[6:], "trained": "float32", "moments": "float32", "saved": saved,
+        "base": "float32", "compute": compute, "trained": "float32", "moments": "float32", "saved": saved,
     }  # fmt: skip
     assert (
         model.dtype is before.dtype and json.loads((out / "config.json").read_text(encoding="utf-8"))["dtype"] == saved

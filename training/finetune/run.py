@@ -70,6 +70,7 @@ def fine_tune(
     with translate_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     plan = memory_plan.plan(recipe)
+    check_exportable({}, load_config(recipe), recipe.base)
     split = data.load(recipe.data)
     check_objective(recipe, split)
     identity = Identity(recipe.model_dump(), data.fingerprint(split.train))
@@ -99,12 +100,12 @@ def fine_tune(
 
 
 def check_options(recipe: Recipe) -> None:
-    """Raise LabError if the libraries don't take the recipe's options, or if the result could not be exported."""
+    """Raise LabError if the libraries don't take the recipe's options, or if no export can carry its adapter."""
     check_peft_options(recipe)
     check_trl_options(recipe)
     check_preference_options(recipe)
     check_reports(recipe.report_to)
-    check_exportable(recipe.peft, load_config(recipe), recipe.base)
+    check_exportable(recipe.peft)
 
 
 def is_finished(identity: Identity, out: Path) -> bool:

@@ -90,7 +90,6 @@ def write_weights(trainer: LabTrainer, weights: Weights | None, saved: torch.dty
         model.peft_config["default"].base_model_name_or_path = recipe.base
     else:
         # Training needs float32; its result fits into the 16 bits that the base had.
-        model.config.dtype = saved
         if weights is None:
             model.to(saved)
         else:
@@ -101,6 +100,10 @@ def write_weights(trainer: LabTrainer, weights: Weights | None, saved: torch.dty
     if recipe.chat_template:
         (out / "chat_template.jinja").write_text(find_template(recipe.chat_template), encoding="utf-8")
     model.save_pretrained(out, state_dict=weights)
+    if recipe.method == "full":
+        # transformers wrote the dtype of the weights in training, which the gathered ones no longer have.
+        model.config.dtype = saved
+        model.config.save_pretrained(out)
 
 
 def run_record(trainer: LabTrainer, split: data.Split, identity: Identity) -> dict[str, Any]:
