@@ -16,6 +16,8 @@ import pytest
 from conftest import assert_refused, command
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_distributed import SPLIT, two_processes
+from trl import SFTTrainer
 
 from inference.errors import LabError
 from inference.settings import PROJECT
@@ -24,11 +26,20 @@ from training.evaluation.conversation_loss import load_for_scoring, row_loss
 from training.evaluation.held_out import read_held_out
 from training.finetune.resume.checkpoint_folder import COMPLETE
 from training.finetune.run import fine_tune
+from training.finetune.trainer import SupervisedTrainer
 from training.finetune.validation import reports
 from training.finetune.validation.best_weights import NAME
 from training.finetune.validation.callback import best_measurement, measurements_since_best, steps_between
 from training.recipe import Recipe, load_recipe
 
+TRAIN = """
+import sys
+from pathlib import Path
+from training.finetune.run import fine_tune
+from training.recipe import load_recipe
+
+fine_tune(load_recipe("emoji-nano", sys.argv[2:]), Path(sys.argv[1]))
+"""
 pytestmark = pytest.mark.xdist_group("sft")
 
 SMALL = ["data.examples=48", "data.evaluation=4", "data.validation=6", "batch_size=8", "warmup_steps=1",
@@ -139,9 +150,7 @@ def test_a_run_without_measurements_writes_no_curve(tmp_path):
 
 def test_a_missing_tracker_is_one_sentence_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "find_spec", lambda name: None if name == "wandb" else object())
-    with pytest.raises(
-        LabError, match=r"wandb, which is not installed: run `pip install wandb`, or set report_to"
-    ):
+    with pytest.raises(LabError, match=r"wandb, which is not installed: run `pip install wandb`, or set report_to"):
         fine_tune(load_recipe("emoji-nano", ["report_to=[trackio, wandb]"]), tmp_path)
 
 
@@ -155,3 +164,53 @@ def test_decisions_follow_from_the_curve():
     assert best_measurement(curve) == (4, 2.0) and measurements_since_best(curve) == 2
     assert best_measurement(curve[:1]) is None and measurements_since_best([(0, 1.0), (2, math.nan)]) == 1
     assert steps_between(0.1, 24) == 3 and steps_between(5, 24) == 5 and steps_between(0.001, 24) == 1
+
+
+def test_two_processes_measure_the_loss_of_one(tmp_path):
+    """Seven rows in batches of two: the processes have unequal numbers of rows."""
+    fields = [*SMALL, "method=lora", "data.validation=7", "batch_size=4", "gradient_accumulation=1", "max_steps=3",
+              "validation.steps=1"]  # fmt: skip
+    one = record(fine_tune(load_recipe("emoji-nano", fields), tmp_path / "one"))
+    done = two_processes(TRAIN, str(tmp_path / "two"), *fields)
+    assert done.returncode == 0, done.stderr
+    two = record(tmp_path / "two")
+    assert two["processes"] == 2 and [step for step, _ in two["validation"]["losses"]] == [0, 1, 2, 3]
+    expected = [loss for _, loss in one["validation"]["losses"]]
+    assert [loss for _, loss in two["validation"]["losses"]] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_best_weights_of_a_split_model_are_the_result(method, tmp_path):
+    fields = [*DIVERGES, f"method={method}", "batch_size=4", "gradient_accumulation=2"]
+    settings = ["VERSION=2", "AUTO_WRAP_POLICY=TRANSFORMER_BASED_WRAP", "STATE_DICT_TYPE=FULL_STATE_DICT",
+                "RESHARD_AFTER_FORWARD=true", "CPU_RAM_EFFICIENT_LOADING=true"]  # fmt: skip
+    fsdp = dict(f"FSDP_{setting}".split("=") for setting in settings) | {"ACCELERATE_USE_FSDP": "true"}
+    done = two_processes(SPLIT, str(tmp_path), *fields, **fsdp)
+    assert done.returncode == 0, done.stderr
+    found = record(tmp_path)["validation"]
+    assert found["result_step"] == found["best"]["step"] < 12
+    loss = token_mean(load_recipe("emoji-nano", fields), tmp_path)
+    assert loss == pytest.approx(found["best"]["loss"], rel=2e-2)
+
+
+def test_preferences_are_measured_on_held_out_pairs(tmp_path):
+    fields = ["data.examples=32", "data.validation=8", "data.evaluation=4", "max_steps=4", "validation.steps=2",
+              "batch_size=4", "gradient_accumulation=1", "report_to=[tensorboard]"]  # fmt: skip
+    out = fine_tune(load_recipe("emoji-nano-dpo", fields), tmp_path)
+    found = record(out)["validation"]
+    losses = [loss for _, loss in found["losses"]]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)  # before training, both models are the reference
+    assert len(losses) == 3 and losses[-1] < losses[0] and (out / "checkpoints" / NAME).is_file()
+    events = EventAccumulator(str(out / "logs"), size_guidance={"tensors": 0})
+    events.Reload()
+    assert "eval/rewards/margins" in events.Tags()["scalars"] and events.Tensors("samples/1/text_summary")
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_the_loss_on_a_gpu_is_the_mean_over_tokens_too(packing, tmp_path, monkeypatch):
+    """On a GPU, TRL's fused loss computes. It runs on a CPU, too."""
+    monkeypatch.setattr(SupervisedTrainer, "compute_loss", SFTTrainer.compute_loss)
+    fields = [*SMALL, "method=lora", "max_steps=2", "data.validation=7", "batch_size=3", f"packing={packing}"]
+    recipe = load_recipe("emoji-nano", [*fields, "validation.steps=2", "validation.best=false"])
+    out = fine_tune(recipe, tmp_path)
+    assert record(out)["validation"]["losses"][-1][1] == pytest.approx(token_mean(recipe, out), rel=2e-3)
