@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from training.data.tokens import tokenize_row
 from training.finetune.estimates import CARDS, Card, count_rows, count_steps, estimate, step_seconds
+from training.preview.contents import histogram
 from training.preview.spans import abridge, printable, spans
-from training.preview.summary import histogram
 from training.publish.published_files import RUN_FILES
 from training.recipe import load_recipe
 

@@ -69,7 +69,7 @@ def new(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: choose what is not given.")] = False,
 ) -> None:
     """Write a recipe for your own base and data: looks at both, asks for what is missing, explains each field."""
-    from training.new.questions import Options, new_recipe
+    from training.new.dialogue import Options, new_recipe
 
     given = [*([name] if name and "=" in name else []), *(overrides or [])]
     name = None if name and "=" in name else name
@@ -96,8 +96,8 @@ def write_preview(recipe: Recipe, out: Path | None, show: int | None) -> Path:
     from training.data.data_card import write_data_card
     from training.finetune.base_model import load_config, load_tokenizer
     from training.finetune.preference import check_objective
+    from training.preview.contents import make_preview
     from training.preview.page import write_page
-    from training.preview.summary import make_preview
     from training.preview.terminal import print_preview
 
     folder = out or PROJECT / "runs" / recipe.name

@@ -80,7 +80,7 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
 def inspect_data(recipe: Recipe, base: BaseFacts) -> DataFacts:
     """Read the recipe's data and count the tokens of each usable row. Raises LabError if there are none."""
     from training.data import load
-    from training.preview.summary import count_row_tokens
+    from training.preview.contents import count_row_tokens
 
     split = load(recipe.data.model_copy(update={"evaluation": 0, "validation": 0}))
     pairs = any(split.train["rejected"])

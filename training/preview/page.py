@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from training.preview.contents import Preview, histogram
 from training.preview.spans import Span, abridge
-from training.preview.summary import Preview, histogram
 from training.preview.words import (
     describe_duration,
     describe_interval,

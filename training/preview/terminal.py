@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from training.finetune.estimates import Estimate
+from training.preview.contents import Preview, histogram
 from training.preview.spans import Kind, Span, abridge
-from training.preview.summary import Preview, histogram
 from training.preview.words import (
     describe_duration,
     describe_interval,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from training.data import Report
 from training.finetune.estimates import Estimate
-from training.preview.summary import Preview
+from training.preview.contents import Preview
 
 MANY_CUT = 0.1  # the share of the rows
 FEW_STEPS = 50  # below this a run has hardly begun
