@@ -57,7 +57,7 @@ def collate(trainer: Trainer, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def keep_quantized_weights(model: Any) -> None:
     """Let a measurement leave 4-bit weights as they are.
 
-    On a CPU with AVX-512 BF16, bitsandbytes packs them anew in the first pass outside training, for good. Training on
+    On a CPU with AVX-512 BF16, bitsandbytes packs them again in the first pass outside training, for good. Training on
     would compute with another kernel, one without a gradient of its own.
     """
     for module in model.modules():
