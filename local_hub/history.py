@@ -1,4 +1,4 @@
-"""The API that shortens a branch's history to one commit, as `HfApi.super_squash_history` asks for it."""
+"""The API that shortens a branch's history to one commit, as `super_squash_history` asks for it."""
 
 from __future__ import annotations
 

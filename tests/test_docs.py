@@ -41,7 +41,11 @@ WORDS = {
 }
 CASED = {r"Listener|Listening|Served": "Transcriber, TranscriptionProgress, ResolvedModel"}
 # Text that models are asked or taught, and files that say how the old words are read.
-DATA = {"training/export/parity/conversations.yaml", "training/data/emoji/phrasing.py", "training/nano/conversations.py"}
+DATA = {
+    "training/export/parity/conversations.yaml",
+    "training/data/emoji/phrasing.py",
+    "training/nano/conversations.py",
+}
 OLD_KEY = {
     "CHANGELOG.md",
     "docs/train.md",

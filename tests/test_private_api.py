@@ -47,7 +47,6 @@ PRIVATE_API = (
     ),
     PrivateApi("trl.trainer.utils", "compute_flops_per_token", "c24cff3a04b7", PROGRESS),
     PrivateApi("trl.trainer.utils", "get_peak_flops", "af753a66da15", PROGRESS),
-    PrivateApi("torch.utils._triton", "has_triton", "99b63406dc8e", f"{PYTORCH}/model_runner.py"),
     PrivateApi("torch", "_foreach_copy_", "764abef1f8f7", f"{PYTORCH}/model_runner.py"),
     PrivateApi(
         "jinja2.environment", "Environment._generate", "dd7277bd6be3", "inference/engines/chat_template/sandbox.py"

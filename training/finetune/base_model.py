@@ -81,8 +81,8 @@ def load_config(recipe: Recipe) -> PretrainedConfig:
 
 
 def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the chat template that the recipe names. Raises LabError if one is not available, or if
-    an adapter would need another template than its base has."""
+    """The base's tokenizer, with the chat template that the recipe names. Raises LabError if one is not available, or
+    if an adapter would need another template than its base has."""
     template = find_template(recipe.chat_template) if recipe.chat_template else None
     with translate_base_errors(recipe.base):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(recipe.base_location)

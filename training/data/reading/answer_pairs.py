@@ -79,5 +79,5 @@ def best_and_worst(completions: Any) -> tuple[str, str]:
     scored = [c for c in completions if isinstance(c.get("overall_score"), int | float) and c.get("response")]
     ranked = sorted(scored, key=lambda c: float(c["overall_score"]))
     if len(ranked) < 2 or ranked[0]["overall_score"] == ranked[-1]["overall_score"]:
-        raise BrokenRow("no answer that is scored higher than another")
+        raise BrokenRow("no answer with a higher score than another")
     return ranked[-1]["response"], ranked[0]["response"]

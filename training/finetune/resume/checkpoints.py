@@ -74,8 +74,8 @@ class Checkpoints:
         return newest
 
     def complete(self, step: int, seconds: float) -> Path:
-        """Complete the checkpoint in `staging`: remove paths of this machine, write its manifest, rename it, copy it to the
-        Hub, delete the oldest.
+        """Complete the checkpoint in `staging`: remove paths of this machine, write its manifest, rename it, copy it to
+        the Hub, delete the oldest.
 
         `seconds` is the time of training so far. Returns the checkpoint's folder.
         """
