@@ -17,12 +17,13 @@ RECORD = "base.json"
 
 
 class ConvertedBase(BaseModel):
-    """What `base.json` says. `name` is the base as recipes name it, `file` the GGUF file beside it, and `source` the
-    folder of its safetensors if it is no Hub repository."""
+    """What `base.json` says. `name` is the base as recipes name it, `file` the GGUF file beside it, `source` the
+    folder of its safetensors if it is no Hub repository, and `template` the chat template that a recipe gives it."""
 
     name: str
     file: str
     source: Path | None = None
+    template: str | None = None
 
     def entry(self, folder: Path) -> Entry:
         """The entry of the base, whose GGUF file is in `folder`."""
@@ -30,7 +31,7 @@ class ConvertedBase(BaseModel):
         return Entry(
             title, title, None, self.file, Card("A base that was converted on this machine."), (),
             folder=self.source, weights=None if self.source else self.name, names=(self.name, title),
-            gguf=folder / self.file,
+            gguf=folder / self.file, template=self.template,
         )  # fmt: skip
 
 

@@ -156,11 +156,14 @@ def find_base_entry(base: str, entries: Sequence[Entry], template: str | None = 
     """The entry of an adapter's base, by its folder or its repository. `template` is the chat template that a recipe
     gives it. A base without a GGUF file is converted if `convert`. Raises LabError if it cannot be."""
     folder = Path(locate(base))
-    bases = [entry for entry in entries if entry.base is None and not entry.gguf]
-    if template is None and folder.is_dir():
+    bases = [entry for entry in entries if entry.base is None and not entry.gguf and entry.template == template]
+    if folder.is_dir():
         same = (entry for entry in bases if entry.folder and entry.folder.resolve() == folder.resolve())
-        return next(same, None) or full_model_entry(folder.resolve(), convert)
-    for entry in bases if template is None else []:
+        found = next(same, None)
+        return found or (
+            convert_base(base, template, convert) if template else full_model_entry(folder.resolve(), convert)
+        )
+    for entry in bases:
         if any(same_base(base, name) for name in (entry.weights, entry.repo, *entry.names) if name):
             return entry
     return convert_base(base, template, convert)
@@ -175,7 +178,8 @@ def convert_base(base: str, template: str | None, convert: bool) -> Entry:
     if convert:
         return BaseFiles(Base(base, template)).entry()
     folder = Path(locate(base))
-    return ConvertedBase(name=base, file="", source=folder if folder.is_dir() else None).entry(folder)
+    source = folder.resolve() if folder.is_dir() else None
+    return ConvertedBase(name=base, file="", source=source, template=template).entry(folder)
 
 
 def recipe_of(entry: Entry) -> Recipe | None:

@@ -61,7 +61,10 @@ class BaseFiles:
         record = self.cached / RECORD
         local = Path(locate(self.base.name))
         text = ConvertedBase(
-            name=self.base.name, file=out.name, source=local.resolve() if local.is_dir() else None
+            name=self.base.name,
+            file=out.name,
+            source=local.resolve() if local.is_dir() else None,
+            template=self.base.template,
         ).model_dump_json()
         if not record.is_file() or record.read_text(encoding="utf-8") != text:
             with atomic_file(record) as part:

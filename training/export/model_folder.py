@@ -86,9 +86,9 @@ def own_template(folder: Path) -> str | None:
 
 
 def public_name(base: str) -> str:
-    """The name of a base for other machines: a repository, or a folder of the project; "" for any other path."""
-    is_plain = base.count("/") == 1 and base[0] not in "/.~" and not base.endswith("/")
-    return base if is_plain and "\\" not in base else ""
+    """The Hub repository of a base; "" for a folder, whose name means nothing on another machine."""
+    is_repository = base.count("/") == 1 and base[0] not in "/.~" and not base.endswith("/") and "\\" not in base
+    return base if is_repository and not Path(locate(base)).is_dir() else ""
 
 
 def tokenizer_folder(folder: Path) -> Path:

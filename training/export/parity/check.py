@@ -84,12 +84,18 @@ class Comparison:
     made_of: str | None = None
 
 
-def measure(measurer: Measurer, gguf: Path, adapter: Path | None = None, made_of: str | None = None) -> Comparison:
+def measure(
+    measurer: Measurer,
+    gguf: Path,
+    adapter: Path | None = None,
+    made_of: str | None = None,
+    template: str | None = None,
+) -> Comparison:
     """Compare a GGUF model, with an adapter or without, with the references."""
     on = gguf.name if adapter else None
     with timed_step(f"comparing {adapter.name} on {gguf.name}" if adapter else f"comparing {gguf.name}"):
         try:
-            return Comparison(measurer.measure(gguf, adapter), on, made_of)
+            return Comparison(measurer.measure(gguf, adapter, template), on, made_of)
         except LabError as error:
             return Comparison(str(error), on, made_of)
 
@@ -98,11 +104,12 @@ def measure_adapter(folder: Path, adapter: Path, base_f16: Path, measurer: Measu
     """Compare an adapter on its base in f16 and, if it is available, on the GGUF base that the lab runs."""
     found = {adapter.name: measure(measurer, base_f16, adapter)}
     try:
-        base = llamacpp_files(folder).base
+        files = llamacpp_files(folder)
     except LabError as error:
         typer.echo(f"{adapter.name} is not compared on the base that the engine uses. {error}", err=True)
         return found
-    return {**found, f"{adapter.name} on {base.name}": measure(measurer, base, adapter, adapter.name)}
+    on_base = measure(measurer, files.base, adapter, adapter.name, files.template)
+    return {**found, f"{adapter.name} on {files.base.name}": on_base}
 
 
 def measure_models(folder: Path, models: list[Path], f16: Path | None, measurer: Measurer) -> dict[str, Comparison]:

@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import typer
+
+from inference.errors import LabError
 from training.export.base_files import BaseFiles
 from training.export.formats import FILE_TYPES, NEED_IMPORTANCE
 from training.export.llamacpp.quantize import quantize
@@ -36,7 +39,7 @@ def base_costs(files: BaseFiles, file_types: Iterable[int]) -> dict[int, Cost]:
         with atomic_file(cache) as part:
             figures = {name: {"kl": cost.kl, "top1": cost.top1} for name, cost in known.items()}
             part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    return {FILE_TYPES[name]: known[name] for name in wanted}
+    return {FILE_TYPES[name]: known[name] for name in wanted if name in known}
 
 
 def read_costs(path: Path) -> dict[str, Cost]:
@@ -48,7 +51,7 @@ def read_costs(path: Path) -> dict[str, Cost]:
 
 
 def measure_costs(files: BaseFiles, names: list[str]) -> dict[str, Cost]:
-    """Quantize the base to each type and compare it with the base in PyTorch."""
+    """Quantize the base to each type and compare it with the base in PyTorch. Leaves out types that fail."""
     found: dict[str, Cost] = {}
     folder = files.base.folder()
     with tempfile.TemporaryDirectory(dir=files.cached, prefix="costs-") as temporary, files.f16() as f16:
@@ -58,9 +61,12 @@ def measure_costs(files: BaseFiles, names: list[str]) -> dict[str, Cost]:
         with Measurer(tokenizer, references) as measurer:
             for name in names:
                 path = Path(temporary) / f"{files.title}-{name}.gguf"
-                quantize(f16, path, FILE_TYPES[name])
-                with timed_step(f"measuring what {name} costs the base"):
-                    measured = measurer.measure(path)
-                found[name] = Cost(measured.kl, measured.top1)
-                path.unlink()
+                try:
+                    quantize(f16, path, FILE_TYPES[name])
+                    with timed_step(f"measuring what {name} costs the base"):
+                        measured = measurer.measure(path)
+                    found[name] = Cost(measured.kl, measured.top1)
+                except LabError as error:
+                    typer.echo(f"What {name} costs the base is not known. {error}", err=True)
+                path.unlink(missing_ok=True)
     return found

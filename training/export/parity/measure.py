@@ -68,15 +68,15 @@ class Measurer:
         self._stop()
         self._log.close()
 
-    def measure(self, gguf: Path, adapter: Path | None = None) -> Measured:
-        """Compare a GGUF model, with an adapter or without. Raises LabError if it cannot be loaded or run, also if
-        llama.cpp aborts."""
+    def measure(self, gguf: Path, adapter: Path | None = None, template: str | None = None) -> Measured:
+        """Compare a GGUF model, with an adapter or without. `template` is the chat template of a file that has none.
+        Raises LabError if it cannot be loaded or run, also if llama.cpp aborts."""
         if self._pool is None:
             context = multiprocessing.get_context("spawn")  # a forked child would share PyTorch's threads
             arguments = (*self._arguments, self._log.name)
             self._pool = ProcessPoolExecutor(1, context, initializer=prepare, initargs=arguments)
         try:
-            return self._pool.submit(measure_file, gguf, adapter).result()
+            return self._pool.submit(measure_file, gguf, adapter, template).result()
         except BrokenProcessPool as error:
             self._stop()
             name = (adapter or gguf).name
@@ -105,10 +105,10 @@ def prepare(tokenizer: PreTrainedTokenizerBase, references: list[Reference], log
     _prepared.update(tokenizer=tokenizer, references=references)
 
 
-def measure_file(gguf: Path, adapter: Path | None) -> Measured:
+def measure_file(gguf: Path, adapter: Path | None, template: str | None) -> Measured:
     """In the child: see `Measurer.measure`."""
     cpp.llama_backend_init()
-    with TemporaryLog() as log, closing(LoadedBase(gguf, compute_threads(), log)) as base:
+    with TemporaryLog() as log, closing(LoadedBase(gguf, compute_threads(), log, template=template)) as base:
         base.use_adapter(adapter)
         return measure_loaded(_prepared["tokenizer"], _prepared["references"], base)
 
