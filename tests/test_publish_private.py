@@ -142,6 +142,17 @@ def test_samples_leave_only_if_the_user_says_so(hub, home, private_run, tmp_path
                 assert USER not in text
 
 
+def test_a_space_gets_no_text_of_private_data(private_run):
+    from training.publish.space.space_files import model_as_published
+
+    names = [path for path in private_run.iterdir() if path.is_file()]
+    files = {file.name: file for file in model_as_published(private_run, names)}
+    assert {"README.md", "run.json", "data.md", "adapter-f16.gguf"} <= files.keys()
+    for file in files.values():
+        content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+        assert not [text for text in (*WORDS, USER) if text.encode() in content], file.name
+
+
 def test_a_dry_run_lists_everything_and_sends_nothing(hub, home, private_run):
     before = len(hub.requests)
     done = as_user(home, hub, "publish", str(private_run), "--namespace", "me", "--dry-run", token=False)
