@@ -14,6 +14,7 @@ import pytest
 from conftest import NANO, PROJECT, assert_refused, gguf_header
 from huggingface_hub import HfApi
 
+from inference.errors import LabError
 from local_hub import LocalHub
 from training.publish.data_access import data_sources, record_sources, why_private
 from training.publish.published_files import Redaction, published_file
@@ -143,9 +144,9 @@ def test_samples_leave_only_if_the_user_says_so(hub, home, private_run, tmp_path
 
 
 def test_a_space_gets_no_text_of_private_data(private_run):
-    from training.publish.space.space_files import model_as_published
+    from training.publish.space.space_files import CARD_FILES, model_as_published
 
-    names = [path for path in private_run.iterdir() if path.is_file()]
+    names = [path for path in private_run.iterdir() if path.name in (*CARD_FILES, "adapter-f16.gguf")]
     files = {file.name: file for file in model_as_published(private_run, names)}
     assert {"README.md", "run.json", "data.md", "adapter-f16.gguf"} <= files.keys()
     for file in files.values():
@@ -248,9 +249,12 @@ def test_the_shipped_run_records_have_only_known_fields():
         assert not unknown, path
 
 
-def test_weights_that_name_a_folder_of_this_machine_are_refused(tmp_path):
-    from inference.errors import LabError
+def test_a_file_of_an_unknown_kind_is_never_published(private_run):
+    with pytest.raises(LabError, match=r"data\.html is not published, because it can contain text of the data"):
+        published_file(private_run / "data.html", Redaction(samples=True, names={}))
 
+
+def test_weights_that_name_a_folder_of_this_machine_are_refused(tmp_path):
     path = tmp_path / "model.gguf"
     redaction = Redaction(samples=False, names={})
     path.write_bytes(gguf_header(general__type="model", general__source=f"https://huggingface.co/{PROJECT}/base"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ RUN_FILES = (
 )  # fmt: skip
 CONFIGURATIONS = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json")
 WEIGHTS = (".safetensors", ".gguf")
+# What a complete model has from its base.
+OF_BASE = (
+    "tokenizer*", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+    "*.safetensors.index.json",
+)  # fmt: skip
 HEADER = 2**21  # bytes at the start of a weights file in which its metadata are
 SAMPLES = "\n## Samples"
 NO_TEXT, FIGURES, FROM_BASE = "no text of the data", "figures only", "of the base, no text of the data"
@@ -71,10 +77,12 @@ def published_file(path: Path, redaction: Redaction) -> PublishedFile:
     if path.suffix in WEIGHTS:
         check_weights(path)
         return PublishedFile(path.name, path, "weights")
-    if path.suffix == ".png":
+    if path.suffix == ".png" and path.name in RUN_FILES:
         return PublishedFile(path.name, path, FIGURES)
     rewrite = REWRITTEN.get(path.name)
     if rewrite is None:
+        if not any(fnmatch(path.name, pattern) for pattern in OF_BASE):
+            raise LabError(f"{path} is not published, because it can contain text of the data: move it elsewhere.")
         return PublishedFile(path.name, path, FROM_BASE)
     before = path.read_text(encoding="utf-8")
     try:

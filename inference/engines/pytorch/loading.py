@@ -32,10 +32,12 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_config(folder: Path) -> PretrainedConfig:
-    """The model's configuration. Raises LabError for attention that the row cache cannot serve."""
+    """The model's configuration. Raises LabError for attention that the engine does not compute."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        raise LabError(f"{folder.name} has layers without full attention: use the llama.cpp engine for it.")
+    other = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if other or getattr(config, "attn_logit_softcapping", None):
+        kind = min(other, default="soft-capped attention").replace("_", " ")
+        raise LabError(f"{folder.name} has {kind}, which the PyTorch engine does not compute: use llama.cpp for it.")
     return config
 
 

@@ -88,6 +88,8 @@ class ModelRunner:
             self._cache = RowCache(config, max_rows, self.n_ctx + 1, like)
         self.rows = self._cache.rows
         self.adapters = AdapterColumns(self.model, config, self.rows, like)
+        layers = getattr(config, "layer_types", None) or ()
+        self._sliding_window: int | None = config.sliding_window if "sliding_attention" in layers else None
         self._tokens, self._positions = torch.zeros(2, self.rows, 1, dtype=torch.long, device=device)
         self._temperature, self._top_p, self._draw = torch.zeros(3, self.rows, device=device)
         self._graphs: StepGraphs | None = None
@@ -181,10 +183,15 @@ class ModelRunner:
             rows: a slice, or int64 (n,).
             window: one more than the last position.
         """
-        mask = torch.arange(window, device=self.device) <= positions[:, None, :, None]
+        queries, keys = positions[:, None, :, None], torch.arange(window, device=self.device)
+        mask = keys <= queries
+        masks: torch.Tensor | dict[str, torch.Tensor] = mask
+        if self._sliding_window:
+            sliding = mask & (keys > queries - self._sliding_window)
+            masks = {"full_attention": mask, "sliding_attention": sliding}
         out = self.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=masks,
             position_ids=positions % self.n_ctx,  # a position beyond the context would change some models' RoPE
             past_key_values=CachePass(self._cache, rows, positions, window),
             use_cache=True,
