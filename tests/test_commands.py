@@ -156,7 +156,7 @@ def test_run_of_a_finished_emoji_recipe_trains_nothing_and_does_the_rest(run, tm
     finally:
         shutil.rmtree(results, ignore_errors=True)
     assert "step/s" not in done.stderr
-    assert done.stdout.count("passed") == 4 and f"| {folder.name} |" in done.stdout
+    assert done.stdout.count("passed") == 5 and f"| {folder.name} |" in done.stdout
     assert {"data.md", "evaluation.json", "README.md"} <= {path.name for path in folder.iterdir()}
 
 
@@ -194,7 +194,7 @@ def test_the_demo_loop_on_own_data(own_recipe, tmp_path):
         demo.finish(demo.start(str(own_recipe), tmp_path / "own", environment))
         downloaded = [asked for asked in hub.requests if asked.method == "GET" and "optimizer.pt" in asked.path]
         assert downloaded  # it resumed from the checkpoint on the Hub
-        with demo.page(environment) as page:
+        with demo.page(environment | {"LIST_PRIVATE": "1"}) as page:
             listed = {row["id"] for row in page.predict(api_name="/models")}
             assert {"me/Own-lora", "me/Own-GGUF"} <= listed
             assert page.predict("What does 🐼 mean?", "me/Own-lora", temperature=0, api_name="/ask")
