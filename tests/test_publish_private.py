@@ -167,6 +167,9 @@ def test_a_dry_run_lists_everything_and_sends_nothing(hub, home, private_run):
         assert any(line.split()[:1] == [name] and line.endswith(text) for line in shown.splitlines()), (name, shown)
     assert "library_name: peft" in shown and "datasets:" not in shown and "Nothing was sent" in shown
     assert "answers" in next(line for line in shown.splitlines() if line.startswith("Not published of run.json"))
+    more = "--include-samples"
+    done = as_user(home, hub, "publish", str(private_run), "--namespace", "me", "--dry-run", more, token=False)
+    assert done.returncode == 0 and "Not published of run.json" not in done.stdout, done.stdout
     assert not [asked for asked in list(hub.requests)[before:] if asked.method != "GET"]
 
 

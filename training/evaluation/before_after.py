@@ -98,6 +98,7 @@ def no_figures(reason: str) -> Comparison:
 
 def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldOutRow]) -> Measured:
     """The losses of one model, and its answers to the first questions."""
+    from training.data.tokens import IGNORED
     from training.finetune.validation.samples import decode, greedy
 
     losses = [row_loss(model, row.input_ids, row.labels) for row in rows]
@@ -106,8 +107,11 @@ def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldO
         for row, loss in zip(rows, losses, strict=True)
         if row.rejected_ids
     ]
-    prompts = [row.prompt for row in rows[:ANSWERS]]
-    return Measured(losses, pairs, [decode(tokenizer, greedy(model, tokenizer, p, ANSWER_TOKENS)) for p in prompts])
+    answers = []
+    for row in rows[:ANSWERS]:
+        last = next(label for label in reversed(row.labels) if label != IGNORED)
+        answers.append(decode(tokenizer, greedy(model, tokenizer, row.prompt, last, ANSWER_TOKENS)))
+    return Measured(losses, pairs, answers)
 
 
 def compare_losses(base: Measured, fine_tuned: Measured) -> Comparison:

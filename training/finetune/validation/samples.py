@@ -53,18 +53,24 @@ def make_samples(trainer: Trainer, rows: Sequence[Tokens], count: int) -> list[S
     with evaluating(model), plain_attention(model):
         for input_ids, labels in rows[:count]:
             prompt, expected = prompt_and_answer(input_ids, labels)
-            answer = greedy(model, tokenizer, prompt)
+            answer = greedy(model, tokenizer, prompt, expected[-1])
             question, right, given = (decode(tokenizer, ids) for ids in (prompt, expected, answer))
             found.append(Sample(question[-SHOWN_PROMPT:], right, given))
     return found
 
 
-def greedy(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: list[int], length: int = ANSWER_TOKENS) -> list[int]:
-    """The most likely tokens after a prompt, at most `length`."""
+def greedy(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompt: list[int], last: int, length: int = ANSWER_TOKENS
+) -> list[int]:
+    """The most likely tokens after a prompt, at most `length`. If the `last` token that the row teaches is special, it
+    ends the turn, and so the answer: many bases name another token as the end of a text."""
+    ends = model.generation_config.eos_token_id or tokenizer.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or ())
+    known = tokenizer.added_tokens_decoder.get(last)
     ids = torch.tensor([prompt], device=model.device)
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
+        eos_token_id=[*ends, last] if known and known.special else ends,
     )  # fmt: skip
     made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return made[0, len(prompt) :].tolist()
