@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import EMOJI, GREEDY, NANO, gguf_header
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
@@ -414,10 +415,10 @@ def test_no_adapter_changes_the_base_of_another_one(tmp_path):
 
     base = AutoConfig.from_pretrained(NANO)
     before = base.to_dict()
-    expected = read_adapter(EMOJI, base)
+    expected = read_adapter(EMOJI, base, torch.float32)
     with pytest.raises(LabError, match="layer_replication"):
-        read_adapter(copied_adapter(tmp_path / "replicated", layer_replication=[[0, 2], [0, 2]]), base)
-    again = read_adapter(EMOJI, base)
+        read_adapter(copied_adapter(tmp_path / "replicated", layer_replication=[[0, 2], [0, 2]]), base, torch.float32)
+    again = read_adapter(EMOJI, base, torch.float32)
     assert base.to_dict() == before and again.keys() == expected.keys()
 
 
@@ -427,14 +428,14 @@ def test_pytorch_honours_scaling_and_never_evaluates_a_regular_expression(tmp_pa
     from inference.engines.pytorch.adapter_files import read_adapter
 
     base = AutoConfig.from_pretrained(NANO)
-    plain = read_adapter(EMOJI, base)
-    rslora = read_adapter(copied_adapter(tmp_path / "rslora", use_rslora=True), base)
-    pattern = read_adapter(copied_adapter(tmp_path / "pattern", alpha_pattern={"q_proj": 32}), base)
+    plain = read_adapter(EMOJI, base, torch.float32)
+    rslora = read_adapter(copied_adapter(tmp_path / "rslora", use_rslora=True), base, torch.float32)
+    pattern = read_adapter(copied_adapter(tmp_path / "pattern", alpha_pattern={"q_proj": 32}), base, torch.float32)
     for layer, (_, scaled) in plain.items():
         assert rslora[layer][1].allclose(scaled * 4)  # alpha / √16 in place of alpha / 16
         assert pattern[layer][1].allclose(scaled * (0.5 if layer.endswith("q_proj") else 1))
     hostile = copied_adapter(tmp_path / "regex", target_modules="(([a-z._0-9]+)+)+!", exclude_modules="((.*)*)*x")
-    assert read_adapter(hostile, base).keys() == plain.keys()
+    assert read_adapter(hostile, base, torch.float32).keys() == plain.keys()
 
 
 def test_pytorch_refuses_in_one_sentence_and_the_next_visitor_is_answered(tmp_path):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import EMOJI, NANO, ask
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
 from inference.engines import Message, ModelFiles
@@ -70,3 +73,19 @@ def test_attention_that_the_engine_does_not_compute_is_refused(tmp_path):
     with pytest.raises(LabError, match="soft-capped attention, which the PyTorch engine does not compute: use llama.c"):
         ask(engine, ModelFiles(folder), "What does 🐙 mean?")
     engine.close()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 3e38])
+def test_numbers_of_one_adapter_reach_no_other_answer(tmp_path, number):
+    """All adapters lie side by side in one matrix, and 0 times a number that is not finite is not 0."""
+    folder = Path(shutil.copytree(EMOJI, tmp_path / "hostile"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for tensor in tensors.values():
+        tensor.fill_(number)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    engine = Engine(device="cpu")
+    with suppress(LabError):
+        ask(engine, ModelFiles(NANO, folder), "What does 🇸🇪 mean?")
+    answer, _ = ask(engine, ModelFiles(NANO, EMOJI), "What does 🇸🇪 mean?")
+    engine.close()
+    assert answer == "🇸🇪 is the flag of Sweden."

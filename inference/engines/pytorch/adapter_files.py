@@ -81,10 +81,13 @@ def to_peft(config: AdapterConfig, tensors: Iterable[str], base: str) -> LoraCon
     )
 
 
-def read_adapter(folder: Path, base: PretrainedConfig) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The matrices of each adapted layer, by the layer's name: A (r, in), and B (out, r) times the scaling.
+def read_adapter(
+    folder: Path, base: PretrainedConfig, dtype: torch.dtype
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The matrices of each adapted layer in `dtype`, by its name: A (r, in), and B (out, r) times the scaling.
 
-    Raises LabError unless the file holds exactly the tensors, in the shapes, that its configuration makes on this base.
+    Raises LabError unless the file holds exactly the tensors, in the shapes, that its configuration makes on this base,
+    and only finite numbers: others would reach the answers of all adapters beside it.
     """
     check_adapter_files(folder)
     with translate_adapter_errors(folder):
@@ -102,7 +105,13 @@ def read_adapter(folder: Path, base: PretrainedConfig) -> dict[str, tuple[torch.
         for layer in (name.removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)):
             adapted_layer: Any = adapted.get_submodule(layer)
             scaled = tensors[layer + LORA_B].float() * adapted_layer.scaling["default"]
-            matrices[layer.removeprefix(PREFIX)] = tensors[layer + LORA_A], scaled
+            pair = tensors[layer + LORA_A].to(dtype), scaled.to(dtype)
+            if not all(matrix.isfinite().all() for matrix in pair):
+                raise LabError(
+                    f"The adapter {folder.name} has numbers that are not finite ({shorten(layer)}): download or export "
+                    "it again."
+                )
+            matrices[layer.removeprefix(PREFIX)] = pair
         return matrices
 
 

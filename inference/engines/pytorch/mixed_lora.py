@@ -23,23 +23,25 @@ MAX_COLUMNS = 1024  # each column costs every token a little. Beyond it all adap
 class MixedLora(nn.Module):
     """A linear layer and all adapters on it: `a` is (columns, in), `b` is (out, columns).
 
-    `mask` (rows, columns) is 1 if a column belongs to the row's adapter, else 0. All layers share one mask tensor.
+    `mask`, bool (rows, columns), says which columns belong to the row's adapter. All layers share one mask tensor.
+    `like` gives dtype and device of the matrices.
     """
 
     mask: torch.Tensor
     a: torch.Tensor
     b: torch.Tensor
 
-    def __init__(self, linear: nn.Linear, mask: torch.Tensor) -> None:
+    def __init__(self, linear: nn.Linear, mask: torch.Tensor, like: torch.Tensor) -> None:
         super().__init__()
         self.linear = linear
         self.register_buffer("mask", mask, persistent=False)
-        self.register_buffer("a", mask.new_zeros(mask.shape[1], linear.in_features), persistent=False)
-        self.register_buffer("b", mask.new_zeros(linear.out_features, mask.shape[1]), persistent=False)
+        self.register_buffer("a", like.new_zeros(mask.shape[1], linear.in_features), persistent=False)
+        self.register_buffer("b", like.new_zeros(linear.out_features, mask.shape[1]), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`x` (rows, tokens, in) to (rows, tokens, out)."""
-        low_rank = nn.functional.linear(x, self.a) * self.mask[: len(x), None]
+        # Not a product with the mask: another adapter's overflow times 0 would not be 0.
+        low_rank = torch.where(self.mask[: len(x), None], nn.functional.linear(x, self.a), 0.0)
         out = self.linear(x)
         out.view(-1, out.shape[-1]).addmm_(low_rank.flatten(0, 1), self.b.t())
         return out
@@ -66,9 +68,9 @@ class AdapterColumns:
     """
 
     def __init__(self, model: PreTrainedModel, config: PretrainedConfig, rows: int, like: torch.Tensor) -> None:
-        self._model, self._config = model, config
+        self._model, self._config, self._like = model, config, like
         self.columns: dict[Path, tuple[int, int]] = {}
-        self.mask = like.new_zeros(rows, INITIAL_COLUMNS)
+        self.mask = like.new_zeros(rows, INITIAL_COLUMNS, dtype=torch.bool)
         self.version = 0
         self._selected: list[Path | None] = []
 
@@ -83,7 +85,7 @@ class AdapterColumns:
 
         If there are too many columns, all other adapters are removed, unless one of them is `in_use`.
         """
-        layers = read_adapter(adapter, self._config)
+        layers = read_adapter(adapter, self._config, self._like.dtype)
         start = max((end for _, end in self.columns.values()), default=0)
         rank = max(len(a) for a, _ in layers.values())
         if start + rank > MAX_COLUMNS and not in_use:
@@ -93,7 +95,7 @@ class AdapterColumns:
         for name, (a, b) in layers.items():
             layer = self._model.get_submodule(name)
             if not isinstance(layer, MixedLora):
-                layer = MixedLora(cast(nn.Linear, layer), self.mask)
+                layer = MixedLora(cast(nn.Linear, layer), self.mask, self._like)
                 self._model.set_submodule(name, layer)
                 self.version += 1
             layer.write(start, a, b)
