@@ -19,6 +19,7 @@ from typing import Any
 from inference.errors import LabError
 from inference.processes.child import Child, connect
 from inference.processes.confinement import Limits
+from inference.validation import shorten
 
 CPU_SECONDS = 1.5  # for one prompt, more than the sandbox allows; an ordinary one takes less than a millisecond
 WALL_SECONDS = 10.0
@@ -101,6 +102,7 @@ class RendererPool:
         self._give_back(renderer)
         if kind == "text":
             return text
+        text = shorten(text, 200)  # the template of a stranger may have written it
         raise (RefusedConversation if kind == "refusal" else LabError)(
             {
                 "invalid": f"The model's chat template is not valid ({text}): use another copy of the model.",
