@@ -17,6 +17,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 REFUSALS = {
     "401": "Invalid credentials in Authorization header",
+    "402": "Payment Required",
     "403": "You have read access but not the required permissions for this operation",
     "429": "We had to rate limit you",
     "500": "Internal Server Error",
@@ -27,7 +28,7 @@ REFUSALS = {
 class Fault(BaseModel):
     """A fault for the next `times` requests whose path matches (None: until the faults are cleared). Kinds:
 
-    - `503`, `500`, `429`, `401`, `403`: this status, with `Retry-After` if `retry_after` (s) is given.
+    - `503`, `500`, `429`, `401`, `402`, `403`: this status, with `Retry-After` if `retry_after` (s) is given.
     - `slow`: transfers bodies at `rate` bytes a second.
     - `stall`: answers after `seconds`; if `after` is given, pauses for `seconds` after that many bytes of the body.
     - `cut`: closes the connection after `after` bytes of the upload (PUT) or of the answer's body. With 0 the request
@@ -38,7 +39,7 @@ class Fault(BaseModel):
     `slow`, `cut`, `corrupt` and a stall within a body do not apply to HEAD.
     """
 
-    kind: Literal["503", "500", "429", "401", "403", "slow", "stall", "cut", "corrupt"]
+    kind: Literal["503", "500", "429", "401", "402", "403", "slow", "stall", "cut", "corrupt"]
     match: re.Pattern[str] = re.compile("")
     method: str | None = None
     times: int | None = Field(default=1, gt=0)

@@ -38,7 +38,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from local_hub import collection, history, repositories, spaces, transfer
+from local_hub import collection, history, jobs, repositories, spaces, transfer
 from local_hub.access import HubError, Role, Tokens
 from local_hub.faults import App, Fault, Faults, Message, Receive, Send
 from local_hub.storage import Store
@@ -114,6 +114,7 @@ def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
     app.state.store = Store(folder)
     app.state.tokens = Tokens(folder)
     app.state.collections = collection.Collections(folder)
+    app.state.jobs = jobs.Jobs(folder / "jobs")
     key = folder / "key"
     if not key.is_file():
         key.write_bytes(secrets.token_bytes(32))
@@ -121,7 +122,7 @@ def build(folder: Path, faults: Faults, log: deque[RecordedRequest]) -> FastAPI:
 
     add_error_handlers(app)
     add_control_routes(app, faults, log)
-    for module in (collection, history, repositories, transfer, spaces):
+    for module in (collection, history, jobs, repositories, transfer, spaces):
         app.include_router(module.router)
     return app
 
@@ -209,7 +210,8 @@ class LocalHub:
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """Stop at once. Running answers are cut."""
+        """Stop at once. Running answers are cut, and Jobs end."""
+        self.app.state.jobs.stop()
         self.server.should_exit = True
         self.thread.join()
 
@@ -243,6 +245,10 @@ class LocalHub:
         file = files.pop(path)
         files[name or path] = file.model_copy(update={"size": file.size if size is None else size})
         self.app.state.store.save(repository)
+
+    def lose_machine(self, job_id: str) -> None:
+        """Let the machine of a Job break down."""
+        self.app.state.jobs.by_id[job_id].end("ERROR", "The machine was lost")
 
     def clear_faults(self) -> None:
         """Clear all faults."""
