@@ -28,6 +28,7 @@ FORBIDDEN = {
     "inference/processes": {f"inference.{name}" for name in ("arena", "engines", "hub", "lab", "models", "speech")},
     "inference/engines": {f"inference.{name}" for name in ("arena", "hub", "lab", "models", "run_records", "speech")},
     "inference/speech": {f"inference.{name}" for name in ("arena", "catalog", "engines", "hub", "lab", "models")},
+    "inference/voice": {f"inference.{name}" for name in ("arena", "engines", "hub", "lab", "models", "speech")},
     "inference/hub": {f"inference.{name}" for name in ("arena", "engines", "lab", "models", "speech")},
     "inference/models": {f"inference.{name}" for name in ("arena", "lab", "speech")},
 }
