@@ -10,7 +10,6 @@ import sys
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
-import gradio as gr
 from starlette.middleware import Middleware
 
 from inference.arena.votes import Votes
@@ -20,43 +19,12 @@ from inference.lab import Lab
 from inference.metrics import configure_log
 from inference.settings import Settings, zero_gpu
 from inference.visitors.limits import VisitorLimits
-from ui.api import add_endpoints
-from ui.compare_api import add_compare_endpoints
-from ui.components.events import QUIET
-from ui.operations import EndSignal, Page, UnreadableRequests, end, guard_handlers, operator_routes
-from ui.tabs.chat import ChatTab
-from ui.tabs.compare import CompareTab
-from ui.tabs.models import ModelsTab
-from ui.theme import CSS, HEAD, THEME
+from ui.operations import EndSignal, UnreadableRequests, end, operator_routes
+from ui.page import build
+from ui.style.theme import CSS, HEAD, THEME
 
 OTHER_THREADS = 48  # for event handlers beside answers, so that the rest of the page never waits for an answer
 VISITS = 1000  # conversations kept for open pages; each takes about 80 KB
-UPLOAD_SECONDS = 3600  # after which an uploaded file is deleted
-
-
-def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blocks:
-    """Build the page and the API."""
-    limits = limits or VisitorLimits()
-    with Page(
-        title="Llama Finetuning Lab", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)
-    ) as page:
-        add_endpoints(lab, limits)  # first, so that they get the names /models and /ask
-        add_compare_endpoints(lab, votes, limits)
-        gr.Markdown("# Llama Finetuning Lab")
-        with gr.Tabs() as tabs:
-            with gr.Tab("Chat", id="chat"):
-                chat = ChatTab(lab, limits)
-            with gr.Tab("Compare"):
-                compare = CompareTab(lab, votes, limits)
-            with gr.Tab("Models") as models:
-                ModelsTab(lab, chat.picker, tabs, models)
-        gr.Markdown("Built with Llama", elem_classes="figures")  # required by the licence of Llama 3.2
-        for running in (chat.running, chat.voice.running, compare.running, compare.voice.running):
-            page.unload(running.close_visit)
-        chat.picker.keep_current(page)
-        page.load(compare.show_models, compare.models, [*compare.models, compare.ranking], **QUIET)
-    guard_handlers(page)
-    return page
 
 
 def main() -> None:
@@ -74,7 +42,8 @@ def main() -> None:
         page.launch(
             server_port=settings.port, theme=THEME, css=CSS, head=HEAD, prevent_thread_lock=True,
             max_threads=settings.answers_at_once + OTHER_THREADS, max_file_size=settings.upload_bytes,
-            state_session_capacity=VISITS,
+            state_session_capacity=VISITS, footer_links=[],
+            run_history=False,  # it would fill the storage that conversations are kept in
             app_kwargs={"middleware": [Middleware(UnreadableRequests)], "routes": operator_routes(page, lab)},
         )  # fmt: skip
     except OSError as error:

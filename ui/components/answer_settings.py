@@ -24,7 +24,7 @@ class AnswerSettings:
     """
 
     def __init__(self) -> None:
-        self.system = gr.Textbox("", label="System prompt", lines=2)
+        self.system = gr.Textbox("", label="System prompt", lines=3)
         with gr.Row():
             self.temperature = slider(0, MAX_TEMPERATURE, DEFAULTS.temperature, step=0.05, label="Temperature")
             self.top_p = slider(0.05, 1, DEFAULTS.top_p, step=0.05, label="Top-p")

@@ -1,12 +1,20 @@
-"""The chat tab: select a model, ask by text or voice, read the streamed answer, stop, retry, undo, edit."""
+"""The chat tab: select a model, ask by text or voice, read the streamed answer, stop, retry, undo, edit.
+
+What a conversation is, for code that keeps it: `ChatTab.chatbot` holds the messages as one list of dicts with "role"
+and "content" (see `ui.components.conversation` for the notes in them), `ChatTab.picker.current` the model's id, and
+`ChatTab.settings.inputs` the settings of the next answer. To show another conversation, set the chatbot,
+`picker.dropdown` and `picker.current` in one event. `ChatTab.after_changes` calls a function when the messages have
+changed.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import gradio as gr
+from gradio.events import Dependency
 
 from inference.catalog import Entry
 from inference.engines import Chunk
@@ -15,90 +23,105 @@ from inference.lab import Lab
 from inference.visitors.limits import VisitorLimits
 from inference.visitors.values import AskValues, read
 from ui.components.answer_settings import AnswerSettings, answer_values
+from ui.components.composer import Composer, send_or_stop
 from ui.components.conversation import ChatEntry, model_marker, text_of, to_messages, waiting_html, with_figures
 from ui.components.events import IMMEDIATE, QUIET, answering
-from ui.components.model_picker import ModelPicker, OwnModels
-from ui.components.question_box import QuestionBox
+from ui.components.model_picker import ADD, REFRESH_NOW, ModelPicker, OwnModels
 from ui.components.running_answers import RunningAnswers
 from ui.components.visitor import visitor_of
-from ui.components.voice_input import VoiceInput
+from ui.voice.voice_input import VoiceInput
+from ui.voice.voice_settings import VoiceSettings
 
 REDRAW_SECONDS = 0.05  # between two redraws of a growing answer
 EXAMPLES = 3
+LATEX: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True}, {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]  # fmt: skip
 
 History = list[ChatEntry]
-# Conversation, question box, notice and stop button.
+# Conversation, question box, notice, send and stop button.
 ChatUpdate = tuple[Any, ...]
 
 
 class ChatTab:
     """The components of the tab and their events. One for the app; a visitor's state is in the page."""
 
-    def __init__(self, lab: Lab, limits: VisitorLimits) -> None:
-        self.lab, self.limits = lab, limits
+    def __init__(
+        self, lab: Lab, limits: VisitorLimits, settings: AnswerSettings, voice_settings: VoiceSettings
+    ) -> None:
+        self.lab, self.limits, self.settings = lab, limits, settings
         self.running = RunningAnswers()
         self.picker = ModelPicker(lab)
+        first = lab.catalog.entries[0]
         self.chatbot = gr.Chatbot(
-            label="Conversation",
-            height=420,
-            buttons=["copy", "copy_all"],
-            editable="user",
-            group_consecutive_messages=False,
-            placeholder="Ask about an emoji, or anything the selected model may know.",
-            elem_id="chat",
-        )
-        with gr.Row(elem_classes="examples"):
-            texts = example_questions(lab.catalog.entries[0])
-            self.examples = [gr.Button(text, size="sm", visible=bool(text)) for text in texts]
-        self.box = QuestionBox("Ask something", autofocus=True)
-        self.voice = VoiceInput(lab, limits)
-        with gr.Accordion("Settings", open=False):
-            self.voice.build_settings()
-            self.answer_settings = AnswerSettings()
-            self.clear = gr.Button("New conversation", size="sm")
+            label="Conversation", show_label=False, container=False, scale=1,
+            height=120,  # the least; it fills the frame. Without a number, the page grows with the conversation
+            autoscroll=False,  # style/conversation.css follows the end, and lets visitors scroll up
+            buttons=["copy"], editable="user", group_consecutive_messages=False,
+            reasoning_tags=[("<think>", "</think>")], latex_delimiters=LATEX,
+            placeholder=self.picker.card_html(first), examples=examples_of(first), elem_id="chat",
+        )  # fmt: skip
+        gr.HTML('<button id="to-end" aria-label="Scroll to the end" hidden></button>', elem_classes="to-end-place")
+        self.box = Composer("Ask anything", autofocus=True)
+        self.voice = VoiceInput(lab, limits, self.box, voice_settings)
+        self.changes: list[Dependency] = []
         self.connect()
 
     def connect(self) -> None:
         """Connect the components' events."""
         picker, box, voice = self.picker, self.box, self.voice
-        settings = [picker.dropdown, picker.own, *self.answer_settings.inputs]
-        shown = [self.chatbot, box.text, box.notice, box.stop]
-        transcribed = voice.connect(box.text, box.notice, box.stop, **QUIET)
+        settings = [picker.dropdown, picker.own, *self.settings.inputs]
+        shown = [self.chatbot, box.text, box.notice, box.send, box.stop]
         options = {**QUIET, **answering(self.limits)}
-        spoken = [voice.send_at_once, voice.recorder, box.text, self.chatbot, *settings]
-        answered = [
-            gr.on([box.text.submit, box.send.click], self.ask, [box.text, self.chatbot, *settings], shown, **options),
-            *(button.click(self.ask, [button, self.chatbot, *settings], shown, **options) for button in self.examples),
-            transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **options),
-            self.chatbot.retry(self.retry, [self.chatbot, *settings], shown, **options),
-            self.chatbot.edit(self.edit, [self.chatbot, *settings], shown, **options),
+        asked = [self.chatbot, *settings]
+        self.changes = [
+            gr.on([box.text.submit, box.send.click], self.ask, [box.text, *asked], shown, **options),
+            self.chatbot.example_select(self.ask_example, asked, shown, **options),
+            self.chatbot.retry(self.retry, asked, shown, **options),
+            self.chatbot.edit(self.edit, asked, shown, **options),
         ]
-        state = [picker.dropdown, picker.own, picker.shown_choices]
-        for event in answered:  # the model is in memory now
-            event.then(picker.show_state, state, [picker.dropdown, picker.card, picker.shown_choices], **QUIET)
-        self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, box.text], api_visibility="private")
+        for transcribed, source in voice.connect(**QUIET):
+            spoken = [voice.settings.send_at_once, source, box.text, *asked]
+            self.changes.append(transcribed.then(self.ask_transcript, spoken, [*shown, box.recorder], **options))
+        for event in self.changes:  # the model is in memory now
+            event.then(picker.show_state, [picker.own, picker.shown_choices], [picker.dropdown, picker.shown_choices],
+                       **QUIET)  # fmt: skip
+        self.changes.append(self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, box.text], **IMMEDIATE))
         box.connect_stop(self.running, voice.running)
-        self.clear.click(lambda: ([], ""), None, [self.chatbot, box.notice], **IMMEDIATE)
         picker.dropdown.change(
-            self.select_model, [picker.dropdown, picker.own, self.chatbot],
-            [picker.card, self.chatbot, box.notice, picker.own, *self.examples], **QUIET,
+            self.select_model, [picker.dropdown, picker.current, picker.own, self.chatbot],
+            [self.chatbot, box.notice, picker.own, picker.current], **QUIET,
         )  # fmt: skip
         picker.connect(box.notice)
 
-    def select_model(self, model_id: str, own: OwnModels, history: History) -> Iterator[tuple[Any, ...]]:
-        """Show the facts and examples of another model, a marker in the conversation, and why it is not available."""
+    def after_changes(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+        """Call `function` after each answer, stopped or not, and after each question that is taken back."""
+        for event in self.changes:
+            event.then(function, inputs, outputs, **QUIET)
+
+    def select_model(self, model_id: str, current: str, own: OwnModels, history: History) -> Iterator[tuple[Any, ...]]:
+        """Show the card and examples of another model, a marker in the conversation, and why it is not available."""
+        if model_id in (ADD, REFRESH_NOW):
+            return
         entry = self.picker.entry(model_id, own)
         own = own | {entry.id: entry}
         # Two changes in a row leave one marker.
-        if history and 'class="marker"' in text_of(history[-1]["content"]):
+        if history and model_id != current and 'class="marker"' in text_of(history[-1]["content"]):
             history = history[:-1]
-        if history:
+        if history and model_id != current:
             history = [*history, model_marker(entry.name)]
-        buttons = [gr.Button(text, visible=bool(text)) for text in example_questions(entry)]
-        card, state = self.picker.card_html(entry), self.lab.state(entry)
-        yield card, history, state.explanation, own, *buttons
+        chatbot = gr.Chatbot(cast(Any, history), placeholder=self.picker.card_html(entry), examples=examples_of(entry))
+        state = self.lab.state(entry)
+        yield chatbot, state.explanation, own, model_id
         if state.kind == "download" and (problem := self.lab.availability.problem(entry)):
-            yield card, history, problem, own, *buttons
+            yield gr.skip(), problem, own, model_id
+
+    def ask_example(
+        self, data: gr.SelectData, request: gr.Request, history: History, *settings: Any
+    ) -> Iterator[ChatUpdate]:
+        """Ask one of the examples."""
+        yield from self.ask(request, data.value["text"], history, *settings)
 
     def retry(self, data: gr.RetryData, request: gr.Request, history: History, *settings: Any) -> Iterator[ChatUpdate]:
         """Ask the same question again."""
@@ -125,12 +148,12 @@ class ChatTab:
     ) -> Iterator[ChatUpdate]:
         """Send the transcript with its recording, or leave it in the box so that the visitor can edit it."""
         if not recording or not question.strip():
-            yield *[gr.skip()] * 4, None
+            yield *[gr.skip()] * 5, None
             return
         history = [*history, {"role": "user", "content": {"path": recording}}]
         if not at_once:
             # The box does not change, since the visitor may be editing the text already.
-            yield history, gr.skip(), "", gr.skip(), None
+            yield history, gr.skip(), "", gr.skip(), gr.skip(), None
             return
         for step in self.ask(request, question, history, *settings):
             yield *step, None
@@ -163,10 +186,10 @@ class ChatTab:
                 else:
                     shown = answer or waiting_html(chunk.waiting or "thinking", now - started)
                 redrawn_at = now
-                stop_button = gr.Button(interactive=not chunk.figures)
-                yield [*history, {"role": "assistant", "content": shown}], "", "", stop_button
+                buttons = send_or_stop(running=not chunk.figures)
+                yield [*history, {"role": "assistant", "content": shown}], "", "", *buttons
         except LabError as error:
-            yield before, question, visitor_message(error), gr.Button(interactive=False)
+            yield before, question, visitor_message(error), *send_or_stop(running=False)
 
     def admitted(self, request: gr.Request, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Yield the chunks, and count the answer among those of the visitor meanwhile."""
@@ -180,6 +203,6 @@ def split_history(history: History, index: int | tuple[int, int]) -> tuple[Histo
     return history[:index], text_of(history[index]["content"])
 
 
-def example_questions(entry: Entry) -> list[str]:
-    """Return three questions that suit the model; "" if it has fewer."""
-    return [*entry.examples[:EXAMPLES], *[""] * EXAMPLES][:EXAMPLES]
+def examples_of(entry: Entry) -> Any:
+    """Return up to three questions that suit the model, as the chatbot shows them."""
+    return [{"text": text} for text in entry.examples[:EXAMPLES]]

@@ -21,14 +21,15 @@ from inference.lab import Lab
 from inference.visitors.limits import VisitorLimits
 from inference.visitors.values import CompareValues, read
 from ui.components.answer_settings import AnswerSettings, answer_values
+from ui.components.composer import Composer, send_or_stop
 from ui.components.events import QUIET, answering
-from ui.components.model_picker import model_choices
-from ui.components.question_box import QuestionBox
+from ui.components.model_choices import model_choices
 from ui.components.running_answers import RunningAnswers
 from ui.components.visitor import visitor_of
-from ui.components.voice_input import VoiceInput
 from ui.views.compared_answers import Round, answers_html, summary_html, vote_labels
 from ui.views.ranking_table import ranking_table
+from ui.voice.voice_input import VoiceInput
+from ui.voice.voice_settings import VoiceSettings
 
 # Questions that the models of the study answered wrongly.
 EXAMPLES = (
@@ -49,48 +50,52 @@ Update = dict[Any, Any]  # new values by component
 class CompareTab:
     """The components of the tab and their events. One for the app; a visitor's state is in the page."""
 
-    def __init__(self, lab: Lab, votes: Votes, limits: VisitorLimits) -> None:
-        self.lab, self.votes, self.limits, self.running = lab, votes, limits, RunningAnswers()
+    def __init__(
+        self, lab: Lab, votes: Votes, limits: VisitorLimits, settings: AnswerSettings, voice_settings: VoiceSettings
+    ) -> None:
+        self.lab, self.votes, self.limits, self.settings = lab, votes, limits, settings
+        self.running = RunningAnswers()
         self.round = gr.State(None)
-        with gr.Row():
+        with gr.Row(elem_classes="bar", elem_id="compare-bar"):
             self.models = [
-                gr.Dropdown(self.choices(i), value=value, label=f"Model {i + 1}", min_width=220)
+                gr.Dropdown(
+                    self.choices(i), value=value, label=f"Model {i + 1}", show_label=False, container=False,
+                    min_width=180,
+                )
                 for i, value in enumerate([*self.default_pair(), ""])
-            ]
-        self.blind = gr.Checkbox(False, label="Blind: hide and shuffle the names until you vote")
-        self.asked = gr.HTML("", elem_id="asked")
-        with gr.Row(elem_id="answers"):
-            self.columns = [
-                gr.HTML(visible=False, elem_classes="answer", elem_id=f"answer-{letter}", container=True)
-                for letter in LETTERS
-            ]
-        self.summary = gr.HTML("", elem_id="summary")
-        with gr.Row(elem_classes="votes"):
-            self.vote_buttons = [gr.Button("", size="md", min_width=120, visible=False) for _ in OUTCOMES]
-        with gr.Row(elem_classes="examples"):
-            self.examples = [gr.Button(text, size="sm", min_width=240) for text in EXAMPLES]
-        self.box = QuestionBox("Ask all models", "compare-")
-        self.voice = VoiceInput(lab, limits, "compare-")
-        with gr.Accordion("Settings", open=False):
-            self.voice.build_settings()
-            self.answer_settings = AnswerSettings()
-        with gr.Accordion("Ranking", open=False):
-            self.ranking = gr.HTML("", elem_id="ranking")
+            ]  # fmt: skip
+            self.blind = gr.Checkbox(False, label="Blind", elem_id="blind", container=False, min_width=80, scale=0)
+        with gr.Column(elem_classes="scroll"):
+            self.asked = gr.HTML("", visible=False, elem_id="asked")
+            with gr.Row(elem_id="answers", visible=False) as self.answers:
+                self.columns = [
+                    gr.HTML(visible=False, elem_classes="answer", elem_id=f"answer-{letter}", container=True)
+                    for letter in LETTERS
+                ]
+            self.summary = gr.HTML("", elem_id="summary")
+            with gr.Row(elem_classes="votes"):
+                self.vote_buttons = [gr.Button("", size="md", min_width=120, visible=False) for _ in OUTCOMES]
+            with gr.Row(elem_classes="example-questions") as self.example_row:
+                self.examples = [gr.Button(text, size="sm", min_width=240) for text in EXAMPLES]
+            with gr.Accordion("Ranking", open=False, elem_id="ranking-place"):
+                self.ranking = gr.HTML("", elem_id="ranking")
+        self.box = Composer("Ask all models", "compare-")
+        self.voice = VoiceInput(lab, limits, self.box, voice_settings)
         self.connect()
 
     def connect(self) -> None:
         """Connect the components' events."""
         box, voice = self.box, self.voice
-        settings = [self.blind, *self.models, *self.answer_settings.inputs]
-        answers = [self.round, self.asked, *self.columns, self.summary, *self.vote_buttons]
-        shown = [*answers, box.text, box.notice, box.stop]
+        settings = [self.blind, *self.models, *self.settings.inputs]
+        answers = [self.round, self.asked, self.answers, *self.columns, self.summary, *self.vote_buttons]
+        shown = [*answers, self.example_row, box.text, box.notice, box.send, box.stop]
         options = {**QUIET, **answering(self.limits)}
         gr.on([box.text.submit, box.send.click], self.ask, [box.text, *settings], shown, **options)
         for example in self.examples:
             example.click(self.ask, [example, *settings], shown, **options)
-        transcribed = voice.connect(box.text, box.notice, box.stop, **QUIET)
-        spoken = [voice.send_at_once, voice.recorder, box.text, *settings]
-        transcribed.then(self.ask_transcript, spoken, [*shown, voice.recorder], **options)
+        for transcribed, source in voice.connect(**QUIET):
+            spoken = [voice.settings.send_at_once, source, box.text, *settings]
+            transcribed.then(self.ask_transcript, spoken, [*shown, box.recorder], **options)
         box.connect_stop(self.running, voice.running)
         for outcome, button in zip(OUTCOMES, self.vote_buttons, strict=True):
             button.click(self.vote, [gr.State(outcome), self.round], [*answers, box.notice, self.ranking], **QUIET)
@@ -124,7 +129,7 @@ class CompareTab:
         self, request: gr.Request, at_once: bool, recording: str | None, question: str, *settings: Any
     ) -> Iterator[Update]:
         """Send the transcript, or leave it in the box so that the visitor can edit it."""
-        yield {self.voice.recorder: None}
+        yield {self.box.recorder: None}
         if recording and question.strip() and at_once:
             yield from self.ask(request, question, *settings)
 
@@ -150,19 +155,24 @@ class CompareTab:
                 new = self.round_update(this, time.perf_counter() - started)
                 changed = {part: value for part, value in new.items() if part not in shown or shown[part] != value}
                 if not shown:
-                    changed |= {self.box.text: "", self.box.notice: "", self.box.stop: gr.Button(interactive=True)}
+                    changed |= {self.box.text: "", self.box.notice: "", self.example_row: gr.Row(visible=False)}
+                    changed |= self.buttons(running=True)
                 yield changed
                 shown = new
         except LabError as error:
             yield {
                 self.box.text: question,
                 self.box.notice: visitor_message(error),
-                self.box.stop: gr.Button(interactive=False),
+                **self.buttons(running=False),
             }
             return
         if self.running.is_replaced(request, stop):
             return
-        yield {self.box.stop: gr.Button(interactive=False), **self.finish(this, set(values.models) == {ANY_MODEL})}
+        yield {**self.buttons(running=False), **self.finish(this, set(values.models) == {ANY_MODEL})}
+
+    def buttons(self, running: bool) -> Update:
+        """Return the send and the stop button: one of them is visible."""
+        return dict(zip((self.box.send, self.box.stop), send_or_stop(running), strict=True))
 
     def admitted(self, request: gr.Request, steps: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
         """Yield the growing answers, and count them as one question of the visitor meanwhile."""
@@ -205,7 +215,8 @@ class CompareTab:
         columns += [""] * (len(LETTERS) - len(columns))
         labels = vote_labels(len(this.answers)) if this.open_for_votes else {}
         return {
-            self.asked: f"<p>{html.escape(this.question)}</p>",
+            self.asked: gr.HTML(f"<p>{html.escape(this.question)}</p>", visible=True),
+            self.answers: gr.Row(visible=True),
             **{part: gr.HTML(text, visible=bool(text)) for part, text in zip(self.columns, columns, strict=True)},
             self.summary: summary_html(this, self.model_name),
             **{

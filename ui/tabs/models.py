@@ -17,7 +17,7 @@ from inference.lab import Lab
 from inference.run_records import RunRecord
 from ui.components.events import QUIET
 from ui.components.model_details import ModelDetails
-from ui.components.model_picker import ModelPicker, OwnModels, model_choices
+from ui.components.model_picker import ModelPicker, OwnModels
 from ui.views.model_card import details_html
 from ui.views.model_diff_table import model_diff_table
 from ui.views.text import message_html
@@ -28,12 +28,13 @@ class ModelsTab:
 
     def __init__(self, lab: Lab, picker: ModelPicker, tabs: gr.Tabs, tab: gr.Tab) -> None:
         self.lab, self.picker, self.tabs, self.details = lab, picker, tabs, ModelDetails(lab)
-        gr.Markdown("Open a card to see how a model was made. Select two models to compare them.")
         ids, self.visits = gr.State([]), gr.State(0)  # of this tab
-        render: Any = gr.render(
-            inputs=[ids, picker.own], triggers=[ids.change], concurrency_limit=8, show_progress="hidden"
-        )
-        render(self.render_cards)
+        with gr.Column(elem_classes="scroll"):
+            gr.Markdown("Open a card to see how a model was made. Select two models to compare them.")
+            render: Any = gr.render(
+                inputs=[ids, picker.own], triggers=[ids.change], concurrency_limit=8, show_progress="hidden"
+            )
+            render(self.render_cards)
         tab.select(self.list_models, [self.visits, picker.own], [ids, self.visits], **QUIET)
 
     def list_models(self, visits: int, own: OwnModels) -> tuple[list[str], int]:
@@ -122,7 +123,7 @@ class ModelsTab:
 
     def select_in_chat(self, model_id: str, own: OwnModels) -> tuple[gr.Tabs, gr.Dropdown]:
         """Open the chat tab with this model."""
-        return gr.Tabs(selected="chat"), gr.Dropdown(model_choices(self.lab, own.values()), value=model_id)
+        return gr.Tabs(selected="chat"), gr.Dropdown(self.picker.choices(own), value=model_id)
 
 
 def status_html(text: str) -> gr.HTML:

@@ -1,4 +1,4 @@
-"""The selected model of the chat tab in two lines."""
+"""The selected model's card before the first question: its name, what it is, and its facts in small print."""
 
 from __future__ import annotations
 
@@ -19,5 +19,8 @@ def selected_model_html(entry: Entry, base: Entry, state: str, engine: str) -> s
             facts.append(f"{group} {share:.0%}{compared}")
     facts += [state, engine]
     line = html.escape(" · ".join(facts)).replace("%", "\u00a0%")
-    link = f' · <a href="{html.escape(card.url)}" target="_blank">model card ↗</a>' if card.url else ""
-    return f'<div class="card">{html.escape(card.summary)}<br>{line}{link}</div>'
+    link = f' · <a href="{html.escape(card.url)}" target="_blank" rel="noopener">model card ↗</a>' if card.url else ""
+    return (
+        f'<div id="card"><h2>{html.escape(entry.name)}</h2><p>{html.escape(card.summary)}</p>'
+        f'<p class="facts">{line}{link}</p></div>'
+    )

@@ -1,0 +1,1 @@
+"""How the page looks: the theme, the style sheets, the icons, and the few lines of JavaScript that Gradio lacks."""

@@ -1,0 +1,73 @@
+// What Gradio 6.31 has no Python for. Each part says why it is here.
+
+// Escape stops the answer of the open tab. Gradio has no keyboard shortcuts.
+const shown = (selector) => [...document.querySelectorAll(selector)].find((element) => element.offsetParent);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  const stop = shown(".stop");
+  if (stop) stop.click();
+  else shown("#right.open .toggle-button")?.click();
+});
+
+// Hold Alt+V to speak: record while the keys are down. `code` is the same key in every layout.
+let held = false;
+document.addEventListener("keydown", (event) => {
+  if (event.code !== "KeyV" || !event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();  // macOS would type √
+  if (event.repeat || held) return;
+  held = true;
+  shown(".mic .record-button")?.click();
+});
+document.addEventListener("keyup", (event) => {
+  if (!held || (event.code !== "KeyV" && event.key !== "Alt")) return;
+  held = false;
+  shown(".mic .stop-button")?.click();
+});
+
+// A microphone that is denied or missing: Gradio shows nothing. The sentence stands under the composer.
+const PROBLEMS = {
+  NotAllowedError: "The microphone is blocked: allow it in the browser's address bar, or attach a recording.",
+  NotFoundError: "There is no microphone: connect one, or attach a recording.",
+  NotReadableError: "Another program uses the microphone: close it, or attach a recording.",
+};
+const say = (text) => document.querySelectorAll(".problem").forEach((place) => { place.textContent = text; });
+const devices = navigator.mediaDevices;
+if (devices) {
+  const ask = devices.getUserMedia.bind(devices);
+  devices.getUserMedia = async (constraints) => {
+    try {
+      const stream = await ask(constraints);
+      say("");
+      return stream;
+    } catch (error) {
+      say(PROBLEMS[error.name] || `The microphone does not work (${error.name}): attach a recording.`);
+      throw error;
+    }
+  };
+}
+document.addEventListener("click", (event) => {
+  if (!event.target.closest?.(".mic .record-button")) return;
+  if (!devices) say("The browser lets only https pages use the microphone: open the page over https, or attach a recording.");
+});
+
+// The button that scrolls to the end. The conversation is a reversed column: its end is at 0, the past is negative.
+document.addEventListener("scroll", (event) => {
+  if (!event.target.matches?.("#chat .bubble-wrap")) return;
+  const button = document.getElementById("to-end");
+  if (button) button.hidden = event.target.scrollTop > -120;
+}, true);
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#to-end")) document.querySelector("#chat .bubble-wrap").scrollTo({top: 0, behavior: "smooth"});
+});
+
+// Send and Stop take each other's place, and a button that goes takes the keyboard's focus with it.
+document.addEventListener("click", (event) => {
+  const composer = event.target.closest?.(".composer :is(.send, .stop)")?.closest(".composer");
+  if (composer && matchMedia("(hover: hover)").matches) composer.querySelector("textarea").focus();
+});
+
+// The settings open at the side: the focus follows, and returns.
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#tune")) setTimeout(() => document.querySelector("#right .toggle-button")?.focus(), 350);
+  else if (event.target.closest?.("#right .toggle-button")) document.getElementById("tune")?.focus();
+});

@@ -1,0 +1,1 @@
+"""Voice on the page: recordings become questions, and answers are read aloud."""
