@@ -1,11 +1,14 @@
-"""Attention over packed rows on a GPU: each conversation attends to itself only.
+"""Attention on a GPU over the conversations of a batch in one row without padding: each attends to itself only.
 
-TRL joins the packed rows of a batch into one long row and passes where each conversation begins. torch's fused
-attention would need a mask as long and as wide as that row, and would compute all of it. The variable-length form
+TRL joins the rows of a batch into one long row and passes where each conversation begins. torch's fused attention
+would need a mask as long and as wide as that row, and would compute all of it. The variable-length form
 (FlashAttention 2; Dao 2023) computes only what counts. It needs an Ampere GPU or newer, and 16 bits.
 """
 
 from __future__ import annotations
+
+import inspect
+from typing import Any
 
 import torch
 from torch.nn.attention import varlen
@@ -13,6 +16,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 PACKED = "packed_varlen"
+# Several query heads share a key head. torch 2.11 takes them as they are, later versions ask for this flag.
+GROUPED: Any = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 
 
 def packed_attention(
@@ -33,14 +38,13 @@ def packed_attention(
     of the conversations as `cu_seq_lens_q`, int32 (conversations + 1,), and the longest length as `max_length_q`.
     Returns (1, tokens, heads, d) and no attention weights.
     """
-    groups = query.shape[1] // key.shape[1]
-    rows = [query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)]
-    if torch.is_autocast_enabled(query.device.type):  # a 4-bit base computes in float32
+    rows = [query, key, value]
+    if torch.is_autocast_enabled(query.device.type):  # full fine-tuning holds float32 weights
         rows = [row.to(torch.get_autocast_dtype(query.device.type)) for row in rows]
-    queries, keys, values = (row[0].transpose(0, 1).contiguous() for row in rows)
+    queries, keys, values = (row[0].transpose(0, 1) for row in rows)  # views, as the projections wrote them
     out = varlen.varlen_attn(
         queries, keys, values, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        scale=scaling, window_size=(-1, 0),
+        scale=scaling, window_size=(-1, 0), **GROUPED,
     )  # fmt: skip
     assert isinstance(out, torch.Tensor)  # a tuple only if more than the output is asked for
     return out[None], None

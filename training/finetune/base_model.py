@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import prepare_model_for_kbit_training
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -35,15 +34,23 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def attention_implementation(packing: bool) -> str:
+def without_padding(recipe: Recipe) -> bool:
+    """Whether TRL joins the conversations of a batch into one row: always if they are packed, else where the attention
+    can tell them apart and TRL does not cut them itself."""
+    cuts = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()
+    fast = torch.cuda.is_available() and compute_dtype() is torch.bfloat16
+    return recipe.packing or (fast and recipe.objective == "sft" and not cuts)
+
+
+def attention_implementation(recipe: Recipe) -> str:
     """The name of the attention that transformers uses.
 
-    A GPU uses torch's fused kernels; a new enough one computes packed rows conversation by conversation. On a CPU,
-    eager attention is faster for single conversations (most of all backward), the fused one for long packed rows.
+    A GPU uses torch's fused kernels; a new enough one computes rows without padding conversation by conversation. On a
+    CPU, eager attention is faster for single conversations (most of all backward), the fused one for long packed rows.
     """
     if not torch.cuda.is_available():
-        return "sdpa" if packing else "eager"
-    return PACKED if packing and compute_dtype() is torch.bfloat16 else "sdpa"
+        return "sdpa" if recipe.packing else "eager"
+    return PACKED if without_padding(recipe) and compute_dtype() is torch.bfloat16 else "sdpa"
 
 
 @contextmanager
@@ -96,10 +103,11 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(recipe: Recipe, checkpointing: bool, sharded: bool = False) -> PreTrainedModel:
+def load_base(recipe: Recipe, sharded: bool = False) -> PreTrainedModel:
     """The base model. Raises LabError if it is not available.
 
-    QLoRA holds it in 4-bit NF4 with double quantization, LoRA in `compute_dtype`. Full fine-tuning needs float32,
+    QLoRA holds its layers in 4-bit NF4 with double quantization, LoRA in `compute_dtype`; embeddings and norms are in
+    `compute_dtype` for both, so that no activation becomes float32. Full fine-tuning needs float32,
     because its updates are too small for 16 bits. If processes hold a part each (`sharded`), the first one loads the
     weights into its main memory, and accelerate distributes them.
     """
@@ -109,13 +117,11 @@ def load_base(recipe: Recipe, checkpointing: bool, sharded: bool = False) -> Pre
     )
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     with translate_base_errors(recipe.base):
-        model = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             recipe.base_location,
             dtype=torch.float32 if recipe.method == "full" else dtype,
             quantization_config=quantization if recipe.method == "qlora" else None,
             device_map=None if sharded else {"": local_rank} if torch.cuda.is_available() else "cpu",
-            attn_implementation=attention_implementation(recipe.packing),
+            attn_implementation=attention_implementation(recipe),
         )
-    if recipe.method == "qlora":
-        return prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     return model

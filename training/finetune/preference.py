@@ -77,7 +77,7 @@ class PreferenceTrainer(LabTrainer, DPOTrainer):
 
 def preference_trainer(recipe: Recipe, progress: Progress, **trl_arguments: Any) -> PreferenceTrainer:
     """The trainer with its reference. Raises LabError if the base is not available."""
-    reference = load_base(recipe, checkpointing=False) if has_reference(recipe) else None
+    reference = load_base(recipe) if has_reference(recipe) else None
     return PreferenceTrainer(recipe, progress, ref_model=reference, **trl_arguments)
 
 

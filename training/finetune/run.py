@@ -137,7 +137,7 @@ def make_trainer(
         trainer = make(
             recipe,
             progress,
-            model=load_base(recipe, plan.checkpointing, plan.sharded),
+            model=load_base(recipe, plan.sharded),
             processing_class=tokenizer,
             args=settings,
             train_dataset=rows.train,

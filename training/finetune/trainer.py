@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
+from training.data.tokens import IGNORED
+from training.finetune.adapter import prepare_adapter
 from training.finetune.progress import Progress
 from training.finetune.validation.held_out_loss import evaluating, held_out_loss
 from training.recipe import Recipe
@@ -41,6 +44,24 @@ class LengthGroupedOrder(torch.utils.data.Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
 
 
+class LearntPositions:
+    """A collator that also says which positions of a row without padding are learnt, so that the model computes no
+    logits for the others. The CPU knows them; the GPU would have to be waited for."""
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        """The batch. `logits_to_keep` (n,) are the positions before learnt tokens, `shift_labels` (1, n) the tokens."""
+        batch = self.collator(rows)
+        if len(batch["input_ids"]) == 1:
+            following = batch["labels"][0, 1:]
+            learnt = (following != IGNORED).nonzero().flatten()
+            keep = learnt if len(learnt) else torch.zeros(1, dtype=torch.int64)  # a loss needs a position
+            batch |= {"logits_to_keep": keep, "shift_labels": following[keep][None]}
+        return batch
+
+
 class LabTrainer(Trainer):
     """What the trainers of all objectives add to TRL's: an order that survives a resume, an exact resume of 4-bit runs,
     and figures in the log. A subclass names TRL's trainer as its second base."""
@@ -51,9 +72,7 @@ class LabTrainer(Trainer):
     def __init__(self, recipe: Recipe, progress: Progress, **trl_arguments: Any) -> None:
         self.recipe, self.progress = recipe, progress
         super().__init__(**trl_arguments)
-        # TRL makes the adapter of a 4-bit base bfloat16, which would round most updates away at low learning rates.
-        for weight in self.model.parameters():
-            weight.data = weight.data.float() if weight.requires_grad else weight.data
+        prepare_adapter(self.model)
 
     def lengths(self, rows: datasets.Dataset) -> list[int]:
         """The tokens of each row."""
@@ -61,9 +80,24 @@ class LabTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         lengths = self.lengths(self.train_dataset if train_dataset is None else train_dataset)
-        batch = self.recipe.batch_size * self.recipe.gradient_accumulation
+        batch = self.recipe.batch_size
         # The state is read when an epoch begins: a resume replaces it before that.
         return LengthGroupedOrder(lengths, batch, self.recipe.seed, lambda: int(self.state.epoch or 0))
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], torch.Tensor | int | None]:
+        """See `transformers.Trainer.get_batch_samples`. Counts the tokens of a step: transformers would wait for the
+        GPU in each micro-batch to do so. A row without padding is as long as its shape says."""
+        batches, learnt = super().get_batch_samples(*args)
+        masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+        count: Any = sum(mask.sum() for mask in masks) if masks else sum(b["input_ids"].numel() for b in batches)
+        if self.args.world_size > 1:
+            count = self.accelerator.reduce(torch.as_tensor(count, device=self.args.device), "sum")
+        self.state.num_input_tokens_seen += int(count)
+        return batches, learnt
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Nothing: `Progress` counts them, and transformers would walk through all weights in each micro-batch."""
+        return 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See `transformers.Trainer.evaluate`. Random states stay as they are, so a measurement changes no training."""
@@ -79,7 +113,23 @@ class LabTrainer(Trainer):
 
 
 class SupervisedTrainer(LabTrainer, SFTTrainer):
-    """TRL's SFTTrainer on the rows of `training/data/tokens.py`."""
+    """TRL's SFTTrainer on the rows of `training/data/tokens.py`, without its figures of each micro-batch (entropy,
+    accuracy), for which it waits for the GPU."""
+
+    def __init__(self, recipe: Recipe, progress: Progress, **trl_arguments: Any) -> None:
+        super().__init__(recipe, progress, **trl_arguments)
+        args: Any = self.args
+        self.is_nll = args.loss_type == "nll" and not args.label_smoothing_factor
+        self.loss_options: dict[str, bool] = {}  # how the model computes its loss
+        if self.is_nll and args.use_liger_kernel and not self.is_fsdp_enabled:
+            # One pass computes the loss and its gradient; TRL's head computes all logits twice.
+            apply_liger_kernel(self.model, args.liger_kernel_config | {"fused_linear_cross_entropy": True})
+            args.use_liger_kernel = False  # it is done
+            self.loss_options = {"skip_logits": True}
+        elif torch.cuda.is_available():
+            self.loss_options = {"fused_lm_head": True}
+        if self.is_nll and "fused_lm_head" not in self.loss_options:
+            self.data_collator = LearntPositions(self.data_collator)
 
     def compute_loss(
         self,
@@ -88,14 +138,10 @@ class SupervisedTrainer(LabTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """See `transformers.Trainer.compute_loss`.
-
-        On a CPU, transformers computes the loss. The result is the same, but TRL's fused loss saves memory with Triton
-        kernels; without them it loops over chunks and also scores prompts and padding, a quarter of a step's time.
-        """
-        own = torch.cuda.is_available() or getattr(self.args, "loss_type", "nll") != "nll"
-        compute = SFTTrainer.compute_loss if own else Trainer.compute_loss
-        return compute(self, model, inputs, return_outputs, num_items_in_batch)
+        """See `transformers.Trainer.compute_loss`. The model computes the loss itself unless TRL has another one."""
+        if not self.is_nll:
+            return SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        return Trainer.compute_loss(self, model, inputs | self.loss_options, return_outputs, num_items_in_batch)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The held-out loss as a mean over tokens: transformers takes the mean of the batches' means."""

@@ -13,7 +13,7 @@ from trl import SFTConfig
 
 from inference.errors import LabError
 from inference.validation import reason_of
-from training.finetune.base_model import compute_dtype
+from training.finetune.base_model import compute_dtype, without_padding
 from training.finetune.libraries.option_check import check_options
 from training.finetune.memory_plan import Plan
 from training.recipe import Recipe
@@ -142,7 +142,10 @@ def trainer_settings(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> di
         "fp16": dtype is torch.float16,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
-        "include_num_input_tokens_seen": "non_padding",
+        # What makes the CPU wait for the GPU in each micro-batch: `LabTrainer` counts tokens once a step.
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},
+        "include_num_input_tokens_seen": "no",
+        "logging_nan_inf_filter": False,
         "logging_steps": 10,
         "save_strategy": "steps",
         "save_steps": recipe.checkpoints.steps,
@@ -156,4 +159,6 @@ def trainer_settings(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> di
     }
     if recipe.objective == "sft":
         values |= {"packing": recipe.packing, "eval_packing": False}
+        if without_padding(recipe) and not recipe.packing:
+            values |= {"padding_free": True, "max_length": None}  # the rows are cut already
     return values
