@@ -146,9 +146,23 @@ def test_whole_numbers_may_be_written_with_a_point():
         read(VoteValues, battle="x", outcome="a", extra=1)
 
 
-def test_the_sampling_of_every_caller_is_checked():
-    with pytest.raises(LabError, match="The temperature can't be NaN"):
-        check_sampling(Sampling(temperature=float("nan")))
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"temperature": float("nan")}, "The temperature can't be NaN"),
+        ({"stop": ("x" * 10_000,)}, "The stop string has 10,000 characters: shorten it to 200."),
+        ({"stop": ("a", "b", "c", "d", "e")}, "There are 5 stop strings: send at most 4."),
+        ({"stop": ("",)}, "A stop string is empty: leave it out."),
+        ({"stop": 7}, "The stop can't be 7: send a text or a list of texts."),
+        ({"stop": ["a", 7]}, "The stop string can't be 7: send text."),
+        ({"top_k": 0}, "The top k can't be 0: use a whole number from 1 to 100."),
+        ({"min_p": 1.5}, "The min p can't be 1.5: use a number from 0 to 1."),
+        ({"repeat_penalty": 0.5}, "The repeat penalty can't be 0.5: use a number from 1, which changes nothing, to 2."),
+    ],
+)
+def test_the_sampling_of_every_caller_is_checked(values, sentence):
+    with pytest.raises(LabError, match=re.escape(sentence)):
+        check_sampling(Sampling(**values))
 
 
 @pytest.mark.parametrize(

@@ -295,11 +295,32 @@ def test_a_seed_draws_the_same_answer_and_others_differ(subject):
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
-def test_a_tiny_top_p_is_greedy_and_greedy_repeats(subject):
+def test_the_narrowest_top_p_top_k_and_min_p_are_greedy_and_greedy_repeats(subject):
     answers = {ask(subject.engine, subject.emoji, "What does 🐼 mean?")[0] for _ in range(3)}
-    narrow = Sampling(temperature=2.0, top_p=1e-6, max_tokens=64)
-    answers.add(ask(subject.engine, subject.emoji, "What does 🐼 mean?", sampling=narrow)[0])
+    for narrow in ({"top_p": 1e-6}, {"top_p": 1.0, "top_k": 1}, {"top_p": 1.0, "min_p": 1.0}):
+        sampling = Sampling(temperature=2.0, max_tokens=64, **narrow)
+        answers.add(ask(subject.engine, subject.emoji, "What does 🐼 mean?", sampling=sampling)[0])
     assert len(answers) == 1
+
+
+def test_an_answer_ends_before_a_stop_string_and_keeps_the_beginning_of_one(subject):
+    complete, _ = ask(subject.engine, subject.emoji, "What does 🐼 mean?")
+    stop = complete[5:9]  # begins and ends inside of tokens
+    sampling = Sampling(0, max_tokens=64, stop=("never", stop))
+    answer, figures = ask(subject.engine, subject.emoji, "What does 🐼 mean?", sampling=sampling)
+    assert answer == complete[: complete.index(stop)] and figures.finish_reason == "stop"
+    sampling = Sampling(0, max_tokens=64, stop=(complete[-3:] + "!",))
+    assert ask(subject.engine, subject.emoji, "What does 🐼 mean?", sampling=sampling)[0] == complete
+
+
+def test_the_repeat_penalty_changes_answers_as_in_llama_cpp(subject, engine, emoji):
+    questions = ["Which emoji shows a panda?", "Which emojis show pizza, panda and pizza?", "🐼🐼🐼"]
+    sampling = Sampling(0, max_tokens=24, repeat_penalty=2)  # without it, words come twice
+    answers = [ask(subject.engine, subject.emoji, question, sampling=sampling)[0] for question in questions]
+    assert answers != [ask(subject.engine, subject.emoji, question)[0] for question in questions]
+    if subject.counts:  # the server penalizes the question's tokens, too
+        expected = [ask(engine, emoji, question, sampling=sampling)[0] for question in questions]
+        assert sum(a != b for a, b in zip(answers, expected, strict=True)) <= 1, (answers, expected)
 
 
 @local_engines

@@ -157,6 +157,20 @@ def test_text_comes_in_complete_characters():
         assert "🇸" not in pieces and "🏴" not in pieces and not any("\ufffd" in piece for piece in pieces)
 
 
+def test_a_stop_string_is_never_shown_not_even_its_beginning():
+    for text, stop, shown in (
+        ("say ENDEN END", ["END"], "say "), ("aab and aaab", ["aaab", "x"], "aab and "), ("🐼🐙", ["🐙"], "🐼"),
+        ("ab", ["abc", "b"], "a"), ("only EN", ["END"], "only EN"), ("", ["x"], ""),
+    ):  # fmt: skip
+        stream, pieces = TextStream(stop), []
+        for byte in text.encode():
+            pieces.append(stream.feed(bytes([byte])))
+            assert shown.startswith("".join(pieces))
+            if stream.stopped:
+                break
+        assert "".join(pieces) + stream.finish() == shown and stream.stopped == any(each in text for each in stop)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "not a GGUF"])
 def test_a_broken_file_is_named(engine, nano, tmp_path, damage):
     path = tmp_path / "broken.gguf"

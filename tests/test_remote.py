@@ -106,6 +106,8 @@ async def complete(fault: str, request: Request):
             return refusal(429, headers={"retry-after": "1"})
         case "503-twice" if REQUESTS[fault] <= 2:
             return refusal(503)
+        case "strict" if extra := {"top_k", "min_p", "repeat_penalty"} & set(body):
+            return refusal(400, f"Unrecognized request argument supplied: {min(extra)}")
         case "no-usage" if "stream_options" in body:
             return refusal(400, "unknown field stream_options")
         case "short" if len(body["messages"]) > 2:
@@ -224,6 +226,13 @@ def test_the_oldest_turns_are_dropped_if_the_context_is_too_short(faulty):
     assert answer and figures.dropped_turns == 2
     with pytest.raises(LabError, match="too long.*Shorten it"):
         ask(faulty("narrow"), "m", "hello")
+
+
+def test_a_setting_that_the_server_does_not_take_is_refused_and_defaults_are_not_sent(faulty):
+    assert ask(faulty("strict"), "m", "hello", sampling=Sampling(0))[0]
+    for changed in ({"top_k": 5}, {"min_p": 0.1}, {"repeat_penalty": 1.1}):
+        with pytest.raises(LabError, match=f"does not take {next(iter(changed))}: set it to its default"):
+            ask(faulty("strict"), "m", "hello", sampling=Sampling(0, **changed))
 
 
 def test_stop_works_while_the_server_is_silent_and_closes_the_connection(faulty):

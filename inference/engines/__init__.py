@@ -52,12 +52,31 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. At `temperature` 0 it is the most likely one; `seed` None uses a random seed."""
+    """How the next token is chosen, and where the answer ends.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_p: tokens are drawn from the most likely ones whose probabilities add up to this.
+        seed: None is a random seed.
+        stop: the answer ends before the first of these texts.
+        top_k: tokens are drawn from at most so many of the most likely ones.
+        min_p: tokens less likely than this share of the most likely one are never drawn.
+        repeat_penalty: how much less likely the last `REPEAT_WINDOW` tokens of the answer become: positive logits are
+            divided by it, negative ones multiplied (Keskar et al. 2019, section 4.1). 1 changes nothing.
+    """
 
     temperature: float = 0.2
     top_p: float = 0.9
     max_tokens: int = 256
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_k: int = 40  # llama.cpp's default. Sorting all 128,000 candidates for top-p would cost more than it changes
+    min_p: float = 0.0
+    repeat_penalty: float = 1.0
+
+
+MAX_TOP_K = 100  # of `Sampling.top_k`
+REPEAT_WINDOW = 64  # tokens of the answer that `Sampling.repeat_penalty` looks back; llama.cpp's default
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def encode_with_answer(
 
 def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
     """Read a request's events as the chunks of its answer. However the reading ends, `request.cancelled` is set."""
-    text, received = TextStream(), 0
+    text, received = TextStream(request.sampling.stop), 0
     first_at = latest_at = 0.0
     reason: Literal["stop", "length", "cancelled"] = "cancelled"
     try:
@@ -209,6 +209,9 @@ def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
                 first_at, received = first_at or latest_at, received + event.tokens
                 if complete := text.feed(event.data):
                     yield Chunk(text=complete)
+                if text.stopped:
+                    reason = "stop"
+                    break
     finally:
         request.cancelled.set()
     if rest := text.finish():

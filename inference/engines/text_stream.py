@@ -1,8 +1,9 @@
-"""Token bytes to text that can be shown: only complete characters and complete emoji."""
+"""Token bytes to text that can be shown: complete characters, complete emoji, and nothing from a stop string on."""
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 
 ZERO_WIDTH_JOINER = "\u200d"
 BLACK_FLAG = "\U0001f3f4"  # the flags of England, Scotland and Wales are this and some invisible tags
@@ -22,17 +23,28 @@ def is_tag(character: str) -> bool:
 class TextStream:
     """Takes the bytes of each token and returns the text that is complete.
 
-    A flag is two characters of several tokens each. Its first half alone would be shown as a letter in a box.
+    A flag is two characters of several tokens each. Its first half alone would be shown as a letter in a box. Text that
+    may be the beginning of one of the `stop` strings is held back, too.
+
+    Attributes:
+        stopped: whether a stop string has come. The text ends before it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
+        self._stop = stop
+        self.stopped = False
 
     def feed(self, piece: bytes) -> str:
         """Returns the text that the bytes `piece` complete, which may be empty."""
         text = self._held + self._decoder.decode(piece)
-        end = len(text) - unfinished(text)
+        found = [start for stop in self._stop if (start := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        held = max([unfinished(text), *(begun(text, stop) for stop in self._stop)])
+        end = len(text) - held
         self._held = text[end:]
         return text[:end]
 
@@ -41,6 +53,11 @@ class TextStream:
         text, self._held = self._held, ""
         self._decoder.reset()
         return text
+
+
+def begun(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of the string `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def unfinished(text: str) -> int:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from inference.engines import Message, Sampling
+from inference.engines import MAX_TOP_K, Message, Sampling
 from inference.errors import LabError
 from inference.validation import shorten
 
 MAX_TEMPERATURE = 2
 MAX_TOKENS = 4096  # in one answer
 MAX_SEED = 2**32 - 1
+MAX_STOPS = 4  # stop strings of one question; OpenAI's limit
+MAX_STOP = 200  # characters of one of them
+MAX_REPEAT_PENALTY = 2
 MAX_QUESTION = 100_000  # characters
 MAX_SYSTEM_PROMPT = 20_000  # characters
 MAX_MESSAGES = 1_000  # in one conversation
@@ -78,6 +82,19 @@ def check_count(value: object) -> object:
     return value
 
 
+def check_stop(value: object) -> tuple[str, ...]:
+    """Return the stop strings: one text, a list of texts, or nothing. Raises ValueError, whose text is a sentence."""
+    stops = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(stops, (list, tuple)):
+        raise ValueError(f"The stop can't be {describe(value)}: send a text or a list of texts.")
+    if len(stops) > MAX_STOPS:
+        raise ValueError(f"There are {len(stops):,} stop strings: send at most {MAX_STOPS}.")
+    checked = tuple(check_text("stop string", stop, MAX_STOP) for stop in stops)
+    if "" in checked:
+        raise ValueError("A stop string is empty: leave it out.")
+    return checked
+
+
 def whole_number(value: object) -> object:
     """Return 256.0 as 256, because some programs write whole numbers so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -108,10 +125,22 @@ class SamplingValues(Values):
         DEFAULTS.seed, ge=0, le=MAX_SEED, description=f"a whole number from 0 to {MAX_SEED:,}, or leave it out"
     )
 
+    stop: Annotated[tuple[str, ...], BeforeValidator(check_stop)] = Field(
+        DEFAULTS.stop, description=f"at most {MAX_STOPS} texts"
+    )
+    top_k: Annotated[int, BeforeValidator(whole_number)] = Field(
+        DEFAULTS.top_k, ge=1, le=MAX_TOP_K, description=f"a whole number from 1 to {MAX_TOP_K}"
+    )
+    min_p: float = Field(DEFAULTS.min_p, ge=0, le=1, allow_inf_nan=False, description="a number from 0 to 1")
+    repeat_penalty: float = Field(
+        DEFAULTS.repeat_penalty, ge=1, le=MAX_REPEAT_PENALTY, allow_inf_nan=False,
+        description=f"a number from 1, which changes nothing, to {MAX_REPEAT_PENALTY}",
+    )  # fmt: skip
+
     @property
     def sampling(self) -> Sampling:
         """The values in the engines' type."""
-        return Sampling(self.temperature, self.top_p, self.max_tokens, self.seed)
+        return Sampling(**{name: getattr(self, name) for name in SamplingValues.model_fields})
 
 
 class QuestionValues(SamplingValues):
@@ -206,10 +235,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 def check_sampling(sampling: Sampling) -> None:
     """Raise LabError unless each number is in its range."""
-    read(
-        SamplingValues, temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens,
-        seed=sampling.seed,
-    )  # fmt: skip
+    read(SamplingValues, **asdict(sampling))
 
 
 def describe(value: object) -> str:

@@ -99,7 +99,8 @@ class ContinuousBatch:
         # The last token is decoded again even if it is cached, because its logits are needed.
         last = (request.answer_start or len(request.tokens)) - 1
         if not request.scoring and request.sampler is None:
-            request.sampler = Sampler(request.sampling)  # first: it can fail, and nothing is taken yet
+            # first: it can fail, and nothing is taken yet
+            request.sampler = Sampler(request.sampling, self.base.tokenizer.size)
         sequence = self.base.cache.acquire(request.tokens[:last], request.files.adapter)
         if sequence is None:
             return False

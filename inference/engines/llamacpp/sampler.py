@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import llama_cpp.llama_cpp as cpp
 
-from inference.engines import Sampling
+from inference.engines import REPEAT_WINDOW, Sampling
 
-TOP_K = 40  # llama.cpp's own default. Sorting all 128,000 candidates for top-p would cost more than it changes
 RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp draws a seed
 
 
 class Sampler:
-    """A sampler chain: top-k, top-p, temperature, draw. At temperature 0 it takes the most likely token."""
+    """A sampler chain: repeat penalty, top-k, top-p, min-p, temperature, draw. At temperature 0 it takes the most
+    likely token after the penalty. `vocabulary` is the number of tokens that the model has."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, vocabulary: int) -> None:
         self._chain = cpp.llama_sampler_chain_init(cpp.llama_sampler_chain_default_params())
+        if sampling.repeat_penalty != 1:
+            self._add(cpp.llama_sampler_init_penalties(vocabulary, REPEAT_WINDOW, sampling.repeat_penalty, 0.0, 0.0))
         if sampling.temperature <= 0:
-            cpp.llama_sampler_chain_add(self._chain, cpp.llama_sampler_init_greedy())
+            self._add(cpp.llama_sampler_init_greedy())
             return
         seed = RANDOM_SEED if sampling.seed is None else sampling.seed % RANDOM_SEED
-        for sampler in (
-            cpp.llama_sampler_init_top_k(TOP_K),
-            cpp.llama_sampler_init_top_p(sampling.top_p, 1),
-            cpp.llama_sampler_init_temp(sampling.temperature),
-            cpp.llama_sampler_init_dist(seed),
-        ):
-            cpp.llama_sampler_chain_add(self._chain, sampler)
+        self._add(cpp.llama_sampler_init_top_k(sampling.top_k))
+        self._add(cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            self._add(cpp.llama_sampler_init_min_p(sampling.min_p, 1))
+        self._add(cpp.llama_sampler_init_temp(sampling.temperature))
+        self._add(cpp.llama_sampler_init_dist(seed))
+
+    def _add(self, sampler: cpp.llama_sampler_p) -> None:
+        cpp.llama_sampler_chain_add(self._chain, sampler)
 
     def sample(self, context: cpp.llama_context_p, row: int) -> int:
         """Choose a token by the logits of the batch's token `row`."""

@@ -17,34 +17,13 @@ from inference.engines import Sampling
 from inference.engines.pytorch.kv_cache import FUSED, CachePass, RowCache
 from inference.engines.pytorch.loading import Tokenizer, load_config, load_model, translate_base_errors
 from inference.engines.pytorch.mixed_lora import AdapterColumns
+from inference.engines.pytorch.sampler import Sampler
 from inference.engines.pytorch.step_graphs import StepGraphs
 from inference.errors import LabError
 
 MAX_CONTEXT = 4096  # tokens; as in the llama.cpp engine
-TOP_K = 40  # as in the llama.cpp engine
 GRAPH_ROWS = (1, 2, 4, 8, 16, 32)  # the shapes that have a CUDA graph: rows,
 GRAPH_WINDOWS = (512, 1024, 2048, 4096)  # and how many positions the attention sees
-
-
-def sample(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Choose a candidate of each row: top-p, then temperature, in llama.cpp's order.
-
-    Args:
-        logits: (rows, k), the best first.
-        temperature: (rows,); 0 takes the first candidate.
-        top_p: (rows,).
-        draw: (rows,), a random number in [0, 1).
-
-    Returns:
-        Indexes int64 (rows,) in 0 to k - 1.
-    """
-    probabilities = logits.softmax(-1)
-    kept = probabilities.cumsum(-1) - probabilities < top_p[:, None]
-    kept[:, 0] = True
-    weights = ((logits - logits[:, :1]) / temperature[:, None].clamp(min=1e-6)).exp() * kept
-    cumulative = weights.cumsum(-1)
-    index = (cumulative <= draw[:, None] * cumulative[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
-    return torch.where(temperature > 0, index, 0)
 
 
 @dataclass(frozen=True)
@@ -91,10 +70,10 @@ class ModelRunner:
         layers = getattr(config, "layer_types", None) or ()
         self._sliding_window: int | None = config.sliding_window if "sliding_attention" in layers else None
         self._tokens, self._positions = torch.zeros(2, self.rows, 1, dtype=torch.long, device=device)
-        self._temperature, self._top_p, self._draw = torch.zeros(3, self.rows, device=device)
+        self._sampler = Sampler(self.rows, device)
         self._graphs: StepGraphs | None = None
         if device.type == "cuda":
-            self._graphs = StepGraphs(self._advance, [self._tokens, self._positions])
+            self._graphs = StepGraphs(self._advance, [self._tokens, self._positions, self._sampler.recent])
 
     def runs(self, folder: Path, template: str | None) -> bool:
         """Whether this is the base in that folder, with that chat template if it has none of its own."""
@@ -102,8 +81,7 @@ class ModelRunner:
 
     def start_row(self, row: int, sampling: Sampling, draw: float) -> None:
         """Give a row to a new request. `sampling` chooses its tokens; `draw` in [0, 1) is its first random number."""
-        self._temperature[row], self._top_p[row] = sampling.temperature, sampling.top_p
-        self._draw[row] = draw
+        self._sampler.start_row(row, sampling, draw)
         self._positions[row] = self.n_ctx  # until its prompt is read, passes of one token write to the padding
 
     def prefill(self, parts: Sequence[PromptPart]) -> None:
@@ -118,10 +96,13 @@ class ModelRunner:
         rows = torch.tensor([part.row for part in parts], device=self.device)
         window = max(part.end for part in parts)
         with sdpa_kernel(FUSED):
-            token, position = self.next_tokens(tokens.to(self.device), positions.to(self.device), rows, window)
+            token, position = self.next_tokens(
+                tokens.to(self.device), positions.to(self.device), rows, window, in_answer=False
+            )
         for i, part in enumerate(parts):
             if part.ends_prompt:
                 self._tokens[part.row], self._positions[part.row] = token[i], position[i]
+                self._sampler.start_answer(part.row, token[i])
 
     def newest_tokens(self) -> list[int]:
         """The newest token of every row."""
@@ -153,7 +134,7 @@ class ModelRunner:
         rows = len(adapters)
         self.adapters.select(adapters)
         if draws is not None:
-            self._draw[:rows].copy_(torch.tensor(draws))
+            self._sampler.set_draws(draws)
         if self._graphs:
             window = min((w for w in GRAPH_WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
             self._graphs.run(rows, window, self.adapters.version)
@@ -164,7 +145,9 @@ class ModelRunner:
     def _advance(self, rows: int, window: int) -> None:
         """Replace the newest tokens of the first rows, and their positions, by the next ones."""
         tokens, positions = self._tokens[:rows], self._positions[:rows]
-        torch._foreach_copy_([tokens, positions], list(self.next_tokens(tokens, positions, slice(rows), window)))
+        new = self.next_tokens(tokens, positions, slice(rows), window, in_answer=True)
+        torch._foreach_copy_([tokens, positions], list(new))
+        self._sampler.remember(slice(rows), tokens, positions)
 
     def batch_size(self, rows: int) -> int:
         """The smallest size of a CUDA graph that has at least `rows` rows; `rows` if there are no graphs."""
@@ -200,11 +183,10 @@ class ModelRunner:
         return out.logits.float()
 
     def next_tokens(
-        self, tokens: torch.Tensor, positions: torch.Tensor, rows: slice | torch.Tensor, window: int
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: slice | torch.Tensor, window: int, in_answer: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token after each row's last one and its position, both int64 (n, 1). Arguments as for `logits`."""
-        logits = self.logits(tokens, positions, rows, window)[:, -1]
-        candidates, ids = logits.topk(min(TOP_K, logits.shape[-1]))
-        chosen = sample(candidates, self._temperature[rows], self._top_p[rows], self._draw[rows])
+        """The token after each row's last one and its position, both int64 (n, 1). Arguments as for `logits`, and
+        whether the answers have begun."""
+        chosen = self._sampler.choose(self.logits(tokens, positions, rows, window)[:, -1], rows, in_answer)
         # A free row is computed, too, until its next request. Its position must stay inside the cache.
-        return ids.gather(-1, chosen[:, None]), (positions[:, -1:] + 1).clamp(max=self.n_ctx)
+        return chosen, (positions[:, -1:] + 1).clamp(max=self.n_ctx)

@@ -13,6 +13,10 @@ from inference.engines import Chunk, Figures, Message, Sampling
 from inference.engines.remote.server_errors import StreamEnded, UnexpectedResponse, is_too_long
 from inference.errors import LabError
 
+DEFAULTS = Sampling()
+# The fields that servers gave to values of `Sampling`: llama.cpp's name of the repeat penalty, and vLLM's.
+BEYOND_OPENAI = {"top_k": ["top_k"], "min_p": ["min_p"], "repeat_penalty": ["repeat_penalty", "repetition_penalty"]}
+
 
 @dataclass
 class ChatCompletion:
@@ -43,6 +47,13 @@ class ChatCompletion:
     finish: Literal["stop", "length"] | None = None
     usage: Any = None  # the client's CompletionUsage, which servers fill in only partly
 
+    @property
+    def beyond_openai(self) -> dict[str, float]:
+        """The values that OpenAI's API has no fields for: only those that are not the default, because some servers
+        refuse them."""
+        changed = [name for name in BEYOND_OPENAI if getattr(self.sampling, name) != getattr(DEFAULTS, name)]
+        return {field: getattr(self.sampling, name) for name in changed for field in BEYOND_OPENAI[name]}
+
     def arguments(self) -> dict[str, Any]:
         """The arguments of `chat.completions.create`."""
         arguments: dict[str, Any] = {
@@ -55,6 +66,10 @@ class ChatCompletion:
         }
         if self.sampling.seed is not None:
             arguments["seed"] = self.sampling.seed
+        if self.sampling.stop:
+            arguments["stop"] = list(self.sampling.stop)
+        if self.beyond_openai:
+            arguments["extra_body"] = self.beyond_openai
         if self.wants_usage:
             arguments["stream_options"] = {"include_usage": True}
         return arguments

@@ -28,6 +28,7 @@ from inference.engines.remote.server_errors import (
     ErrorMessages,
     StreamEnded,
     UnexpectedResponse,
+    refused_fields,
     retry_delay,
     unknown_model,
 )
@@ -103,7 +104,7 @@ class Engine:
         """See `inference.engines.Engine.stream`. If the server ends the stream in the middle of an answer, all text
         that came is yielded before LabError is raised."""
         yield Chunk(waiting="thinking")
-        completion, text = ChatCompletion(model, list(messages), sampling), TextStream()
+        completion, text = ChatCompletion(model, list(messages), sampling), TextStream(sampling.stop)
         request = self._client.submit(lambda client: self._answer(client, completion))
         error = None
         try:
@@ -123,6 +124,8 @@ class Engine:
                     # Half of a surrogate pair cannot be encoded and becomes a question mark.
                     if complete := text.feed(item.encode("utf-8", "replace")):
                         yield Chunk(text=complete)
+                    if text.stopped:  # not every server knows stop strings
+                        break
                 else:
                     error = item
                     break
@@ -206,4 +209,6 @@ class Engine:
             return self._messages.interrupted(error)
         if isinstance(error, openai.NotFoundError) and completion.models:
             return unknown_model(self.host, completion.model, completion.models)
+        if refused := refused_fields(error, completion.beyond_openai):
+            return LabError(f"{self.host} does not take {refused[0]}: set it to its default.")
         return self._messages.not_answered(error)

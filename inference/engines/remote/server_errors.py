@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -69,6 +69,12 @@ def unknown_model(host: str, model: str, models: Sequence[str]) -> LabError:
     names = [name for name in models if name != model]  # the server may have removed it after the list was read
     choices = ", ".join(names) or "none"
     return LabError(f"{host} serves no model “{shorten(model)}”{nearest(model, names)}: choose one of {choices}.")
+
+
+def refused_fields(error: Exception, fields: Iterable[str]) -> list[str]:
+    """Which of these fields of the request the server says that it does not take."""
+    bad = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+    return [field for field in fields if bad and field in str(error)]
 
 
 @dataclass(frozen=True)
