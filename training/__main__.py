@@ -257,6 +257,10 @@ def run_all(
     include_samples: Samples = False,
     force: Force = False,
     formats: Formats = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="HARDWARE", help="Rent hardware for it on the Hub, such as a10g-small.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --on: accept the price without a question.")] = False,
 ) -> None:
     """Run every step: data, sft, export, evaluate and, with --namespace, publish. The same command resumes a run."""
     checked = load_recipe(recipe, overrides)
@@ -265,6 +269,13 @@ def run_all(
         from training.publish.base_facts import base_facts
 
         base_facts(checked.base).check_title(checked.title)
+    if on:
+        from training.jobs.run_on_hub import Options, run_on_hub
+
+        options = Options(on, namespace, out, private, include_samples, force, formats or [], yes)
+        for line in run_on_hub(checked, options):
+            print(line)
+        return
     folder = train(checked, out, namespace).resolve()
     write_preview(checked, folder, None)
     export(str(folder), formats)
