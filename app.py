@@ -19,6 +19,7 @@ from inference.lab import Lab
 from inference.metrics import configure_log
 from inference.settings import Settings, zero_gpu
 from inference.visitors.limits import VisitorLimits
+from ui.conversations.sidebar import SCRIPT
 from ui.operations import EndSignal, UnreadableRequests, end, operator_routes
 from ui.page import build
 from ui.style.theme import CSS, HEAD, THEME
@@ -40,7 +41,7 @@ def main() -> None:
     signal = EndSignal()
     try:
         page.launch(
-            server_port=settings.port, theme=THEME, css=CSS, head=HEAD, prevent_thread_lock=True,
+            server_port=settings.port, theme=THEME, css=CSS, head=HEAD + SCRIPT, prevent_thread_lock=True,
             max_threads=settings.answers_at_once + OTHER_THREADS, max_file_size=settings.upload_bytes,
             state_session_capacity=VISITS, footer_links=[],
             run_history=False,  # it would fill the storage that conversations are kept in

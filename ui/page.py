@@ -11,6 +11,7 @@ from ui.api import add_endpoints
 from ui.compare_api import add_compare_endpoints
 from ui.components.answer_settings import AnswerSettings
 from ui.components.events import QUIET
+from ui.conversations.sidebar import ConversationSidebar
 from ui.operations import Page, guard_handlers
 from ui.tabs.chat import ChatTab
 from ui.tabs.compare import CompareTab
@@ -36,7 +37,7 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
         add_compare_endpoints(lab, votes, limits)
         with gr.Sidebar(open=False, width=LEFT_WIDTH, elem_id="left") as left:
             gr.Markdown("### Llama Finetuning Lab")
-            new = gr.Button("New conversation", elem_classes="new", size="md")
+            conversations = ConversationSidebar()
         with gr.Sidebar(open=False, width=RIGHT_WIDTH, position="right", elem_id="right") as right:
             gr.Markdown("### Settings")
             settings, voice_settings = AnswerSettings(), VoiceSettings()
@@ -49,7 +50,7 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
                 compare = CompareTab(lab, votes, limits, settings, voice_settings)
             with gr.Tab("Models", elem_classes="page") as models:
                 ModelsTab(lab, chat.picker, tabs, models)
-        new.click(lambda: ([], ""), None, [chat.chatbot, chat.box.notice], **QUIET)
+        conversations.connect(chat, page)
         for running in (chat.running, chat.voice.running, compare.running, compare.voice.running):
             page.unload(running.close_visit)
         page.load(None, None, left, js=OPEN_IF_WIDE)

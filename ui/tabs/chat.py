@@ -3,14 +3,14 @@
 What a conversation is, for code that keeps it: `ChatTab.chatbot` holds the messages as one list of dicts with "role"
 and "content" (see `ui.components.conversation` for the notes in them), `ChatTab.picker.current` the model's id, and
 `ChatTab.settings.inputs` the settings of the next answer. To show another conversation, set the chatbot,
-`picker.dropdown` and `picker.current` in one event. `ChatTab.after_changes` calls a function when the messages have
-changed.
+`picker.dropdown` and `picker.current` in one event. `ChatTab.changes` are the events after which the
+messages have changed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import gradio as gr
@@ -65,7 +65,8 @@ class ChatTab:
         gr.HTML('<button id="to-end" aria-label="Scroll to the end" hidden></button>', elem_classes="to-end-place")
         self.box = Composer("Ask anything", autofocus=True)
         self.voice = VoiceInput(lab, limits, self.box, voice_settings)
-        self.changes: list[Dependency] = []
+        self.answers: list[Dependency] = []  # the events that answer a question
+        self.changes: list[Dependency] = []  # those that change the conversation
         self.connect()
 
     def connect(self) -> None:
@@ -75,7 +76,7 @@ class ChatTab:
         shown = [self.chatbot, box.text, box.notice, box.send, box.stop]
         options = {**QUIET, **answering(self.limits)}
         asked = [self.chatbot, *settings]
-        self.changes = [
+        self.answers = [
             gr.on([box.text.submit, box.send.click], self.ask, [box.text, *asked], shown, **options),
             self.chatbot.example_select(self.ask_example, asked, shown, **options),
             self.chatbot.retry(self.retry, asked, shown, **options),
@@ -83,22 +84,18 @@ class ChatTab:
         ]
         for transcribed, source in voice.connect(**QUIET):
             spoken = [voice.settings.send_at_once, source, box.text, *asked]
-            self.changes.append(transcribed.then(self.ask_transcript, spoken, [*shown, box.recorder], **options))
-        for event in self.changes:  # the model is in memory now
+            self.answers.append(transcribed.then(self.ask_transcript, spoken, [*shown, box.recorder], **options))
+        for event in self.answers:  # the model is in memory now
             event.then(picker.show_state, [picker.own, picker.shown_choices], [picker.dropdown, picker.shown_choices],
                        **QUIET)  # fmt: skip
-        self.changes.append(self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, box.text], **IMMEDIATE))
+        taken_back = self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, box.text], **IMMEDIATE)
+        self.changes = [*self.answers, taken_back]
         box.connect_stop(self.running, voice.running)
         picker.dropdown.change(
             self.select_model, [picker.dropdown, picker.current, picker.own, self.chatbot],
             [self.chatbot, box.notice, picker.own, picker.current], **QUIET,
         )  # fmt: skip
         picker.connect(box.notice)
-
-    def after_changes(self, function: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-        """Call `function` after each answer, stopped or not, and after each question that is taken back."""
-        for event in self.changes:
-            event.then(function, inputs, outputs, **QUIET)
 
     def select_model(self, model_id: str, current: str, own: OwnModels, history: History) -> Iterator[tuple[Any, ...]]:
         """Show the card and examples of another model, a marker in the conversation, and why it is not available."""

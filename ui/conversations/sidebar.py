@@ -1,0 +1,175 @@
+"""The conversations in the left sidebar: new, open, search, rename, delete with undo, download, import.
+
+Each event runs a function of `browser_store.js` first, which reads or writes the browser's storage. Then the server
+checks what it returns and says what to show. The server stores nothing of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from inference.errors import LabError, visitor_message
+from inference.visitors.values import read
+from ui.components.composer import send_or_stop
+from ui.components.conversation import ChatEntry
+from ui.components.events import QUIET
+from ui.conversations.kept_conversation import (
+    FORMAT,
+    MAX_KEPT,
+    MAX_TITLE,
+    as_markdown,
+    history_of,
+    messages_of,
+    read_export,
+    title_of,
+)  # fmt: skip
+from ui.conversations.report import Report
+from ui.tabs.chat import ChatTab
+
+STORE = (Path(__file__).parent / "browser_store.js").read_text(encoding="utf-8")
+# Part of the page's head: defines `window.conversations`.
+SCRIPT = f"""<script>
+const MAX_KEPT = {MAX_KEPT}, LONGEST_TITLE = {MAX_TITLE}, FORMAT = "{FORMAT}";
+{STORE}</script>"""
+SMALL: dict[str, Any] = {"scale": 0, "min_width": 36}
+
+
+class ConversationSidebar:
+    """The components, created inside the open block, and their events."""
+
+    def __init__(self) -> None:
+        self.new = gr.Button("New conversation", size="md", elem_classes="new", elem_id="new")
+        self.search = gr.Textbox(
+            label="Search conversations", show_label=False, container=False, placeholder="Search", max_length=200,
+            elem_id="search",
+        )  # fmt: skip
+        self.list = gr.Radio([], label="Conversations", show_label=False, container=False, elem_id="history")
+        # The choices are in the browser: Gradio would compare with those that it sent before the app restarted.
+        vars(self.list)["preprocess"] = lambda payload: payload
+        self.title = gr.Textbox(
+            label="New title", visible=False, submit_btn="Rename", max_length=MAX_TITLE, elem_id="title"
+        )
+        self.notice = gr.Markdown("", elem_classes="notice", elem_id="conversations-notice")
+        self.import_notice = gr.Markdown("", elem_classes="notice", elem_id="import-notice")
+        self.undo = gr.Button("Undo delete", size="sm", visible=False, elem_id="undo-delete")
+        with gr.Row(elem_classes="tools"):
+            self.rename = gr.Button("Rename", elem_classes=["round", "pen"], elem_id="rename", **SMALL)
+            self.delete = gr.Button("Delete", elem_classes=["round", "bin"], elem_id="delete", **SMALL)
+            self.markdown = gr.Button(
+                "Download this conversation as Markdown", elem_classes=["round", "text"], elem_id="as-markdown", **SMALL
+            )
+            self.json = gr.Button(
+                "Download the listed conversations as JSON", elem_classes=["round", "save"], elem_id="as-json", **SMALL
+            )
+            self.file = gr.UploadButton(
+                "Import conversations", file_types=[".json"], elem_classes=["round", "open"], elem_id="import", **SMALL
+            )
+        self.changed = gr.Button("Refresh", visible="hidden", elem_id="conversations-changed")
+        gr.HTML("Kept in this browser only.", elem_classes="figures")
+        # What the browser sends, and what it gets to store: not shown, and not in the session.
+        self.report, self.outgoing = gr.JSON(visible=False), gr.JSON(visible=False)
+
+    def connect(self, chat: ChatTab, page: gr.Blocks) -> None:
+        """Connect the events. `chat` shows the conversation of this tab."""
+        self.chat, picker = chat, chat.picker
+        self.shown = [
+            self.list, self.notice, self.undo, self.title,
+            chat.chatbot, picker.dropdown, picker.current, chat.box.send, chat.box.stop,
+        ]  # fmt: skip
+        conversation = [chat.chatbot, picker.current]
+        for change in chat.changes:
+            change.then(draft, conversation, self.outgoing, **QUIET).then(**self.step("save", self.outgoing))
+        # Another conversation is shown: the running answer ends, and what it has so far is kept.
+        leaving: dict[str, Any] = {
+            "fn": self.stop, "inputs": conversation, "outputs": self.outgoing, "cancels": chat.answers, **QUIET,
+        }  # fmt: skip
+        self.new.click(**leaving).then(**self.step("leave", self.outgoing))
+        self.list.input(**leaving).then(**self.step("open", self.list, self.outgoing))
+        self.delete.click(**leaving).then(**self.step("remove", self.list))
+        self.undo.click(**leaving).then(**self.step("restore", self.outgoing))
+        page.load(**self.step("start"))
+        self.changed.click(**self.step("list"))
+        self.search.input(**self.step("list"), trigger_mode="always_last")
+        self.title.submit(**self.step("rename", self.list, self.title))
+        self.rename.click(
+            lambda title, _: gr.Textbox(title, visible=bool(title)), [self.report, self.list], self.title,
+            js="(_, id) => [conversations.titleOf(id), id]", **QUIET,
+        )  # fmt: skip
+        self.connect_files()
+
+    def connect_files(self) -> None:
+        """Connect the downloads, which the browser writes, and the import."""
+        self.json.click(**self.step("export"))
+        self.markdown.click(as_file, self.chat.chatbot, self.outgoing, **QUIET).then(
+            None, self.outgoing, None, js="(file) => {if (file) conversations.download(file)}", **QUIET
+        )
+        imported = self.file.upload(read_file, self.file, [self.outgoing, self.import_notice], **QUIET)
+        imported.then(**self.step("add", self.outgoing))
+
+    def step(self, call: str, *inputs: gr.components.Component) -> dict[str, Any]:
+        """Return an event's options: run a function of the store with the search and `inputs`, then show its report."""
+        names = ", ".join(f"value{number}" for number in range(len(inputs)))
+        js = f"(report, query, {names}) => [...conversations.{call}(query, {names}), {names}]"
+        return {
+            "fn": self.show, "inputs": [self.report, self.search, *inputs], "outputs": self.shown, "js": js, **QUIET,
+        }  # fmt: skip
+
+    def show(self, values: Any, query: str, *_: Any) -> tuple[Any, ...]:
+        """Return what the browser's report means for the list, its notice, the undo button, the title box, and for the
+        conversation, its model and its buttons if another one is to be shown."""
+        report = read(Report, **values) if isinstance(values, dict) else Report()
+        notice, history, model = report.notice, gr.skip(), gr.skip()
+        try:
+            opened = report.opened
+            if opened is not None:
+                history = history_of(opened.messages)
+                known = opened.model in self.chat.lab.catalog
+                model = opened.model if known else model
+                notice = notice if known else f"{opened.model} is not listed here: the selected model answers now."
+            elif report.empty:
+                history = []
+        except LabError as error:
+            notice, history = visitor_message(error), []
+        choices = [(summary.title or "Untitled", summary.id) for summary in report.summaries]
+        buttons = send_or_stop(running=False) if isinstance(history, list) else [gr.skip()] * 2
+        return (
+            gr.Radio(choices, value=report.shown), notice, gr.Button(visible=report.removed), gr.Textbox(visible=False),
+            history, model, model, *buttons,
+        )  # fmt: skip
+
+    def stop(self, request: gr.Request, history: list[ChatEntry], model: str) -> dict[str, Any] | None:
+        """Stop the running answer and return the conversation in the form that the browser keeps."""
+        self.chat.running.stop(request)
+        return draft(history, model)
+
+
+def draft(history: list[ChatEntry], model: str) -> dict[str, Any] | None:
+    """Return a conversation in the form that the browser keeps; None if it has no question."""
+    messages = messages_of(history)
+    if not messages:
+        return None
+    return {"title": title_of(messages), "model": model, "messages": [message.model_dump() for message in messages]}
+
+
+def as_file(history: list[ChatEntry]) -> dict[str, str] | None:
+    """Return a conversation as a Markdown file for the browser to save; None if it is empty."""
+    messages = messages_of(history)
+    text = as_markdown(title_of(messages), messages)
+    return {"name": "conversation.md", "text": text, "type": "text/markdown"} if messages else None
+
+
+def read_file(path: str | None) -> tuple[list[dict[str, Any]] | None, str]:
+    """Return the conversations of an exported file, and a notice. The upload is deleted at once."""
+    if path is None:
+        return None, ""
+    file = Path(path)
+    content = file.read_bytes()
+    file.unlink()
+    try:
+        found = [conversation.model_dump() for conversation in read_export(content)]
+    except LabError as error:
+        return None, visitor_message(error)
+    return found, f"The file has {len(found)} conversations." if len(found) != 1 else "The file has 1 conversation."
