@@ -35,13 +35,20 @@ MISSING = {
 }
 MAX_DOWNLOADED = 200  # run records from the Hub in memory
 TIMEOUT = 10  # seconds that the Hub has for a response
-# Recipe keys of earlier versions.
-RENAMED = {"accumulation": "gradient_accumulation"}
+# Earlier versions of recipes had the size of a micro-batch and, under one of these names, the micro-batches of a step.
+ACCUMULATION = ("accumulation", "gradient_accumulation")
+OLD_MICRO_BATCH = 2  # its default
 
 
 def with_current_names(recipe: dict) -> dict:
-    """The fields of a recipe under their current names."""
-    return {RENAMED.get(name, name): value for name, value in recipe.items()}
+    """The fields of a recipe under their current names. `batch_size` is the number of conversations of a step, which is
+    the product of the two fields that earlier versions had."""
+    micro_batches = next((recipe[name] for name in ACCUMULATION if name in recipe), None)
+    micro_batch = recipe.get("batch_size", OLD_MICRO_BATCH)
+    if not isinstance(micro_batches, int) or not isinstance(micro_batch, int):
+        return dict(recipe)
+    current = {name: value for name, value in recipe.items() if name not in ACCUMULATION}
+    return current | {"batch_size": micro_batch * micro_batches}
 
 
 class TolerantModel(BaseModel):

@@ -7,6 +7,7 @@ overrides of any field as `key=value` (`lora.r=8 epochs=3`). Each field's descri
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from inference.errors import LabError
-from inference.run_records import RENAMED, with_current_names
+from inference.run_records import ACCUMULATION, with_current_names
 from inference.settings import PROJECT
 from inference.validation import explain, nearest, where_not_yaml
 
@@ -106,6 +107,13 @@ def on_off_as_text(value: object) -> object:
 Choice = Annotated[Literal["auto", "on", "off"], BeforeValidator(on_off_as_text)]
 
 
+def auto_or_count(value: object) -> object:
+    """Accept the word auto, or a positive number. Raises ValueError for anything else."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"“speed.micro_batch” can't be {value!r}: it is auto, or a number of conversations.")
+
+
 def steps_or_share(value: object, info: ValidationInfo) -> object:
     """Accept a number of steps, or a share of all steps between 0 and 1. Raises ValueError for anything else."""
     is_steps = isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -116,14 +124,24 @@ def steps_or_share(value: object, info: ValidationInfo) -> object:
 
 
 class Speed(Section):
-    """Options that change speed and memory but not the result. `training/finetune/memory_plan.py` decides "auto"."""
+    """Options that change speed and memory but not the result. `training/finetune/planning/` decides "auto"."""
 
+    micro_batch: Annotated[int | Literal["auto"], BeforeValidator(auto_or_count)] = Field(
+        "auto",
+        description="Conversations that a GPU computes at once, a divisor of its part of the batch; auto takes the "
+        "fastest number that fits.",
+    )
     gradient_checkpointing: Choice = Field(
         "auto",
         description="Recompute activations: a third slower, much less memory; auto turns it on if memory is short.",
     )
     fused_kernels: Choice = Field(
         "auto", description="Liger's fused kernels: faster and less memory; auto uses them on a GPU if installed."
+    )
+    attention: Literal["auto", "eager", "sdpa", "varlen"] = Field(
+        "auto",
+        description="varlen computes no padding, on a GPU with bfloat16; sdpa is torch's fused kernel; auto takes the "
+        "fastest.",
     )
     compile: Choice = Field(
         "auto", description="torch.compile: faster steps, but minutes of compiling for each batch length; auto is off."
@@ -159,9 +177,15 @@ class Recipe(Section):
     objective: Literal["sft", "dpo"] = Field(
         "sft", description="`sft` learns the answers, `dpo` to prefer the chosen answer of a pair to the rejected one."
     )
-    method: Literal["qlora", "lora", "full"] = Field(
+    method: Literal["auto", "qlora", "lora", "full"] = Field(
         "qlora",
-        description="`qlora` holds the base in 4 bits, `lora` in 16 and is faster, `full` takes 16 bytes a parameter.",
+        description="`qlora` holds the base in 4 bits, `lora` in 16 and is faster, `full` takes 16 bytes a parameter; "
+        "`auto` takes `lora` if it fits, else `qlora`.",
+    )
+    memory: Literal["auto", "low"] = Field(
+        "auto",
+        description="`low` aims at the smallest card: one conversation at once, recomputed activations, 4 bits if the "
+        "method is `auto`, and on a GPU an optimizer with 8 bits.",
     )
     lora: Lora = Field(Lora(), description="The adapter's shape; `full` ignores it.")
     peft: dict[str, Any] = Field({}, description="More options of PEFT's LoraConfig, such as {use_rslora: true}.")
@@ -175,10 +199,9 @@ class Recipe(Section):
         None, gt=0, description="Stops the run after n optimizer steps; null runs all epochs."
     )
     batch_size: int = Field(
-        2, gt=0, description="Conversations in a micro-batch: more are faster until memory is full."
-    )
-    gradient_accumulation: int = Field(
-        4, gt=0, description="Micro-batches per optimizer step: more enlarge the batch without more memory."
+        8,
+        gt=0,
+        description="Conversations of an optimizer step, on all GPUs together: more make fewer and steadier steps.",
     )
     learning_rate: float = Field(
         2e-4, gt=0, description="The peak learning rate: higher learns faster until it diverges."
@@ -258,16 +281,31 @@ def read_fields(path: Path, kind: str = "recipe") -> dict[str, Any]:
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     """The recipe with that name or path, with `key=value` overrides. Raises LabError if anything in it is invalid."""
     path = find_file(name)
-    values = read_fields(path)
-    for old in RENAMED.keys() & values.keys():
-        print(f"{path.name}: “{old}” is now called “{RENAMED[old]}”.", file=sys.stderr)
-    values = with_current_names(values)
-    for override in overrides or []:
-        apply_override(values, override)
+    written = read_fields(path)
+    values = with_current_names(written)
+    if values.keys() != written.keys():
+        size = values["batch_size"]
+        print(f"{path.name}: “batch_size” now counts a whole step: write batch_size: {size} alone.", file=sys.stderr)
+    apply_overrides(values, overrides or [])
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise LabError(f"{path.name}: {explain(error, Recipe)}") from error
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set each `key=value` in `values`. Raises LabError if one is no override, or has an effect only with another."""
+    keys = [override.partition("=")[0] for override in overrides]
+    if (old := next((key for key in keys if key in ACCUMULATION), None)) and "batch_size" not in keys:
+        raise LabError(
+            f"“{old}” is chosen from the card's memory now: set batch_size to the conversations of a whole step, or "
+            "speed.micro_batch to those that a GPU computes at once."
+        )
+    for override in overrides:
+        apply_override(values, override)
+    current = with_current_names(values)
+    values.clear()
+    values.update(current)
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -275,7 +313,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise LabError(f"“{override}” is not an override: write it as key=value, such as epochs=3.")
-    *sections, last = RENAMED.get(key, key).split(".")
+    *sections, last = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):

@@ -47,6 +47,7 @@ class PublicFields(TypedDict, total=False):
     peak_memory_bytes: int | None
     device: str
     processes: int
+    plan: Fields
     losses: list[list[float]]
     precision: Fields
     validation: Fields

@@ -34,25 +34,6 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def without_padding(recipe: Recipe) -> bool:
-    """Whether TRL joins the conversations of a batch into one row: always if they are packed, else where the attention
-    can tell them apart and TRL does not cut them itself."""
-    cuts = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()
-    fast = torch.cuda.is_available() and compute_dtype() is torch.bfloat16
-    return recipe.packing or (fast and recipe.objective == "sft" and not cuts)
-
-
-def attention_implementation(recipe: Recipe) -> str:
-    """The name of the attention that transformers uses.
-
-    A GPU uses torch's fused kernels; a new enough one computes rows without padding conversation by conversation. On a
-    CPU, eager attention is faster for single conversations (most of all backward), the fused one for long packed rows.
-    """
-    if not torch.cuda.is_available():
-        return "sdpa" if recipe.packing else "eager"
-    return PACKED if without_padding(recipe) and compute_dtype() is torch.bfloat16 else "sdpa"
-
-
 @contextmanager
 def translate_base_errors(base: str) -> Iterator[None]:
     """Turn the exceptions of loading a base into a LabError."""
@@ -103,8 +84,8 @@ def load_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base(recipe: Recipe, sharded: bool = False) -> PreTrainedModel:
-    """The base model. Raises LabError if it is not available.
+def load_base(recipe: Recipe, attention: str, sharded: bool = False) -> PreTrainedModel:
+    """The base model with a plan's kind of attention. Raises LabError if it is not available.
 
     QLoRA holds its layers in 4-bit NF4 with double quantization, LoRA in `compute_dtype`; embeddings and norms are in
     `compute_dtype` for both, so that no activation becomes float32. Full fine-tuning needs float32,
@@ -122,6 +103,6 @@ def load_base(recipe: Recipe, sharded: bool = False) -> PreTrainedModel:
             dtype=torch.float32 if recipe.method == "full" else dtype,
             quantization_config=quantization if recipe.method == "qlora" else None,
             device_map=None if sharded else {"": local_rank} if torch.cuda.is_available() else "cpu",
-            attn_implementation=attention_implementation(recipe),
+            attn_implementation=PACKED if attention == "varlen" else attention,
         )
     return model

@@ -16,9 +16,6 @@ from trl import DPOTrainer
 from inference.errors import LabError
 from inference.validation import nearest
 from training.data import Split
-from training.finetune.base_model import load_base
-from training.finetune.memory_plan import has_reference
-from training.finetune.progress import Progress
 from training.finetune.trainer import LabTrainer
 from training.recipe import Recipe
 
@@ -73,12 +70,6 @@ class PreferenceTrainer(LabTrainer, DPOTrainer):
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         # TRL would render and tokenize the rows its own way. They are tokens already.
         return dataset
-
-
-def preference_trainer(recipe: Recipe, progress: Progress, **trl_arguments: Any) -> PreferenceTrainer:
-    """The trainer with its reference. Raises LabError if the base is not available."""
-    reference = load_base(recipe) if has_reference(recipe) else None
-    return PreferenceTrainer(recipe, progress, ref_model=reference, **trl_arguments)
 
 
 def preference_record(log_history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -13,10 +13,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from accelerate import PartialState
+from accelerate.utils.memory import should_reduce_batch_size
+from pyarrow.compute import list_value_length
 from torch.nn.attention import sdpa_kernel
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, TrainerCallback, set_seed
@@ -28,16 +33,26 @@ from training import data
 from training.data.pair_tokens import tokenize_pairs
 from training.data.tokens import TokenizedSplit, tokenize_split
 from training.export.exportable import check_exportable
-from training.finetune import memory_plan
 from training.finetune.base_model import load_base, load_config, load_tokenizer
 from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock
 from training.finetune.libraries.peft_options import check_peft_options, lora_config
 from training.finetune.libraries.trl_options import check_trl_options, trainer_config, translate_trl_errors
-from training.finetune.preference import check_objective, check_preference_options, preference_trainer
+from training.finetune.planning.fallback import (
+    LastStep,
+    describe_change,
+    free_memory,
+    out_of_memory,
+    smaller_plan,
+)
+from training.finetune.planning.memory import has_reference
+from training.finetune.planning.plan import Plan
+from training.finetune.planning.plan import plan as make_plan
+from training.finetune.preference import PreferenceTrainer, check_objective, check_preference_options
 from training.finetune.processes.first_process import on_first_process, part_processes
 from training.finetune.processes.launch import check_one_gpu
 from training.finetune.progress import Progress
 from training.finetune.result.write_model import gathered_weights, translate_write_errors, write_model
+from training.finetune.resume.checkpoint_folder import Checkpoint
 from training.finetune.resume.checkpoints import Checkpoints
 from training.finetune.resume.identity import Identity, recorded_identity
 from training.finetune.trainer import LabTrainer, SupervisedTrainer
@@ -58,45 +73,106 @@ def fine_tune(
     api: HfApi | None = None,
     repo: str | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    plan: Plan | None = None,
 ) -> Path:
-    """Train the recipe into the folder `out` and return it.
+    """Train the recipe into the folder `out` and return it; without a plan, with the fastest one that fits.
 
     Resumes from the newest checkpoint in `out` or in the Hub repository `repo`; new checkpoints go to both. Raises
     LabError if the run can't fit (before the base is downloaded), or if its data or base is not available.
     """
     check_one_gpu()
-    set_seed(recipe.seed)
     check_options(recipe)
     with translate_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    plan = memory_plan.plan(recipe)
     check_exportable({}, load_config(recipe), recipe.base)
     split = data.load(recipe.data)
     check_objective(recipe, split)
     identity = Identity(recipe.model_dump(), data.fingerprint(split.train))
     if is_finished(identity, out):
         return out
+    PartialState(cpu=not torch.cuda.is_available())  # connects the processes
     checkpoints = Checkpoints(out / "checkpoints", identity, recipe.checkpoints.keep, repo, api)
-    settings = trainer_config(recipe, checkpoints.staging, plan, f"{recipe.name}-{identity.short}")
     found = on_first_process(checkpoints.newest)
-    seconds = found.seconds if found else 0.0
-    progress = Progress(recipe.name, recipe.max_length, plan.processes, seconds, recipe.objective == "dpo")
-    best = BestWeights(checkpoints.folder)
-    trainer = make_trainer(recipe, plan, settings, split, [CompleteCheckpoint(checkpoints, progress, best)], progress)
-    if "tensorboard" in recipe.report_to:
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(out / "logs"))))
-    for callback in callbacks:
-        trainer.add_callback(callback)
-    measure_while_training(trainer, best, found.folder if found else None)
-    # Standard output holds only the result of a command; trackio's notes go to standard error.
-    with translate_write_errors(out), sdpa_kernel(FUSED), redirect_stdout(sys.stderr):
-        trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+    if found and recipe.method == "auto":
+        recipe = recipe.model_copy(update={"method": found.manifest["recipe"]["method"]})
+        plan = plan if plan and plan.method == recipe.method else None
+    tokenizer = load_tokenizer(recipe)
+    rows = tokenize_rows(recipe, split, tokenizer)
+    plan = plan or on_first_process(lambda: make_plan(recipe, lengths=row_lengths(rows)))
+    recipe = recipe.model_copy(update={"method": plan.method})
+    checkpoints.identity = identity = replace(identity, recipe=recipe.model_dump())
+    run = Run(recipe, identity, split, tokenizer, rows, checkpoints, out, callbacks)
+    trainer, best, plan = run.train(plan, found)
     weights = gathered_weights(trainer)
     part_processes()
     if trainer.is_world_process_zero():
-        write_model(trainer, choose_weights(trainer, best, weights), split, identity, best, out)
+        write_model(trainer, choose_weights(trainer, best, weights), split, identity, best, plan, out)
         checkpoints.finish()
     return out
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and where its checkpoints are."""
+
+    recipe: Recipe
+    identity: Identity
+    split: data.Split
+    tokenizer: PreTrainedTokenizerBase
+    rows: TokenizedSplit
+    checkpoints: Checkpoints
+    out: Path
+    callbacks: Sequence[TrainerCallback]
+
+    def train(self, plan: Plan, found: Checkpoint | None) -> tuple[LabTrainer, BestWeights, Plan]:
+        """Train from a checkpoint to the end. If memory runs out, go on with a smaller plan.
+
+        Raises OutOfMemory if several processes would have to do that.
+        """
+        while True:
+            if PartialState().is_main_process:
+                print(plan.describe(), file=sys.stderr)
+            best, last = BestWeights(self.checkpoints.folder), LastStep()
+            trainer = self.make_trainer(plan, found, best, last)
+            if self.try_plan(trainer, found):
+                return trainer, best, plan
+            if plan.processes > 1:
+                raise out_of_memory(self.recipe, plan)
+            smaller = smaller_plan(self.recipe, plan)
+            trainer.progress.close()
+            last.save(trainer)
+            print(describe_change(plan, smaller), file=sys.stderr)
+            plan, found = smaller, self.checkpoints.newest()
+            del trainer
+            free_memory()
+
+    def try_plan(self, trainer: LabTrainer, found: Checkpoint | None) -> bool:
+        """Train to the end; False if memory ran out. The exception, which holds memory, ends here."""
+        # Standard output holds only the result of a command; trackio's notes go to standard error.
+        with translate_write_errors(self.out), sdpa_kernel(FUSED), redirect_stdout(sys.stderr):
+            try:
+                trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                return False
+        return True
+
+    def make_trainer(self, plan: Plan, found: Checkpoint | None, best: BestWeights, last: LastStep) -> LabTrainer:
+        """The trainer with the base loaded and all callbacks. Raises LabError if the base is not available."""
+        recipe = self.recipe
+        set_seed(recipe.seed)
+        settings = trainer_config(recipe, self.checkpoints.staging, plan, f"{recipe.name}-{self.identity.short}")
+        seconds = found.seconds if found else 0.0
+        progress = Progress(recipe.name, recipe.max_length, plan.processes, seconds, recipe.objective == "dpo")
+        trainer = load_trainer(recipe, plan, settings, self.tokenizer, self.rows, progress)
+        saving = [SaveByTheClock(recipe.checkpoints.minutes), CompleteCheckpoint(self.checkpoints, progress, best)]
+        for callback in (progress, last, *saving, *self.callbacks):
+            trainer.add_callback(callback)
+        if "tensorboard" in recipe.report_to:
+            trainer.add_callback(TensorBoardCallback(SummaryWriter(str(self.out / "logs"))))
+        measure_while_training(trainer, best, found.folder if found else None)
+        return trainer
 
 
 def check_options(recipe: Recipe) -> None:
@@ -117,48 +193,72 @@ def is_finished(identity: Identity, out: Path) -> bool:
     return True
 
 
-def make_trainer(
+def load_trainer(
     recipe: Recipe,
-    plan: memory_plan.Plan,
+    plan: Plan,
     settings: Any,
-    split: data.Split,
-    callbacks: Sequence[TrainerCallback],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: TokenizedSplit,
     progress: Progress,
 ) -> LabTrainer:
-    """The trainer with base, tokenizer and data loaded; `settings` are those of TRL's trainer.
+    """The trainer with the base's weights; `settings` are those of TRL's trainer.
 
-    Raises LabError if the base is not available, or if its chat template does not fit the data. The weights are loaded
-    last.
+    Raises LabError if the base is not available, or if TRL refuses the recipe's options.
     """
-    tokenizer = load_tokenizer(recipe)
-    rows = tokenize_rows(recipe, split, tokenizer)
-    make = preference_trainer if recipe.objective == "dpo" else SupervisedTrainer
+    make: Any = PreferenceTrainer if recipe.objective == "dpo" else SupervisedTrainer
+    reference = {"ref_model": load_base(recipe, plan.attention)} if has_reference(recipe) else {}
     with translate_trl_errors(recipe):
-        trainer = make(
+        trainer: LabTrainer = make(
             recipe,
             progress,
-            model=load_base(recipe, plan.sharded),
+            model=load_base(recipe, plan.attention, plan.sharded),
             processing_class=tokenizer,
             args=settings,
             train_dataset=rows.train,
             eval_dataset=rows.validation if len(rows.validation) else None,
             peft_config=lora_config(recipe),
-            callbacks=[progress, SaveByTheClock(recipe.checkpoints.minutes), *callbacks],
+            **reference,
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
+def read_lengths(recipe: Recipe) -> list[int]:
+    """The tokens of each conversation of a recipe. Raises LabError as `fine_tune` does, before it loads the base."""
+    check_options(recipe)
+    split = data.load(recipe.data)
+    check_objective(recipe, split)
+    return row_lengths(tokenize(recipe, split, load_tokenizer(recipe)))
+
+
+def row_lengths(rows: TokenizedSplit) -> list[int]:
+    """The tokens of each conversation that is learnt from or held out for the loss; of a pair, of its longer one."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids") if "chosen_ids" in rows.train.column_names else ("input_ids",)
+    lengths: list[int] = []
+    for part in (rows.train, rows.validation):
+        table = part.with_format("arrow")
+        found = [list_value_length(table[name]).to_numpy() for name in names] if len(part) else []
+        if found:
+            first, *others = found
+            total = first + np.maximum(*others) if others else first
+            lengths += total.tolist()
+    return lengths
+
+
 def tokenize_rows(recipe: Recipe, split: data.Split, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
     """The rows as tokens. The first process of a machine tokenizes them; the others read its result from the cache."""
-    own_cut = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()  # TRL then cuts the rows its own way
     processes = PartialState()
     with processes.local_main_process_first():
-        if recipe.objective == "dpo":
-            rows = tokenize_pairs(split, tokenizer, recipe.max_length)
-        else:
-            rows = tokenize_split(split, tokenizer, None if own_cut else recipe.max_length)
+        rows = tokenize(recipe, split, tokenizer)
     if processes.is_main_process:
         for sentence in rows.report.sentences():
             print(sentence, file=sys.stderr)
     return rows
+
+
+def tokenize(recipe: Recipe, split: data.Split, tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
+    """The rows as tokens, cut at max_length unless TRL is to cut them its own way."""
+    own_cut = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()
+    if recipe.objective == "dpo":
+        return tokenize_pairs(split, tokenizer, recipe.max_length)
+    return tokenize_split(split, tokenizer, None if own_cut else recipe.max_length)

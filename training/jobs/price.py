@@ -56,7 +56,8 @@ def estimate_price(recipe: Recipe, hardware: Hardware) -> Price:
 
     Raises LabError if the data or the base are not available, or if the run does not fit into the GPU's memory.
     """
-    from training.finetune.estimates import CARDS, estimate, find_card
+    from training.finetune.planning.cards import CARDS, find_card
+    from training.finetune.planning.estimates import estimate
 
     config, lengths = row_lengths(recipe)
     card = CARDS.get(hardware.gpu) if hardware.gpu else find_card("cpu")

@@ -7,7 +7,6 @@ recipe that runs and learns, not the best one: a sweep finds that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 
 from inference.errors import LabError
 from inference.validation import nearest
-from training.finetune.estimates import CARDS, Card, Estimate, estimate
+from training.finetune.planning.cards import CARDS, Card
+from training.finetune.planning.estimates import Estimate, estimate
+from training.finetune.planning.plan import SAFE
 from training.new.inspection import BaseFacts, DataFacts
 from training.recipe import Recipe
 
@@ -181,17 +182,19 @@ def batch_size(rows: int, epochs: float) -> int:
 
 
 def fit(choices: Choices, base: BaseFacts, data: DataFacts, card: Card, batch: int) -> Estimate:
-    """Choose method and micro-batch so that the run fits the card, and a shorter max_length if nothing else helps.
+    """Choose the method whose plan fits the card, 16 bits if they do, and a shorter max_length if nothing else helps.
 
-    Prefers 16 bits to 4, and a large micro-batch to recomputed activations. Raises LabError if nothing fits.
+    Raises LabError if nothing fits.
     """
+    choices.set("batch_size", batch)
     while True:
-        for trial, found in attempts(choices, base, data, card, batch):
-            if found.need <= 0.9 * card.memory:
-                bits = {"qlora": "4 bits", "lora": "16 bits", "full": "all weights"}[trial["method"]]
-                choices.set("method", trial["method"], f"{bits} fit {card.name}: {found.need / 1e9:.1f} GB")
-                choices.set("batch_size", trial["batch_size"])
-                choices.set("gradient_accumulation", trial["gradient_accumulation"], f"{batch} rows make a step")
+        for method in ("lora", "qlora"):
+            trial = choices.with_values(method=method)
+            found = estimate(trial.recipe(), base.config, data.lengths, card)
+            if found.need <= SAFE * card.memory:
+                method = found.plan.method
+                bits = {"qlora": "4 bits", "lora": "16 bits", "full": "all weights"}[method]
+                choices.set("method", method, f"{bits} fit {card.name}: {found.need / 1e9:.1f} GB")
                 return found
         length = choices.values["max_length"] // 2
         if length < SHORTEST or "max_length" in choices.given:
@@ -200,23 +203,9 @@ def fit(choices: Choices, base: BaseFacts, data: DataFacts, card: Card, batch: i
         choices.set("max_length", length, f"more does not fit {card.name}; {share}")
 
 
-def attempts(
-    choices: Choices, base: BaseFacts, data: DataFacts, card: Card, batch: int
-) -> Iterator[tuple[dict[str, Any], Estimate]]:
-    """Ways to carry out the run, best first: the values that they choose, and what they take."""
-    for method in ("lora", "qlora"):
-        tried = []
-        for power in range(int(math.log2(batch)), -1, -1):
-            size = 2**power
-            trial = choices.with_values(method=method, batch_size=size, gradient_accumulation=batch // size)
-            tried.append((trial.values, estimate(trial.recipe(), base.config, data.lengths, card)))
-        # A run that recomputes its activations is slower than one with a smaller micro-batch.
-        yield from sorted(tried, key=lambda attempt: attempt[1].checkpointing)
-
-
 def too_small(choices: Choices, base: BaseFacts, data: DataFacts, card: Card) -> str:
     """The error for a base that does not fit the card, with the first card that it fits."""
-    smallest = choices.with_values(method="qlora", batch_size=1, gradient_accumulation=1).recipe()
+    smallest = choices.with_values(method="qlora", batch_size=1).recipe()
     found = [estimate(smallest, base.config, data.lengths, each) for each in (card, *CARDS.values())]
     fitting = [each.card.name for each in found[1:] if each.fits]
     advice = f"choose --card {fitting[0]}" if fitting else "choose a smaller base"

@@ -12,7 +12,7 @@ from typing import TypeVar
 import typer
 
 from inference.errors import LabError
-from training.finetune.estimates import CARDS, HERE, find_card
+from training.finetune.planning.cards import CARDS, HERE, find_card
 from training.new.choices import GOALS, Choices, choose, find_goal
 from training.new.draft import draft, given_fields, normalize_data
 from training.new.inspection import BaseFacts, DataFacts, inspect_base, inspect_data

@@ -14,7 +14,7 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.validation import explain
 from training.data.source import local_path
-from training.recipe import RENAMED, Recipe, apply_override, locate
+from training.recipe import Recipe, apply_overrides, locate
 
 
 def draft(overrides: Sequence[str], name: str, base: str, data: str) -> dict[str, Any]:
@@ -23,8 +23,7 @@ def draft(overrides: Sequence[str], name: str, base: str, data: str) -> dict[str
     values: dict[str, Any] = {
         "name": name, "title": suggest_title(base, name), "base": base, "data": {"name": normalize_data(data)},
     }  # fmt: skip
-    for override in overrides:
-        apply_override(values, override)
+    apply_overrides(values, overrides)
     try:
         Recipe.model_validate(values)
     except ValidationError as error:
@@ -34,8 +33,7 @@ def draft(overrides: Sequence[str], name: str, base: str, data: str) -> dict[str
 
 def given_fields(overrides: Sequence[str]) -> frozenset[str]:
     """The dotted names of the fields that overrides set."""
-    keys = [override.partition("=")[0] for override in overrides]
-    return frozenset(RENAMED.get(key, key) for key in keys)
+    return frozenset(override.partition("=")[0] for override in overrides)
 
 
 def normalize_base(name: str) -> str:

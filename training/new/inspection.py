@@ -64,7 +64,7 @@ def inspect_base(recipe: Recipe) -> BaseFacts:
     from inference.engines.chat_template.named import find_template, fitting_templates
     from training.data.template.training_template import special_tokens
     from training.finetune.base_model import load_config, load_tokenizer, translate_base_errors
-    from training.finetune.memory_plan import count_parameters
+    from training.finetune.planning.memory import count_parameters
 
     config, tokenizer = load_config(recipe), load_tokenizer(recipe)
     with translate_base_errors(recipe.base):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from training.finetune.estimates import count_steps
+from training.finetune.planning.speed import count_steps
 from training.new.choices import describe_count
 from training.preview.words import describe_duration, describe_memory
 
 if TYPE_CHECKING:
-    from training.finetune.estimates import Estimate
+    from training.finetune.planning.estimates import Estimate
     from training.new.inspection import BaseFacts, DataFacts
     from training.recipe import Recipe
 
@@ -33,7 +33,7 @@ def describe_run(data: DataFacts, recipe: Recipe, estimated: Estimate) -> str:
     """The run of the recipe in one line."""
     steps = count_steps(recipe, data.lengths[: learnt_rows(recipe, data)])
     how = recipe.method if recipe.method == "full" else f"{recipe.method} of rank {recipe.lora.r}"
-    batch = recipe.batch_size * recipe.gradient_accumulation
+    batch = recipe.batch_size
     took = f"about {describe_duration(estimated.seconds)} and {describe_memory(estimated)} on {estimated.card.name}"
     return f"Run:   {how}, {recipe.epochs:g} epochs, {steps:,} steps of {batch} row{'' if batch == 1 else 's'}; {took}."
 

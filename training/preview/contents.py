@@ -10,7 +10,9 @@ import numpy as np
 from training.data import Report
 from training.data.rows import rejected_conversation
 from training.data.tokens import TokenReport, learnt_tokens, report, tokenize
-from training.finetune.estimates import CARDS, Estimate, count_rows, count_steps, estimate, this_machine
+from training.finetune.planning.cards import CARDS, this_machine
+from training.finetune.planning.estimates import Estimate, estimate
+from training.finetune.planning.speed import count_rows, count_steps
 from training.preview.spans import Span, spans
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from training.finetune.estimates import Estimate
+from training.finetune.planning.estimates import Estimate
 from training.preview.contents import Preview, histogram
 from training.preview.spans import Kind, Span, abridge
 from training.preview.words import (

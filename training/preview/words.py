@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from training.data import Report
-from training.finetune.estimates import Estimate
+from training.finetune.planning.estimates import Estimate
 from training.preview.contents import Preview
 
 MANY_CUT = 0.1  # the share of the rows
@@ -69,7 +69,7 @@ def describe_run(preview: Preview) -> str:
     recipe = preview.recipe
     quantiles = ", ".join(f"{name} ≤ {length:,}" for name, length in preview.quantiles().items())
     cut = f"{preview.cut:.1%} of the rows, {preview.cut_tokens:.1%} of the tokens"
-    batch = recipe.batch_size * recipe.gradient_accumulation
+    batch = recipe.batch_size
     rows = f"{preview.counts.trained.size:,} rows"
     packed = f" in {preview.rows_per_epoch:,} packed ones" if recipe.packing else ""
     limit = f", at most max_steps={recipe.max_steps:,}" if recipe.max_steps else ""

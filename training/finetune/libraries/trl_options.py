@@ -13,9 +13,9 @@ from trl import SFTConfig
 
 from inference.errors import LabError
 from inference.validation import reason_of
-from training.finetune.base_model import compute_dtype, without_padding
+from training.finetune.base_model import compute_dtype
 from training.finetune.libraries.option_check import check_options
-from training.finetune.memory_plan import Plan
+from training.finetune.planning.plan import Plan
 from training.recipe import Recipe
 
 # Settings that the lab makes itself, with the recipe's field for them.
@@ -23,9 +23,9 @@ RESERVED = {
     "output_dir": "--out",
     "num_train_epochs": "epochs",
     "max_steps": "max_steps",
-    "per_device_train_batch_size": "batch_size",
-    "auto_find_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
+    "per_device_train_batch_size": "speed.micro_batch",
+    "auto_find_batch_size": "speed.micro_batch",
+    "gradient_accumulation_steps": "batch_size",
     "learning_rate": "learning_rate",
     "lr_scheduler_type": "schedule",
     "warmup_steps": "warmup_steps",
@@ -126,8 +126,8 @@ def trainer_settings(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> di
         "output_dir": str(out),
         "num_train_epochs": recipe.epochs,
         "max_steps": recipe.max_steps or -1,
-        "per_device_train_batch_size": plan.batch_size,
-        "per_device_eval_batch_size": plan.batch_size,
+        "per_device_train_batch_size": plan.micro_batch,
+        "per_device_eval_batch_size": plan.micro_batch,
         "gradient_accumulation_steps": plan.gradient_accumulation,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.schedule,
@@ -157,8 +157,10 @@ def trainer_settings(recipe: Recipe, out: Path, plan: Plan, run_name: str) -> di
         "seed": recipe.seed,
         "data_seed": recipe.seed,
     }
+    if plan.eight_bit_optimizer:
+        values["optim"] = "paged_adamw_8bit"
     if recipe.objective == "sft":
         values |= {"packing": recipe.packing, "eval_packing": False}
-        if without_padding(recipe) and not recipe.packing:
+        if plan.attention == "varlen" and not recipe.packing:
             values |= {"padding_free": True, "max_length": None}  # the rows are cut already
     return values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from inference.errors import LabError
-from training.finetune import memory_plan
+from training.finetune.planning.fallback import OutOfMemory, describe_change, smaller_plan
+from training.finetune.planning.plan import Plan
+from training.finetune.planning.plan import plan as make_plan
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,35 +41,39 @@ def has_launcher() -> bool:
 
 
 def fine_tune_on_all_gpus(recipe: Recipe, out: Path, api: HfApi | None = None, repo: str | None = None) -> Path:
-    """Like `run.fine_tune`, on every visible GPU. Raises LabError as that does, in one of its processes or before."""
-    from training.finetune.run import fine_tune
+    """Like `run.fine_tune`, on every visible GPU. Raises LabError as that does, in one of its processes or before.
+
+    If memory runs out in a process, all start again with a smaller plan, from the newest checkpoint.
+    """
+    from training.finetune.run import fine_tune, read_lengths
 
     if has_launcher() or visible_gpus() < 2:
         return fine_tune(recipe, out, api, repo)
-    plan = plan_processes(recipe, visible_gpus())
+    plan = plan_processes(recipe, visible_gpus(), read_lengths(recipe))
     print(describe(plan, visible_gpus()), file=sys.stderr)
-    with environment(plan):
-        return launch(plan.processes, recipe, out, api, repo)
+    while True:
+        try:
+            with environment(plan):
+                return launch(plan, recipe, out, api, repo)
+        except OutOfMemory:
+            smaller = smaller_plan(recipe, plan)
+            print(describe_change(plan, smaller), file=sys.stderr)
+            plan = smaller
 
 
-def plan_processes(recipe: Recipe, gpus: int) -> memory_plan.Plan:
+def plan_processes(recipe: Recipe, gpus: int, lengths: Sequence[int] | None = None) -> Plan:
     """The plan for as many of the GPUs as can share the recipe's batch: each with the whole model if it fits, else
     each with a part. Raises LabError if it can't fit either way."""
-    processes = next(count for count in range(gpus, 0, -1) if can_share(recipe, count))
+    processes = next(count for count in range(gpus, 0, -1) if recipe.batch_size % count == 0)
     try:
-        return memory_plan.plan(recipe, processes, sharded=False)
+        return make_plan(recipe, processes, sharded=False, lengths=lengths)
     except LabError:
         if processes == 1 or recipe.method == "qlora":
             raise
-    return memory_plan.plan(recipe, processes, sharded=True)
+    return make_plan(recipe, processes, sharded=True, lengths=lengths)
 
 
-def can_share(recipe: Recipe, processes: int) -> bool:
-    """Whether the recipe's batch can be divided among the processes."""
-    return recipe.gradient_accumulation % processes == 0 or recipe.batch_size % processes == 0
-
-
-def describe(plan: memory_plan.Plan, gpus: int) -> str:
+def describe(plan: Plan, gpus: int) -> str:
     """The plan in a sentence for the terminal."""
     used = f"{plan.processes} of {gpus} GPUs, because the batch can't be shared by more" if plan.processes < gpus else (
         f"all {gpus} GPUs"
@@ -76,7 +82,7 @@ def describe(plan: memory_plan.Plan, gpus: int) -> str:
 
 
 @contextmanager
-def environment(plan: memory_plan.Plan) -> Iterator[None]:
+def environment(plan: Plan) -> Iterator[None]:
     """The environment that the processes inherit: accelerate reads how to split the model from it."""
     before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // plan.processes)))
@@ -90,30 +96,30 @@ def environment(plan: memory_plan.Plan) -> Iterator[None]:
         os.environ.update(before)
 
 
-def launch(processes: int, recipe: Recipe, out: Path, api: HfApi | None, repo: str | None) -> Path:
-    """Train in `processes` processes and return the run's folder. Raises the LabError of the first that failed."""
+def launch(plan: Plan, recipe: Recipe, out: Path, api: HfApi | None, repo: str | None) -> Path:
+    """Train in the plan's processes and return the run's folder. Raises the LabError of the first that failed."""
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=recipe.name, max_restarts=0,
+        min_nodes=1, max_nodes=1, nproc_per_node=plan.processes, run_id=recipe.name, max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="spawn",
     )  # fmt: skip
     try:
-        elastic_launch(config, train_in_process)(recipe, out, api, repo)
+        elastic_launch(config, train_in_process)(plan, recipe, out, api, repo)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         kind, _, message = str(failure.message).partition(": ")
-        if kind == LabError.__name__:
-            raise LabError(message) from error
+        if known := {raised.__name__: raised for raised in (LabError, OutOfMemory)}.get(kind):
+            raise known(message) from error
         raise LabError(f"Training failed in process {rank} ({failure.message}): see its error above.") from error
     return out
 
 
-def train_in_process(recipe: Recipe, out: Path, api: HfApi | None, repo: str | None) -> None:
+def train_in_process(plan: Plan, recipe: Recipe, out: Path, api: HfApi | None, repo: str | None) -> None:
     """One of the processes. Only the first one writes to the terminal."""
     from training.finetune.run import fine_tune
 
     if os.environ["RANK"] != "0":
         sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # it stays open as long as the process lives
-    fine_tune(recipe, out, api, repo)
+    fine_tune(recipe, out, api, repo, plan=plan)
 
 
 def use_one_gpu(number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from training.run_record import DataFacts, device_name, write_run_record
 
 if TYPE_CHECKING:
     from training import data
+    from training.finetune.planning.plan import Plan
     from training.finetune.resume.identity import Identity
     from training.finetune.trainer import LabTrainer
     from training.finetune.validation.best_weights import BestWeights
@@ -58,6 +60,7 @@ def write_model(
     split: data.Split,
     identity: Identity,
     best: BestWeights,
+    plan: Plan,
     out: Path,
 ) -> None:
     """Write the run's files. `weights` are those of `gathered_weights`, or the best ones.
@@ -75,7 +78,7 @@ def write_model(
             out / "loss.png",
             "nats per pair" if trainer.recipe.objective == "dpo" else "nats per token",
         )
-        record = run_record(trainer, split, identity) | {"precision": dtypes, "losses": losses}
+        record = run_record(trainer, split, identity) | {"plan": asdict(plan), "precision": dtypes, "losses": losses}
         if trainer.recipe.objective == "dpo":
             record["preferences"] = preference_record(trainer.state.log_history)
         write_run_record(out, record | ({"validation": measured} if measured else {}))

@@ -49,7 +49,8 @@ class Identity:
             return "its training data differ"
         here, there = self.decisive_fields(), other.decisive_fields()
         for name in sorted(here.keys() | there.keys()):
-            if (mine := here.get(name, default(name))) != (theirs := there.get(name, default(name))):
+            mine, theirs = here.get(name, default(name)), there.get(name, default(name))
+            if mine != theirs and not (name == "method" and mine == "auto" and theirs in ("qlora", "lora")):
                 return f"{name} is {theirs} there and {mine} here"
         return ""
 
