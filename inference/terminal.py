@@ -10,8 +10,9 @@ import typer
 
 from inference.errors import LabError
 from inference.settings import PROJECT
+from inference.versions import check_versions
 
-REQUIREMENTS = ("requirements.txt", "requirements-train.txt", "requirements-dev.txt")
+REQUIREMENTS = ("requirements.txt", "requirements-gpu.txt", "requirements-train.txt", "requirements-dev.txt")
 # Packages whose name is not the name of the module that is imported.
 PACKAGES = {"google": "protobuf", "llama_cpp": "llama-cpp-python", "whisper": "openai-whisper", "yaml": "PyYAML"}
 
@@ -23,6 +24,7 @@ def run(app: typer.Typer) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
+        check_versions()
         app()
     except LabError as error:
         fail(str(error))

@@ -9,8 +9,10 @@ from conftest import assert_refused, command, running_app
 from gradio_client import Client
 from huggingface_hub import HfApi, RepoCard, constants, hf_hub_download, snapshot_download
 
+from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
+from training.publish.space.space_hardware import find_machine
 
 pytestmark = pytest.mark.xdist_group("publish")
 SECRET = "hf_not_to_be_seen"
@@ -131,12 +133,32 @@ def test_a_gpu_space_gets_safetensors_and_preloaded_models(hub, api, tmp_path, m
     lines = read(hub, "me/gpu", "requirements.txt", tmp_path).splitlines()
     assert {*(PROJECT / "requirements.txt").read_text("utf-8").splitlines()} < {*lines}
     assert "--extra-index-url https://download.pytorch.org/whl/cpu" not in lines
+    assert [line for line in lines if line.startswith("liger-kernel==")]
     assert "adapters/nano/model.safetensors" in api.list_repo_files("me/gpu", repo_type="space")
 
 
+def test_zerogpu_gets_the_versions_that_it_has(hub):
+    done = deploy(hub, "me/zero", "--hardware=zero-a10g", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "python_version: 3.12.12" in done.stdout and "torch==2.11.0\n" in done.stdout
+    assert "liger-kernel" not in done.stdout and "whl/cpu\n--extra" not in done.stdout
+
+
+def test_what_cannot_work_on_the_hardware_is_refused(hub):
+    zero = deploy(hub, "me/zero", "--hardware=zero-a10g", "--variable", "ENGINE=llamacpp")
+    assert_refused(zero, "ENGINE=llamacpp cannot work on zero-a10g", "PyTorch alone", "leave ENGINE out")
+    size = 6_425_499_648  # bytes of the 3B in 16 bits
+    with pytest.raises(
+        LabError, match="llama-3.2-3b needs 12.9 GB of memory, but cpu-basic has 16 GB.*ENGINE=llamacpp"
+    ):
+        find_machine("cpu-basic").check_size("llama-3.2-3b", size, "safetensors")
+    find_machine("cpu-basic").check_size("llama-3.2-3b", size // 3, "gguf")
+    find_machine("t4-small").check_size("llama-3.2-3b", size, "safetensors")
+
+
 def test_a_dry_run_prints_everything_but_secrets_and_changes_nothing(hub):
-    secret = ("--secret", "HF_TOKEN", "--variable", "ENGINE=llamacpp")
-    for token, more in ((hub.token("me"), "--dry-run"), ("", "--hardware=zero-a10g")):
+    secret = ("--secret", "HF_TOKEN", "--variable", "ENGINE=auto")
+    for token, more in ((hub.token("me"), "--dry-run"), ("", "--hardware=t4-small")):
         before = len(hub.requests)
         named = secret if token else ("--secret", "REMOTE_API_KEY")
         done = deploy(hub, "me/never", more, *named, token=token, REMOTE_API_KEY=SECRET)
@@ -145,7 +167,7 @@ def test_a_dry_run_prints_everything_but_secrets_and_changes_nothing(hub):
             assert part in done.stdout
         assert SECRET not in done.stdout and hub.token("me") not in done.stdout
         assert {asked.method for asked in list(hub.requests)[before:]} <= {"GET", "HEAD"}
-    assert "there is no token" in done.stderr and "hardware: zero-a10g" in done.stdout
+    assert "there is no token" in done.stderr and "hardware: t4-small" in done.stdout
     assert not HfApi(endpoint=hub.url).repo_exists("me/never", repo_type="space")
 
 

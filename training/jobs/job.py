@@ -13,16 +13,15 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
-from inference.settings import PROJECT
 from training.jobs.price import Price
 from training.jobs.shipment import RECIPE, Shipment
 from training.publish.account import with_retries
+from training.publish.space.space_files import LLAMACPP_WHEELS
+from training.publish.space.space_hardware import package_lines
 from training.recipe import Recipe
 
 IMAGE = "python:3.11"  # the Python that this project is tested with, and a C++ compiler
 LABEL = "llama-finetuning-lab"  # the label of this project's Jobs; its value says which run it is
-# llama.cpp's own wheels. pip compiles a version that is missing there, which takes minutes.
-LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -61,7 +60,7 @@ def start_job(
         # Not repeated after an error: the Hub may have started the Job all the same.
         return api.run_job(
             image=IMAGE,
-            command=["bash", "-c", script(shipment.repo, revision, arguments)],
+            command=["bash", "-c", script(shipment.repo, revision, arguments, gpu=bool(price.hardware.gpu))],
             env=ENVIRONMENT,
             secrets={"HF_TOKEN": get_token()},
             flavor=price.hardware.name,
@@ -71,16 +70,17 @@ def start_job(
         )
 
 
-def script(repo: str, revision: str, arguments: Sequence[str]) -> str:
+def script(repo: str, revision: str, arguments: Sequence[str], gpu: bool) -> str:
     """What the container does. Its log gets a line for each update of a progress bar, and the exit code at its end."""
-    hub = next(line for line in read_lines("requirements.txt") if line.startswith("huggingface-hub=="))
+    hub = next(line for line in package_lines("requirements.txt") if line.startswith("huggingface-hub=="))
     pip = ["python", "-m", "pip", "install", "-q"]
     download = ["hf", "download", repo, "--repo-type", "dataset", "--revision", revision, "--local-dir", "lab", "-q"]
+    kernels = ["-r", "requirements-gpu.txt"] if gpu else []
     steps = [
         [*pip, hub],
         download,
         ["cd", "lab"],
-        [*pip, "--extra-index-url", LLAMACPP_WHEELS, "-r", "requirements-train.txt"],
+        [*pip, "--extra-index-url", LLAMACPP_WHEELS, "-r", "requirements-train.txt", *kernels],
         ["python", "-m", "training", "run", RECIPE, *arguments],
     ]
     return "\n".join([
@@ -90,11 +90,6 @@ def script(repo: str, revision: str, arguments: Sequence[str]) -> str:
         *map(shlex.join, steps),
         "} 2>&1 | stdbuf -oL tr '\\r' '\\n'",
     ])  # fmt: skip
-
-
-def read_lines(file: str) -> list[str]:
-    """The lines of a file of this project."""
-    return (PROJECT / file).read_text(encoding="utf-8").splitlines()
 
 
 def stop_job(api: HfApi, job: JobInfo) -> None:

@@ -23,7 +23,7 @@ from training.recipe import Recipe, Source
 
 CODE_FOLDERS = ("inference", "training")
 CODE_SUFFIXES = (".py", ".jinja", ".jsonl", ".tsv", ".txt", ".yaml")
-SINGLE_FILES = ("requirements.txt", "requirements-train.txt", "adapters/catalog.yaml")
+SINGLE_FILES = ("requirements.txt", "requirements-gpu.txt", "requirements-train.txt", "adapters/catalog.yaml")
 RECIPE = "recipe.yaml"  # the recipe's file in the shipment
 OWN = "own"  # the folder for the user's files from outside the project
 

@@ -26,9 +26,9 @@ from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
 from inference.lab import Lab
 from inference.settings import PROJECT, SETTINGS
-from inference.validation import nearest
 from training.publish.account import account, with_retries
 from training.publish.space.space_files import OWNED_FOLDERS, space_files
+from training.publish.space.space_hardware import Machine, find_machine
 
 # Variables of this environment that become the Space's.
 SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
@@ -95,11 +95,11 @@ def deploy(
         LabError: an argument is invalid, or the Hub refuses. Arguments are checked before anything is sent.
     """
     namespace = check_name(name)
-    check_hardware(hardware)
+    machine = find_machine(hardware) if hardware else None
     wanted, hidden = read_variables(variables), read_secrets(secrets)
     api = account(namespace) if get_token() is not None else None
     space = existing_space(api, name) if api else None
-    plan = make_plan(name, hardware, preload, wanted, hidden, space)
+    plan = make_plan(name, machine, preload, wanted, hidden, space)
     if dry or api is None:
         reason = "--dry-run" if dry else "there is no token: run `hf auth login` or set HF_TOKEN"
         print(plan.describe())
@@ -114,13 +114,6 @@ def check_name(name: str) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise LabError(f"“{name}” is not the name of a Space: write it as USER/NAME.")
     return name.split("/")[0]
-
-
-def check_hardware(name: str | None) -> None:
-    """Raise LabError if the Hub does not offer this hardware."""
-    known = [flavor.value for flavor in SpaceHardware]
-    if name is not None and name not in known:
-        raise LabError(f"There is no hardware “{name}”{nearest(name, known)}: choose one of {', '.join(known)}.")
 
 
 def read_variables(given: Iterable[str]) -> dict[str, str]:
@@ -163,22 +156,24 @@ def existing_space(api: HfApi, name: str) -> Space | None:
 
 def make_plan(
     name: str,
-    hardware: str | None,
+    machine: Machine | None,
     preload: Sequence[str],
     variables: dict[str, str],
     secrets: dict[str, str],
     space: Space | None,
 ) -> Plan:
-    """What to send. Raises LabError if a model to preload is not available."""
+    """What to send. Raises LabError if a model to preload is not available, or if engine or models do not fit the
+    hardware."""
     settings = (space.variables if space else {}) | variables
-    hardware = hardware or (space.hardware if space else SpaceHardware.CPU_BASIC.value)
-    gpu, engine = not hardware.startswith("cpu-"), settings.get("ENGINE", "auto")
-    pytorch = engine == "pytorch" or (engine == "auto" and gpu)
+    machine = machine or Machine(space.hardware if space else SpaceHardware.CPU_BASIC.value)
+    engine = settings.get("ENGINE", "auto")
+    machine.check_engine(engine)
+    pytorch = engine == "pytorch" or (engine == "auto" and machine.gpu)
     catalog = Catalog.read(PROJECT / "adapters" / "catalog.yaml", settings.get("HUB_NAMESPACE"))
     lab = Lab(catalog, "pytorch" if pytorch else "llamacpp")
-    files = space_files(lab, preload or [catalog.entries[0].id], gpu)
+    files = space_files(lab, preload or [catalog.entries[0].id], machine)
     owned = [path for path in (space.files if space else []) if path.split("/")[0] in OWNED_FOLDERS]
-    return Plan(name, hardware, files, variables, secrets, [path for path in owned if path not in files])
+    return Plan(name, machine.name, files, variables, secrets, [path for path in owned if path not in files])
 
 
 @contextmanager

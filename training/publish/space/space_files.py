@@ -20,6 +20,7 @@ from training.publish.card import local_card
 from training.publish.data_access import data_sources, why_private
 from training.publish.published_files import RUN_FILES, PublishedFile, Redaction, published_files
 from training.publish.redact import published_record
+from training.publish.space.space_hardware import Machine
 from training.run_record import read_run_record
 
 SINGLE_FILES = ("app.py", "LICENSE", "docs/page.png")
@@ -32,16 +33,16 @@ LLAMACPP_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 TORCH_WHEELS = "https://download.pytorch.org/whl/cpu"  # without CUDA's libraries
 
 
-def space_files(lab: Lab, preload: Iterable[str], gpu: bool) -> dict[str, Path | bytes]:
+def space_files(lab: Lab, preload: Iterable[str], machine: Machine) -> dict[str, Path | bytes]:
     """The Space's files by their path in it.
 
     Args:
         lab: the Space's catalog and engine.
         preload: catalog ids of models that the Hub downloads while it builds the Space.
-        gpu: whether the Space has a GPU.
+        machine: the Space's hardware.
 
     Raises:
-        LabError: a model is not available.
+        LabError: a model is not available, or needs more memory than the hardware has.
     """
     files: dict[str, Path | bytes] = {
         path.relative_to(PROJECT).as_posix(): path for path in [*code_files(), *model_files(lab)] if path.is_file()
@@ -52,8 +53,8 @@ def space_files(lab: Lab, preload: Iterable[str], gpu: bool) -> dict[str, Path |
             sent = [path for path in map(Path, files) if path.parent.as_posix() == name]
             files |= {f"{name}/{file.name}": file.content for file in model_as_published(entry.folder, sent)}
     files = {path: file for path, file in files.items() if not any(part.startswith(".") for part in path.split("/"))}
-    files["README.md"] = space_readme(preload_lines(lab, preload)).encode()
-    files["requirements.txt"] = space_requirements(gpu).encode()
+    files["README.md"] = space_readme(preload_lines(lab, preload, machine), machine).encode()
+    files["requirements.txt"] = space_requirements(machine).encode()
     return files
 
 
@@ -93,9 +94,10 @@ def model_files(lab: Lab) -> list[Path]:
     return found
 
 
-def preload_lines(lab: Lab, ids: Iterable[str]) -> list[str]:
+def preload_lines(lab: Lab, ids: Iterable[str], machine: Machine) -> list[str]:
     """The lines of `preload_from_hub` in the front matter: "repository file,file" for each part of the models that is
-    not deployed. Raises LabError if the Space's build would fail because a file is not available."""
+    not deployed. Raises LabError if a file is not available, with which the Space's build would fail, or if a model is
+    too large for the hardware."""
     lines = []
     for entry in map(lab.entry, ids):
         form = lab.engines.form_for(entry)
@@ -105,27 +107,23 @@ def preload_lines(lab: Lab, ids: Iterable[str]) -> list[str]:
                 raise LabError(lab.state(part).explanation)
         for part in parts:
             found = download.prepare(artifacts.needed_files(part, form))
+            machine.check_size(part.id, found.total_bytes, form)
             lines.append(f"{found.repo} {','.join(file.name for file in found.files)}")
     return list(dict.fromkeys(lines))
 
 
-def space_readme(preload: list[str]) -> str:
-    """README.md with the front matter completed: Gradio's version and the files to preload."""
+def space_readme(preload: list[str], machine: Machine) -> str:
+    """README.md with the front matter completed: Gradio's and Python's versions, and the files to preload."""
     card = RepoCard.load(PROJECT / "README.md")
-    gradio = next(line for line in package_lines() if line.startswith("gradio=="))
+    gradio = next(line for line in machine.packages() if line.startswith("gradio=="))
     card.data["sdk_version"] = gradio.split("==")[1]
+    card.data["python_version"] = machine.python
     if preload:
         card.data["preload_from_hub"] = preload
     return card.content
 
 
-def package_lines() -> list[str]:
-    """The pinned packages of requirements.txt, one a line."""
-    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if "==" in line]
-
-
-def space_requirements(gpu: bool) -> str:
-    """The Space's requirements.txt: the project's own, and the indexes with wheels for the hardware."""
-    indexes = [LLAMACPP_WHEELS] if gpu else [TORCH_WHEELS, LLAMACPP_WHEELS]
-    return "\n".join([*(f"--extra-index-url {index}" for index in indexes), *package_lines(), ""])
+def space_requirements(machine: Machine) -> str:
+    """The Space's requirements.txt: its packages, and the indexes with wheels for the hardware."""
+    indexes = [LLAMACPP_WHEELS] if machine.gpu else [TORCH_WHEELS, LLAMACPP_WHEELS]
+    return "\n".join([*(f"--extra-index-url {index}" for index in indexes), *machine.packages(), ""])
