@@ -18,6 +18,7 @@ from inference.errors import LabError
 from inference.lab import Lab
 from inference.metrics import configure_log
 from inference.settings import Settings, zero_gpu
+from inference.versions import check_versions
 from inference.visitors.limits import VisitorLimits
 from ui.conversations.sidebar import SCRIPT
 from ui.operations import EndSignal, UnreadableRequests, end, operator_routes
@@ -30,6 +31,7 @@ VISITS = 1000  # conversations kept for open pages; each takes about 80 KB
 
 def main() -> None:
     """Launch the page and run until the process is asked to end."""
+    check_versions()
     settings = Settings.from_environment()
     configure_log(settings.log_json)
     lab, votes = Lab.from_environment(), Votes(settings.votes, settings.votes_per_hour)
