@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from inference.visitors.values import DEFAULTS, MAX_TEMPERATURE, MAX_TOKENS
+from inference.visitors.values import DEFAULTS, MAX_TEMPERATURE, MAX_TOKENS, QuestionValues
 
 
 def slider(*arguments: Any, **options: Any) -> gr.Slider:
@@ -44,3 +44,9 @@ def answer_values(system: str, temperature: Any, top_p: Any, max_tokens: Any, se
         "system_prompt": (system or "").strip(), "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens,
         "seed": number,
     }  # fmt: skip
+
+
+def shown_values(values: QuestionValues) -> list[Any]:
+    """Return what the components show for checked values, in the order of `AnswerSettings.inputs`."""
+    seed = "" if values.seed is None else str(values.seed)
+    return [values.system_prompt, values.temperature, values.top_p, values.max_tokens, seed]

@@ -32,9 +32,9 @@ class ModelPicker:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         first = lab.catalog.entries[0]
-        with gr.Row(elem_classes="bar", elem_id="model-bar"):
+        with gr.Row(elem_classes="top-bar", elem_id="model-bar"):
             self.dropdown = gr.Dropdown(
-                self.choices({}), value=first.id, label="Model", show_label=False, container=False, min_width=120,
+                self.choices({}), value=first.id, label="Model", show_label=False, container=False, scale=1, min_width=120,
                 elem_id="model",
             )  # fmt: skip
         self.list_age = gr.HTML(visible=False, elem_classes="caption", elem_id="listing")

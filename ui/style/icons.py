@@ -18,6 +18,7 @@ OUTLINES = {
     "pen": "<path d='M4 20h4L19 9l-4-4L4 16z'/>",
     "save": "<path d='M12 4v11M7 11l5 5 5-5M5 20h14'/>",
     "open": "<path d='M12 15V4M7 8l5-5 5 5M5 20h14'/>",
+    "page": "<path d='M6 3h8l5 5v13H6zM14 3v5h5M9 13h6M9 17h6'/>",
     "bin": "<path d='M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13'/>",
     "link": (
         "<path d='M10 14a4 4 0 0 0 6 0l3-3a4.2 4.2 0 0 0-6-6l-1 1M14 10a4 4 0 0 0-6 0l-3 3a4.2 4.2 0 0 0 6 6l1-1'/>"

@@ -42,7 +42,7 @@ EXAMPLES = (
 )
 OUTCOMES = (*LETTERS, *UNDECIDED)
 ANY_CHOICE = ("any ready model", ANY_MODEL)
-NO_CHOICE = ("none", "")
+NO_CHOICE = ("no third model", "")
 
 Update = dict[Any, Any]  # new values by component
 
@@ -56,11 +56,11 @@ class CompareTab:
         self.lab, self.votes, self.limits, self.settings = lab, votes, limits, settings
         self.running = RunningAnswers()
         self.round = gr.State(None)
-        with gr.Row(elem_classes="bar", elem_id="compare-bar"):
+        with gr.Row(elem_classes="top-bar", elem_id="compare-bar"):
             self.models = [
                 gr.Dropdown(
                     self.choices(i), value=value, label=f"Model {i + 1}", show_label=False, container=False,
-                    min_width=180,
+                    scale=1, min_width=160,
                 )
                 for i, value in enumerate([*self.default_pair(), ""])
             ]  # fmt: skip
