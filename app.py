@@ -21,6 +21,7 @@ from inference.settings import Settings, zero_gpu
 from inference.versions import check_versions
 from inference.visitors.limits import VisitorLimits
 from ui.conversations.sidebar import SCRIPT
+from ui.openai_api.routes import openai_routes
 from ui.operations import EndSignal, UnreadableRequests, end, operator_routes
 from ui.page import build
 from ui.style.theme import CSS, HEAD, THEME
@@ -35,7 +36,8 @@ def main() -> None:
     settings = Settings.from_environment()
     configure_log(settings.log_json)
     lab, votes = Lab.from_environment(), Votes(settings.votes, settings.votes_per_hour)
-    page = build(lab, votes, VisitorLimits.from_settings(settings))
+    limits = VisitorLimits.from_settings(settings)
+    page = build(lab, votes, limits)
     page.queue(max_size=settings.queue)
     if zero_gpu():
         lab.engines.get("pytorch")  # ZeroGPU asks at the launch what will want its GPU
@@ -47,7 +49,10 @@ def main() -> None:
             max_threads=settings.answers_at_once + OTHER_THREADS, max_file_size=settings.upload_bytes,
             state_session_capacity=VISITS, footer_links=[],
             run_history=False,  # it would fill the storage that conversations are kept in
-            app_kwargs={"middleware": [Middleware(UnreadableRequests)], "routes": operator_routes(page, lab)},
+            app_kwargs={
+                "middleware": [Middleware(UnreadableRequests)],
+                "routes": [*operator_routes(page, lab), *openai_routes(lab, limits, settings)],
+            },
         )  # fmt: skip
     except OSError as error:
         raise LabError(

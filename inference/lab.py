@@ -24,6 +24,7 @@ from inference.settings import Settings
 from inference.shutdown import Shutdown
 from inference.speech import Transcriber, Transcript, TranscriptionProgress
 from inference.visitors.values import check_messages, check_sampling
+from inference.voice import Voice
 
 DEFAULT_SAMPLING = Sampling()
 REFRESH = 600.0  # seconds after which the page refreshes the list of models
@@ -57,6 +58,7 @@ class Lab:
             catalog, self.engines, self.downloads.check_for_updates, authors, collection, list_private, add_models
         )
         self.transcriber = Transcriber(whisper)
+        self.voice = Voice()
         self.shutdown = Shutdown()
 
     @classmethod
@@ -135,7 +137,7 @@ class Lab:
             yield from self.downloads.run(entry, cancelled)
 
     def transcribe(
-        self, recording: str | Path, language: str | None = None, cancelled: Callable[[], bool] = lambda: False
+        self, recording: str | Path | bytes, language: str | None = None, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[TranscriptionProgress | Transcript]:
         """Transcribe a recording. Yields progress, then the transcript. Raises LabError, one sentence, if nothing was
         said, if the file is not a recording, or if the process is about to end."""

@@ -61,6 +61,7 @@ SETTINGS = (
     Setting("CONTEXT", "by memory", "Longest conversation in tokens that the llama.cpp engine reads."),
     Setting("QUEUE", "64", "Most requests that wait for their turn; one more is refused."),
     Setting("UPLOAD_MB", "25", "Largest file that a visitor may send in MB. Files are deleted after an hour."),
+    Setting("API_KEY", "", "Key that programs must send to `/v1` (`Authorization: Bearer …`). The page needs none."),
     Setting("LOG", "json on a Space, else text", "`json`: a line for each answer. `text`: only for crashes."),
     Setting("OMP_NUM_THREADS", "one per core", "Largest number of CPU threads for llama.cpp and PyTorch."),
 )
@@ -105,6 +106,7 @@ class Settings:
     answers_at_once: int = 16
     queue: int = 64
     upload_bytes: int = 25_000_000
+    api_key: str | None = field(default=None, repr=False)
     log_json: bool = False
 
     @classmethod
@@ -130,6 +132,7 @@ class Settings:
             answers_at_once=read_count("ANSWERS_AT_ONCE", cls.answers_at_once, lowest=1),
             queue=read_integer("QUEUE", 1, 10_000) or cls.queue,
             upload_bytes=(read_integer("UPLOAD_MB", 1, 10_000) or 25) * 1_000_000,
+            api_key=read_api_key(),
             log_json=read_choice("LOG", ("json", "text") if variable("SPACE_ID") else ("text", "json")) == "json",
         )
 
@@ -171,6 +174,14 @@ def read_gigabytes(name: str, default: int | None) -> int | None:
     if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", gigabytes, re.ASCII):
         raise LabError(f"{name} is not a number of gigabytes: set it to a number such as 20, or unset it.")
     return int(float(gigabytes) * 1e9)
+
+
+def read_api_key() -> str | None:
+    """API_KEY. Raises LabError if it cannot be sent in a header or is easy to guess. The error does not show it."""
+    key = variable("API_KEY")
+    if key and not re.fullmatch(r"[!-~]{16,200}", key):
+        raise LabError("API_KEY is not 16 to 200 characters without spaces: set it to a long random key, or unset it.")
+    return key
 
 
 def read_choice(name: str, choices: tuple[str, ...]) -> str:

@@ -12,6 +12,10 @@ from inference.errors import LabError
 RESTARTING = "The page is restarting: ask again in a minute."
 
 
+class Restarting(LabError):
+    """The process is about to end."""
+
+
 class Shutdown:
     """Counts the running work. Thread-safe."""
 
@@ -28,11 +32,11 @@ class Shutdown:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Around an answer or a transcription. Raises LabError if the process is about to end."""
+        """Around an answer or a transcription. Raises Restarting if the process is about to end."""
         with self._changed:
             if self.begun:
                 metrics.count_refusal("restarting")
-                raise LabError(RESTARTING)
+                raise Restarting(RESTARTING)
             self._running += 1
         try:
             yield

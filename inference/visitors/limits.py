@@ -23,7 +23,16 @@ from inference.errors import LabError
 from inference.metrics import count_refusal
 from inference.settings import Settings
 
-WORDS = {"question": "ask again", "recording": "send it again"}
+WORDS = {"question": "ask again", "recording": "send it again", "text": "send it again"}
+RUNNING_SECONDS = 5  # until one of the visitor's questions may have ended
+
+
+class TooMany(LabError):
+    """A visitor has asked too much. `seconds` is how long they should wait."""
+
+    def __init__(self, sentence: str, seconds: int) -> None:
+        super().__init__(sentence)
+        self.seconds = seconds
 
 
 @dataclass(frozen=True)
@@ -82,13 +91,15 @@ class VisitorLimits:
 
     @contextmanager
     def admit(self, visitor: Visitor, what: str = "question") -> Iterator[None]:
-        """Count a "question" or "recording" as under way inside the block. Raises LabError if it is one too many."""
+        """Count a "question", a "recording", or a "text" to be spoken, as under way inside the block. Raises TooMany if
+        it is one too many."""
         key = what, visitor.key
         with self._lock:
             if self.at_once and self._running[key] >= self.at_once:
                 count_refusal("questions at once")
-                raise LabError(
-                    f"{self._running[key]} of your {what}s are still being answered: {WORDS[what]} when one has ended."
+                raise TooMany(
+                    f"{self._running[key]} of your {what}s are still being answered: {WORDS[what]} when one has ended.",
+                    seconds=RUNNING_SECONDS,
                 )
             self._check_rate(visitor, what)
             self._running[key] += 1
@@ -106,7 +117,8 @@ class VisitorLimits:
         count_refusal("questions per minute")
         reset = self._limiter.get_window_stats(self._rate, what, visitor.address).reset_time
         seconds = max(1, math.ceil(reset - time.time()))
-        raise LabError(
+        raise TooMany(
             f"More than {self._rate.amount} {what}s in one minute came from your address: "
-            f"{WORDS[what]} in {seconds} seconds."
+            f"{WORDS[what]} in {seconds} seconds.",
+            seconds,
         )

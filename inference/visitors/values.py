@@ -214,18 +214,27 @@ class Conversation(Values):
 Model = TypeVar("Model", bound=Values)
 
 
+class WrongValue(LabError):
+    """A value that is not valid. `parameter` is its name, with a point before each part of it; "" if it is unknown."""
+
+    def __init__(self, sentence: str, parameter: str) -> None:
+        super().__init__(sentence)
+        self.parameter = parameter
+
+
 def read(kind: type[Model], /, **values: object) -> Model:
-    """Return `values` as a `kind`. Raises LabError, one sentence, for the first value that is not valid."""
+    """Return `values` as a `kind`. Raises WrongValue, one sentence, for the first value that is not valid."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+    parameter = ".".join(map(str, first["loc"]))
     if first["type"] == "value_error":
-        raise LabError(str(first["ctx"]["error"]))
+        raise WrongValue(str(first["ctx"]["error"]), parameter)
     name = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "request")
     field = (Turn if name in Turn.model_fields else kind).model_fields.get(name)
     rule = (field and field.description) or "another value"
-    raise LabError(f"The {name.replace('_', ' ')} can't be {describe(first['input'])}: use {rule}.")
+    raise WrongValue(f"The {name.replace('_', ' ')} can't be {describe(first['input'])}: use {rule}.", parameter)
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -31,7 +31,7 @@ from training.publish.space.space_files import OWNED_FOLDERS, space_files
 from training.publish.space.space_hardware import Machine, find_machine
 
 # Variables of this environment that become the Space's.
-SECRETS = ("HF_TOKEN", "REMOTE_API_KEY")
+SECRETS = ("HF_TOKEN", "REMOTE_API_KEY", "API_KEY")
 OF_THIS_MACHINE = ("PORT", "CATALOG", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")  # settings that a Space does not get
 VARIABLES = tuple(s.variable for s in SETTINGS if s.variable not in (*SECRETS, *OF_THIS_MACHINE))
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
