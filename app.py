@@ -21,6 +21,7 @@ from inference.settings import Settings, zero_gpu
 from inference.versions import check_versions
 from inference.visitors.limits import VisitorLimits
 from ui.conversations.sidebar import SCRIPT
+from ui.mcp_tools import limit_tools
 from ui.openai_api.routes import openai_routes
 from ui.operations import EndSignal, UnreadableRequests, end, operator_routes
 from ui.page import build
@@ -47,7 +48,7 @@ def main() -> None:
         page.launch(
             server_port=settings.port, theme=THEME, css=CSS, head=HEAD + SCRIPT, prevent_thread_lock=True,
             max_threads=settings.answers_at_once + OTHER_THREADS, max_file_size=settings.upload_bytes,
-            state_session_capacity=VISITS, footer_links=[],
+            state_session_capacity=VISITS, footer_links=[], mcp_server=True,
             run_history=False,  # it would fill the storage that conversations are kept in
             app_kwargs={
                 "middleware": [Middleware(UnreadableRequests)],
@@ -58,6 +59,7 @@ def main() -> None:
         raise LabError(
             f"Port {settings.port} is not available: stop the program that uses it, or set PORT to another port."
         ) from error
+    limit_tools(page)
     signal.wait()
     end(page, lab, votes_push)
 

@@ -1,4 +1,7 @@
-"""The named endpoints for programs, through `gradio_client` or HTTP: models, ask, transcribe, ask_voice."""
+"""The named endpoints for programs, through `gradio_client`, HTTP or MCP: models, ask, transcribe, ask_voice.
+
+Gradio reads the docstrings for its API description and for the MCP tools: one line for each argument.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
     """Add `/models`, `/ask`, `/transcribe` and `/ask_voice` to the open Blocks."""
 
     def models() -> list[dict[str, Any]]:
-        """List the models: id, name, base, state and summary of each."""
+        """List the models that can be asked: id, name, base, state and summary of each."""
         lab.refresh(at_most_every=REFRESH)
         return [
             {"id": e.id, "name": e.name, "base": e.base, "state": lab.state(e).text, "summary": e.card.summary}
@@ -48,8 +51,17 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
         seed: int | None = None,
         top_p: float = DEFAULTS.top_p,
     ) -> Iterator[str]:
-        """Ask one question. Yields the growing answer. `model` is an id from /models or user/repo on the Hub. With a
-        seed or temperature 0, the answer is the same each time."""
+        """Ask a model one question. Yields the growing answer. It is the same each time with a seed or temperature 0.
+
+        Args:
+            question: The question, or any other text to answer.
+            model: The id of a model as `models` lists it, or user/repo on the Hugging Face Hub.
+            system_prompt: Instructions that the model gets before the question; empty for none.
+            temperature: From 0, which always takes the most likely token, to 2.
+            max_tokens: The longest answer in tokens, from 1 to 4,096.
+            seed: A whole number that makes a random answer repeatable.
+            top_p: Tokens are drawn from the most likely ones whose probabilities add up to this, from 0 to 1.
+        """
         with lab_errors_as_messages():
             values = read(
                 AskValues, question=question, model=model, system_prompt=system_prompt, temperature=temperature,
@@ -59,8 +71,12 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
                 yield from growing_answer(values)
 
     def transcribe(request: gr.Request, audio: str, language: str = "") -> dict[str, Any]:
-        """Transcribe a recording. Returns text, language, duration (s) and the time taken (s). An empty language is
-        detected."""
+        """Transcribe a recording of speech: text, language, duration (s) and the time taken (s).
+
+        Args:
+            audio: A recording of at most 5 minutes, in any audio format.
+            language: A code such as "en"; empty to detect it.
+        """
         with lab_errors_as_messages():
             language = read(VoiceValues, language=language).language or ""
             with limits.admit(program_of(request), "recording"):
@@ -102,7 +118,6 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
         [recording, language],
         record,
         api_name="transcribe",
-        api_description=transcribe.__doc__,
         **TRANSCRIBING,
     )
     run.click(
@@ -110,8 +125,7 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
         [recording, model, language],
         [transcript, answer],
         api_name="ask_voice",
-        api_description=ask_voice.__doc__,
         **answering(limits),
     )
-    gr.api(models, api_name="models", api_description=models.__doc__, concurrency_limit=8)
-    gr.api(ask, api_name="ask", api_description=ask.__doc__, **answering(limits))
+    gr.api(models, api_name="models", concurrency_limit=8)
+    gr.api(ask, api_name="ask", **answering(limits))

@@ -33,7 +33,18 @@ def add_compare_endpoints(lab: Lab, votes: Votes, limits: VisitorLimits) -> None
         top_p: float = DEFAULTS.top_p,
         system_prompt: str = "",
     ) -> Iterator[list[dict[str, str | None]]]:
-        """Ask two or three models at once. Yields their growing answers, with an error for each model that failed."""
+        """Ask two or three models the same question at once. Yields their growing answers, with an error for each model
+        that failed.
+
+        Args:
+            question: The question, or any other text to answer.
+            models: Two or three ids as `models` lists them, or user/repo on the Hugging Face Hub.
+            temperature: From 0, which always takes the most likely token, to 2.
+            max_tokens: The longest answer in tokens, from 1 to 4,096.
+            seed: A whole number that makes random answers repeatable.
+            top_p: Tokens are drawn from the most likely ones whose probabilities add up to this, from 0 to 1.
+            system_prompt: Instructions that the models get before the question; empty for none.
+        """
         with lab_errors_as_messages():
             values = read(
                 CompareValues, question=question, models=models, system_prompt=system_prompt, temperature=temperature,
@@ -87,4 +98,4 @@ def add_compare_endpoints(lab: Lab, votes: Votes, limits: VisitorLimits) -> None
         (compare, answers), (battle, answers), (vote, others), (ranking, others),
     ]  # fmt: skip
     for function, options in endpoints:
-        gr.api(function, api_name=function.__name__, api_description=function.__doc__ or True, **options)
+        gr.api(function, api_name=function.__name__, **options)
