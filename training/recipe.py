@@ -140,8 +140,8 @@ class Speed(Section):
     )
     attention: Literal["auto", "eager", "sdpa", "varlen"] = Field(
         "auto",
-        description="varlen computes no padding, on a GPU with bfloat16; sdpa is torch's fused kernel; auto takes the "
-        "fastest.",
+        description="varlen computes each conversation by itself, without padding; sdpa is torch's fused kernel; auto "
+        "takes the fastest.",
     )
     compile: Choice = Field(
         "auto", description="torch.compile: faster steps, but minutes of compiling for each batch length; auto is off."

@@ -1,8 +1,9 @@
-"""Attention on a GPU over the conversations of a batch in one row without padding: each attends to itself only.
+"""Attention over the conversations of a batch in one row without padding: each attends to itself only.
 
 TRL joins the rows of a batch into one long row and passes where each conversation begins. torch's fused attention
 would need a mask as long and as wide as that row, and would compute all of it. The variable-length form
-(FlashAttention 2; Dao 2023) computes only what counts. It needs an Ampere GPU or newer, and 16 bits.
+(FlashAttention 2; Dao 2023) computes only what counts. It needs an Ampere GPU or newer and 16 bits; elsewhere the
+conversations go through the fused attention one by one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
@@ -42,12 +44,23 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):  # full fine-tuning holds float32 weights
         rows = [row.to(torch.get_autocast_dtype(query.device.type)) for row in rows]
     queries, keys, values = (row[0].transpose(0, 1) for row in rows)  # views, as the projections wrote them
-    out = varlen.varlen_attn(
-        queries, keys, values, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-        scale=scaling, window_size=(-1, 0), **GROUPED,
-    )  # fmt: skip
-    assert isinstance(out, torch.Tensor)  # a tuple only if more than the output is asked for
-    return out[None], None
+    if queries.is_cuda and queries.dtype is torch.bfloat16:
+        out = varlen.varlen_attn(
+            queries, keys, values, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            scale=scaling, window_size=(-1, 0), **GROUPED,
+        )  # fmt: skip
+        assert isinstance(out, torch.Tensor)  # a tuple only if more than the output is asked for
+        return out[None], None
+    if query.is_cuda:  # the fused attention of older GPUs takes no groups
+        groups = query.shape[1] // key.shape[1]
+        rows[1:] = [row.repeat_interleave(groups, 1) for row in rows[1:]]
+    lengths = cu_seq_lens_q.diff().tolist()
+    conversations = zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
+    parts = [
+        scaled_dot_product_attention(*each, is_causal=True, scale=scaling, enable_gqa=not query.is_cuda)
+        for each in conversations
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
 AttentionInterface.register(PACKED, packed_attention)

@@ -175,19 +175,18 @@ def micro_batches(recipe: Recipe, processes: int) -> Sequence[int]:
 
 def attention(recipe: Recipe, card: Card) -> str:
     """The kind of attention: `varlen` computes no padding (`training/finetune/attention.py`), the others are
-    transformers' own. On a CPU, eager attention is faster for single conversations (most of all backward), the fused
-    one for long packed rows. Raises LabError if the card can't compute what the recipe asks for.
+    transformers' own. On a CPU, eager attention is faster for rows that are not packed, most of all backward. Raises
+    LabError if the rows can't be joined as the recipe asks for.
     """
-    varlen, wanted = card.gpu and card.bfloat16, recipe.speed.attention
-    if wanted == "varlen" and not (varlen and recipe.objective == "sft"):
-        raise LabError("speed.attention=varlen needs a GPU with bfloat16, and objective=sft: set it to auto.")
-    if wanted != "auto":
-        return wanted
-    if not card.gpu:
-        return "sdpa" if recipe.packing else "eager"
     cuts = {"packing_strategy", "truncation_mode"} & recipe.trl.keys()  # TRL then cuts the rows itself
     joins = recipe.packing or (recipe.objective == "sft" and not cuts)
-    return "varlen" if varlen and joins else "sdpa"
+    if recipe.speed.attention == "varlen" and not joins:
+        raise LabError("speed.attention=varlen needs objective=sft, and rows that TRL does not cut: set it to auto.")
+    if recipe.speed.attention != "auto":
+        return recipe.speed.attention
+    if joins and (card.gpu or recipe.packing):
+        return "varlen"
+    return "sdpa" if card.gpu else "eager"
 
 
 def decide(choice: Choice, auto: bool) -> bool:
