@@ -95,7 +95,8 @@ Model = ModelFiles | str  # files on this disk, or the name of a model on a serv
 @dataclass(frozen=True)
 class Figures:
     """The token counts and the speed of one answer. `tokens_per_second` is measured after the first token. It is None
-    for an answer of fewer than two tokens."""
+    for an answer of fewer than two tokens. `context_tokens` is how many tokens the model reads, prompt and answer
+    together; None if a server does not say."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -104,6 +105,7 @@ class Figures:
     tokens_per_second: float | None
     finish_reason: Literal["stop", "length", "cancelled"]
     dropped_turns: int = 0
+    context_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Request:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     dropped_turns: int = 0
+    context_tokens: int | None = None
     generated: int = 0
     log_likelihood: float = 0.0
     greedy: bool = True
@@ -111,6 +112,7 @@ class Request:
     ) -> None:
         """Set `tokens`, at most `n_ctx`. `encode` gives a conversation's token ids, and `is_end` finds end-of-turn
         tokens."""
+        self.context_tokens = n_ctx
         if self.answer is None:
             reserved = min(self.sampling.max_tokens, n_ctx // 4)  # tokens that are left for the answer at least
             self.tokens, self.dropped_turns = fit_to_context(self.messages, encode, n_ctx - reserved)
@@ -225,5 +227,6 @@ def chunks(request: Request, cancelled: Callable[[], bool]) -> Iterator[Chunk]:
             tokens_per_second=(received - 1) / (latest_at - first_at) if received > 1 else None,
             finish_reason=reason,
             dropped_turns=request.dropped_turns,
+            context_tokens=request.context_tokens,
         )
     )

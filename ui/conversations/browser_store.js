@@ -109,6 +109,11 @@ window.conversations = (() => {
     return stored?.revision !== record.revision;
   }));
 
+  // A link that is opened in this tab: the page reads it when it starts.
+  addEventListener("hashchange", () => {
+    if (location.hash.includes("question=")) location.reload();
+  });
+
   return {
     list: (query) => report(query),
     start: (query) => report(query, () => {

@@ -27,6 +27,7 @@ from ui.conversations.kept_conversation import (
     title_of,
 )  # fmt: skip
 from ui.conversations.report import Report
+from ui.conversations.sharing import Sharing
 from ui.tabs.chat import ChatTab
 
 STORE = (Path(__file__).parent / "browser_store.js").read_text(encoding="utf-8")
@@ -34,7 +35,6 @@ STORE = (Path(__file__).parent / "browser_store.js").read_text(encoding="utf-8")
 SCRIPT = f"""<script>
 const MAX_KEPT = {MAX_KEPT}, LONGEST_TITLE = {MAX_TITLE}, FORMAT = "{FORMAT}";
 {STORE}</script>"""
-SMALL: dict[str, Any] = {"scale": 0, "min_width": 36}
 
 
 class ConversationSidebar:
@@ -55,18 +55,17 @@ class ConversationSidebar:
         self.notice = gr.Markdown("", elem_classes="notice", elem_id="conversations-notice")
         self.import_notice = gr.Markdown("", elem_classes="notice", elem_id="import-notice")
         self.undo = gr.Button("Undo delete", size="sm", visible=False, elem_id="undo-delete")
+        self.sharing = Sharing()
         with gr.Row(elem_classes="tools"):
-            self.rename = gr.Button("Rename", elem_classes=["round", "pen"], elem_id="rename", **SMALL)
-            self.delete = gr.Button("Delete", elem_classes=["round", "bin"], elem_id="delete", **SMALL)
-            self.markdown = gr.Button(
-                "Download this conversation as Markdown", elem_classes=["round", "text"], elem_id="as-markdown", **SMALL
-            )
-            self.json = gr.Button(
-                "Download the listed conversations as JSON", elem_classes=["round", "save"], elem_id="as-json", **SMALL
-            )
+            self.rename = round_button("Rename", "pen", "rename")
+            self.delete = round_button("Delete", "bin", "delete")
+            self.sharing.build_button()
+            self.markdown = round_button("Download this conversation as Markdown", "page-file", "as-markdown")
+            self.json = round_button("Download the listed conversations as JSON", "save", "as-json")
             self.file = gr.UploadButton(
-                "Import conversations", file_types=[".json"], elem_classes=["round", "open"], elem_id="import", **SMALL
-            )
+                "Import conversations", file_types=[".json"], elem_classes=["round", "open-file"], scale=0,
+                min_width=36, elem_id="import",
+            )  # fmt: skip
         self.changed = gr.Button("Refresh", visible="hidden", elem_id="conversations-changed")
         gr.HTML("Kept in this browser only.", elem_classes="figures")
         # What the browser sends, and what it gets to store: not shown, and not in the session.
@@ -78,6 +77,7 @@ class ConversationSidebar:
         self.shown = [
             self.list, self.notice, self.undo, self.title,
             chat.chatbot, picker.dropdown, picker.current, chat.box.send, chat.box.stop,
+            chat.gauge,
         ]  # fmt: skip
         conversation = [chat.chatbot, picker.current]
         for change in chat.changes:
@@ -92,20 +92,23 @@ class ConversationSidebar:
         self.undo.click(**leaving).then(**self.step("restore", self.outgoing))
         page.load(**self.step("start"))
         self.changed.click(**self.step("list"))
-        self.search.input(**self.step("list"), trigger_mode="always_last")
+        self.search.change(**self.step("list"), trigger_mode="always_last")
         self.title.submit(**self.step("rename", self.list, self.title))
         self.rename.click(
             lambda title, _: gr.Textbox(title, visible=bool(title)), [self.report, self.list], self.title,
             js="(_, id) => [conversations.titleOf(id), id]", **QUIET,
         )  # fmt: skip
         self.connect_files()
+        self.sharing.connect(chat, page)
 
     def connect_files(self) -> None:
         """Connect the downloads, which the browser writes, and the import."""
         self.json.click(**self.step("export"))
-        self.markdown.click(as_file, self.chat.chatbot, self.outgoing, **QUIET).then(
-            None, self.outgoing, None, js="(file) => {if (file) conversations.download(file)}", **QUIET
-        )
+        written = self.markdown.click(
+            as_file, [self.report, self.list, self.chat.chatbot], self.outgoing,
+            js="(_, id, history) => [conversations.titleOf(id), id, history]", **QUIET,
+        )  # fmt: skip
+        written.then(None, self.outgoing, None, js="(file) => {if (file) conversations.download(file)}", **QUIET)
         imported = self.file.upload(read_file, self.file, [self.outgoing, self.import_notice], **QUIET)
         imported.then(**self.step("add", self.outgoing))
 
@@ -134,16 +137,22 @@ class ConversationSidebar:
         except LabError as error:
             notice, history = visitor_message(error), []
         choices = [(summary.title or "Untitled", summary.id) for summary in report.summaries]
-        buttons = send_or_stop(running=False) if isinstance(history, list) else [gr.skip()] * 2
+        # Of another conversation, the tokens are not known before its next answer.
+        others = (*send_or_stop(running=False), "") if isinstance(history, list) else [gr.skip()] * 3
         return (
             gr.Radio(choices, value=report.shown), notice, gr.Button(visible=report.removed), gr.Textbox(visible=False),
-            history, model, model, *buttons,
+            history, model, model, *others,
         )  # fmt: skip
 
     def stop(self, request: gr.Request, history: list[ChatEntry], model: str) -> dict[str, Any] | None:
         """Stop the running answer and return the conversation in the form that the browser keeps."""
         self.chat.running.stop(request)
         return draft(history, model)
+
+
+def round_button(label: str, icon: str, elem_id: str) -> gr.Button:
+    """Create a button that shows an icon; its label is for screen readers."""
+    return gr.Button(label, elem_classes=["round", icon], elem_id=elem_id, scale=0, min_width=36)
 
 
 def draft(history: list[ChatEntry], model: str) -> dict[str, Any] | None:
@@ -154,10 +163,11 @@ def draft(history: list[ChatEntry], model: str) -> dict[str, Any] | None:
     return {"title": title_of(messages), "model": model, "messages": [message.model_dump() for message in messages]}
 
 
-def as_file(history: list[ChatEntry]) -> dict[str, str] | None:
-    """Return a conversation as a Markdown file for the browser to save; None if it is empty."""
+def as_file(title: Any, _: str | None, history: list[ChatEntry]) -> dict[str, str] | None:
+    """Return a conversation as a Markdown file for the browser to save; None if it is empty. Its title is "" if it is
+    not kept."""
     messages = messages_of(history)
-    text = as_markdown(title_of(messages), messages)
+    text = as_markdown(title if title and isinstance(title, str) else title_of(messages), messages)
     return {"name": "conversation.md", "text": text, "type": "text/markdown"} if messages else None
 
 

@@ -29,6 +29,7 @@ from ui.components.events import IMMEDIATE, QUIET, answering
 from ui.components.model_picker import ADD, REFRESH_NOW, ModelPicker, OwnModels
 from ui.components.running_answers import RunningAnswers
 from ui.components.visitor import visitor_of
+from ui.views.context_gauge import context_gauge_html
 from ui.voice.voice_input import VoiceInput
 from ui.voice.voice_settings import VoiceSettings
 
@@ -40,7 +41,7 @@ LATEX: list[dict[str, str | bool]] = [
 ]  # fmt: skip
 
 History = list[ChatEntry]
-# Conversation, question box, notice, send and stop button.
+# Conversation, question box, notice, send and stop button, and the gauge of the context.
 ChatUpdate = tuple[Any, ...]
 
 
@@ -64,6 +65,7 @@ class ChatTab:
         )  # fmt: skip
         gr.HTML('<button id="to-end" aria-label="Scroll to the end" hidden></button>', elem_classes="to-end-place")
         self.box = Composer("Ask anything", autofocus=True)
+        self.gauge = gr.HTML("", elem_classes="caption", elem_id="context")
         self.voice = VoiceInput(lab, limits, self.box, voice_settings)
         self.answers: list[Dependency] = []  # the events that answer a question
         self.changes: list[Dependency] = []  # those that change the conversation
@@ -73,7 +75,7 @@ class ChatTab:
         """Connect the components' events."""
         picker, box, voice = self.picker, self.box, self.voice
         settings = [picker.dropdown, picker.own, *self.settings.inputs]
-        shown = [self.chatbot, box.text, box.notice, box.send, box.stop]
+        shown = [self.chatbot, box.text, box.notice, box.send, box.stop, self.gauge]
         options = {**QUIET, **answering(self.limits)}
         asked = [self.chatbot, *settings]
         self.answers = [
@@ -145,12 +147,12 @@ class ChatTab:
     ) -> Iterator[ChatUpdate]:
         """Send the transcript with its recording, or leave it in the box so that the visitor can edit it."""
         if not recording or not question.strip():
-            yield *[gr.skip()] * 5, None
+            yield *[gr.skip()] * 6, None
             return
         history = [*history, {"role": "user", "content": {"path": recording}}]
         if not at_once:
             # The box does not change, since the visitor may be editing the text already.
-            yield history, gr.skip(), "", gr.skip(), gr.skip(), None
+            yield history, gr.skip(), "", *[gr.skip()] * 3, None
             return
         for step in self.ask(request, question, history, *settings):
             yield *step, None
@@ -184,9 +186,10 @@ class ChatTab:
                     shown = answer or waiting_html(chunk.waiting or "thinking", now - started)
                 redrawn_at = now
                 buttons = send_or_stop(running=not chunk.figures)
-                yield [*history, {"role": "assistant", "content": shown}], "", "", *buttons
+                gauge = context_gauge_html(chunk.figures) if chunk.figures else gr.skip()
+                yield [*history, {"role": "assistant", "content": shown}], "", "", *buttons, gauge
         except LabError as error:
-            yield before, question, visitor_message(error), *send_or_stop(running=False)
+            yield before, question, visitor_message(error), *send_or_stop(running=False), gr.skip()
 
     def admitted(self, request: gr.Request, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Yield the chunks, and count the answer among those of the visitor meanwhile."""
