@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 from inference.errors import LabError
 from inference.settings import PROJECT
 from local_hub import LocalHub
-from training.finetune import memory_plan
+from training.finetune.planning import cards
+from training.finetune.planning.plan import plan as make_plan
 from training.finetune.processes import launch
 from training.finetune.run import fine_tune
 from training.recipe import load_recipe
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("checkpoints")
 
 # 8 steps, with a checkpoint after each third one.
 SMALL = [
-    "data.examples=64", "data.evaluation=4", "epochs=1", "batch_size=4", "gradient_accumulation=2", "warmup_steps=1",
+    "data.examples=64", "data.evaluation=4", "epochs=1", "batch_size=8", "speed.micro_batch=4", "warmup_steps=1",
     "checkpoints.steps=3", "method=lora", "report_to=[]",
 ]  # fmt: skip
 LLAMA_8B = {
@@ -115,6 +116,34 @@ def test_two_gpus_without_a_launcher_are_both_used(alone, tmp_path, monkeypatch,
     assert losses(out) == pytest.approx(losses(alone), rel=2e-2 if torch.cuda.is_available() else 1e-3)
 
 
+def with_little_memory(plan, *arguments) -> None:
+    """`launch.train_in_process`, where the second process can't compute four conversations at once after a step."""
+    from training.finetune.trainer import SupervisedTrainer
+
+    step = SupervisedTrainer.training_step
+
+    def limited(self, model, inputs, *rest):
+        if os.environ["RANK"] == "1" and len(inputs["input_ids"]) > 2 and self.state.global_step >= 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, model, inputs, *rest)
+
+    SupervisedTrainer.training_step = limited
+    train_in_process(plan, *arguments)
+
+
+train_in_process = launch.train_in_process
+
+
+def test_one_of_two_processes_that_runs_out_of_memory_makes_both_go_on_with_less(alone, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(launch, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(launch, "train_in_process", with_little_memory)
+    out = launch.fine_tune_on_all_gpus(load_recipe("emoji-nano", [*SMALL, "trl.logging_steps=1"]), tmp_path)
+    written = capfd.readouterr().err
+    assert "Out of memory with 4 × 1: the run goes on from its last saved step as 2 × 2" in written
+    assert "3/8" in written and recorded(out)["plan"]["out_of_memory"] == ["4 × 1"]
+    assert losses(out) == pytest.approx(losses(alone), rel=2e-2 if torch.cuda.is_available() else 1e-3)
+
+
 def test_an_error_in_a_process_is_one_sentence(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(launch, "visible_gpus", lambda: 2)
     with pytest.raises(LabError, match=r"max_length=8 cuts off every answer"):
@@ -179,28 +208,29 @@ def test_a_split_model_ends_and_writes_its_files(method, alone, tmp_path):
 @pytest.mark.parametrize(
     ("gpus", "memory", "fields", "processes", "sharded"),
     [
-        (4, 80e9, ["method=full", "gradient_accumulation=4"], 4, True),
-        (4, 80e9, ["method=lora", "gradient_accumulation=4"], 4, False),
-        (3, 80e9, ["method=lora", "batch_size=2", "gradient_accumulation=4"], 2, False),
-        (2, 15e9, ["method=qlora", "batch_size=1", "gradient_accumulation=8", "max_length=512"], 2, False),
+        (4, 80e9, ["method=full"], 4, True),
+        (4, 80e9, ["method=lora"], 4, False),
+        (4, 20e9, ["method=auto"], 4, False),
+        (3, 80e9, ["method=lora"], 2, False),
+        (2, 15e9, ["method=qlora", "max_length=512"], 2, False),
     ],
 )
 def test_an_8b_is_planned_for_all_gpus(gpus, memory, fields, processes, sharded, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B), encoding="utf-8")
-    monkeypatch.setattr(memory_plan, "available_memory", lambda: memory)
+    monkeypatch.setattr(cards, "free_memory", lambda: memory)
     recipe = load_recipe("finetome-1b", [f"base={tmp_path}", *fields])
     plan = launch.plan_processes(recipe, gpus)
     assert (plan.processes, plan.sharded) == (processes, sharded) and plan.need < memory
-    assert plan.batch_size * plan.gradient_accumulation * processes == recipe.batch_size * recipe.gradient_accumulation
+    assert plan.conversations == recipe.batch_size and plan.method == ("qlora" if memory < 80e9 else recipe.method)
 
 
 def test_what_fits_no_way_is_refused(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B), encoding="utf-8")
-    monkeypatch.setattr(memory_plan, "available_memory", lambda: 24e9)
+    monkeypatch.setattr(cards, "free_memory", lambda: 24e9)
     with pytest.raises(LabError, match="needs about .* GB of memory, but 24.0 GB are available"):
         launch.plan_processes(load_recipe("finetome-1b", [f"base={tmp_path}", "method=full"]), 2)
     with pytest.raises(LabError, match="FSDP can't split a 4-bit base"):
-        memory_plan.plan(load_recipe("finetome-1b", [f"base={tmp_path}"]), 2, sharded=True)
+        make_plan(load_recipe("finetome-1b", [f"base={tmp_path}"]), 2, sharded=True)
 
 
 def test_one_process_that_sees_two_gpus_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
@@ -218,4 +248,4 @@ def test_workers_of_a_sweep_take_turns_on_the_gpus(monkeypatch):
 
 def test_processes_of_a_launcher_are_refused_in_one_sentence(tmp_path):
     done = command("training", "sft", "emoji-nano", *SMALL, "--out", str(tmp_path), WORLD_SIZE="3")
-    assert_refused(done, "3 processes can't share a batch of 4 × 2")
+    assert_refused(done, "3 processes can't share a batch of 8")

@@ -23,7 +23,7 @@ from training.export.model_folder import Base
 from training.recipe import load_recipe
 
 pytestmark = pytest.mark.xdist_group("export")
-FEW = ["max_steps=2", "data.evaluation=4", "batch_size=2", "gradient_accumulation=1", "data.validation=0"]
+FEW = ["max_steps=2", "data.evaluation=4", "batch_size=2", "data.validation=0"]
 
 
 @pytest.fixture(scope="module")

@@ -8,25 +8,22 @@ import resource
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from conftest import NANO, assert_refused, command
 from huggingface_hub import HfApi
-from torch.nn.attention import varlen
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inference.errors import LabError
 from local_hub import LocalHub
 from training import data
 from training.data.tokens import tokenize_split
-from training.finetune import base_model, memory_plan
+from training.finetune import base_model
 from training.finetune.attention import PACKED
 from training.finetune.libraries import trl_options
 from training.finetune.libraries.peft_options import lora_config
+from training.finetune.planning.plan import plan as make_plan
 from training.finetune.run import fine_tune
 from training.finetune.trainer import SupervisedTrainer
 from training.recipe import Recipe, load_recipe
@@ -34,19 +31,14 @@ from training.recipe import Recipe, load_recipe
 pytestmark = pytest.mark.xdist_group("sft")
 
 FEW = ["data.examples=16", "data.evaluation=4", "batch_size=4", "warmup_steps=1", "max_steps=3"]
-LLAMA_1B = {
-    "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True,
-}  # fmt: skip
-T4, SMALL = 15e9, 3.5e9  # bytes of memory
 
 
 def make_trainer(recipe: Recipe, out: Path) -> SupervisedTrainer:
     """The trainer as `fine_tune` makes it, without callbacks."""
-    tokenizer = base_model.load_tokenizer(recipe)
+    tokenizer, plan = base_model.load_tokenizer(recipe), make_plan(recipe)
     return SupervisedTrainer(
-        recipe, None, model=base_model.load_base(recipe, checkpointing=False), processing_class=tokenizer,
-        args=trl_options.trainer_config(recipe, out, memory_plan.plan(recipe), recipe.name),
+        recipe, None, model=base_model.load_base(recipe, plan.attention), processing_class=tokenizer,
+        args=trl_options.trainer_config(recipe, out, plan, recipe.name),
         train_dataset=tokenize_split(data.load(recipe.data), tokenizer, recipe.max_length).train,
         peft_config=lora_config(recipe),
     )  # fmt: skip
@@ -58,37 +50,26 @@ def cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def attention_per_conversation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
-    """A reference for `torch.nn.attention.varlen.varlen_attn`, which needs a GPU."""
-    assert window_size == (-1, 0) and max_q == max_k == cu_seq_q.diff().max()
-    assert not torch.is_autocast_enabled("cpu") or {x.dtype for x in (query, key, value)} == {torch.bfloat16}
-    parts = [
-        scaled_dot_product_attention(
-            *(row[begin:end].transpose(0, 1)[None] for row in (query, key, value)), is_causal=True, scale=scale
-        )
-        for begin, end in pairwise(cu_seq_q.tolist())
-    ]
-    return torch.cat([part[0].transpose(0, 1) for part in parts])
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa", PACKED])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "varlen"])
 def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, monkeypatch):
-    monkeypatch.setattr(varlen, "varlen_attn", attention_per_conversation)  # torch has none for a CPU
-    monkeypatch.setattr(base_model, "attention_implementation", lambda _: attention)
     for module in (base_model, trl_options):
         monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
-    recipe = load_recipe("finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128"])
+    recipe = load_recipe(
+        "finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128", f"speed.attention={attention}"]
+    )
     made = make_trainer(recipe, tmp_path)
     batch = next(iter(made.get_train_dataloader()))
     ids, positions = batch["input_ids"][0], batch["position_ids"][0]
     starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
     conversations = [slice(begin, end) for begin, end in pairwise(starts)]
-    assert len(conversations) > recipe.batch_size and made.model.config._attn_implementation == attention
+    assert len(conversations) > recipe.batch_size
+    assert made.model.config._attn_implementation == (PACKED if attention == "varlen" else attention)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "logits_to_keep", "shift_labels")}
     with torch.no_grad():
-        packed = made.compute_loss(made.model, batch, return_outputs=True)[1].logits[0]
-        if attention == PACKED:  # as on a 4-bit base: sums in float32, products in 16 bits
+        packed = made.model(**inputs).logits[0]
+        if attention == "varlen":  # as in full fine-tuning: sums in float32, products in 16 bits
             with torch.autocast("cpu", torch.bfloat16):
-                rounded = made.compute_loss(made.model, batch, return_outputs=True)[1].logits[0]
+                rounded = made.model(**inputs).logits[0]
             torch.testing.assert_close(rounded.float(), packed, atol=0.3, rtol=0.1)
         made.model.get_base_model().set_attn_implementation("eager")
         without_positions = made.model(input_ids=ids[None]).logits[0]
@@ -96,68 +77,6 @@ def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, mo
             alone = made.model(input_ids=ids[None, conversation]).logits[0]
             torch.testing.assert_close(packed[conversation], alone, atol=1e-4, rtol=1e-4)
             assert (without_positions[conversation] - alone).abs().max() > 1 or number == 0
-
-
-@pytest.fixture
-def base_of_1b(tmp_path) -> str:
-    """A base that has only a configuration: loading its weights would fail."""
-    (tmp_path / "1b").mkdir()
-    (tmp_path / "1b" / "config.json").write_text(json.dumps(LLAMA_1B), encoding="utf-8")
-    return f"base={tmp_path / '1b'}"
-
-
-def with_memory(monkeypatch, size: float) -> None:
-    """Pretend that `size` bytes of memory are available."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
-
-
-@pytest.mark.parametrize(
-    ("memory", "fields", "change"),
-    [
-        (T4, ["batch_size=32"], "batch_size=1 gradient_accumulation=128"),
-        (T4, ["method=full"], "method=qlora"),
-        (SMALL, [], "max_length=512"),
-        (T4, ["batch_size=8", "speed.gradient_checkpointing=off"], "speed.gradient_checkpointing=auto"),
-    ],
-)
-def test_a_run_that_cannot_fit_is_refused_before_its_weights_are_downloaded(
-    memory, fields, change, base_of_1b, cpu, monkeypatch, tmp_path
-):
-    with_memory(monkeypatch, memory)
-    refused = [base_of_1b, "data.name=emoji", "data.examples=16", *fields]
-    with pytest.raises(LabError) as error:
-        fine_tune(load_recipe("finetome-1b", refused), tmp_path / "out")
-    sentence = r"finetome-1b needs about (.+) GB of memory, but (.+) GB are available: add (.+)\."
-    need, available, changes = re.fullmatch(sentence, str(error.value)).groups()
-    assert float(need) * 1e9 > memory and float(available) * 1e9 == memory and change in changes
-    assert memory_plan.plan(load_recipe("finetome-1b", [*refused, *changes.split()])).need <= memory
-
-
-def test_the_studys_run_fits_a_t4_and_nothing_fits_a_machine_without_memory(base_of_1b, cpu, monkeypatch):
-    recipe = load_recipe("finetome-1b", [base_of_1b])
-    with_memory(monkeypatch, T4)
-    assert memory_plan.plan(recipe).need < T4
-    with_memory(monkeypatch, 1e9)
-    with pytest.raises(LabError, match="choose a smaller base or a bigger machine"):
-        memory_plan.plan(recipe)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_share_the_recipes_batch(processes, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    for name in ("finetome-nano", "emoji-nano"):
-        recipe, plan = load_recipe(name), memory_plan.plan(load_recipe(name))
-        assert (
-            plan.batch_size * plan.gradient_accumulation * processes == recipe.batch_size * recipe.gradient_accumulation
-        )
-
-
-def test_processes_that_cannot_share_the_batch_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(
-        LabError, match="3 processes can't share a batch of 2 × 4: start fewer, or set gradient_accumulation"
-    ):
-        memory_plan.plan(load_recipe("finetome-nano"))
 
 
 def test_a_base_or_data_set_that_the_hub_refuses_is_reported_in_one_sentence(tmp_path):

@@ -12,9 +12,9 @@ from conftest import assert_refused, command
 from safetensors.torch import load_file
 
 from inference.errors import LabError
-from training.finetune import memory_plan
 from training.finetune.libraries import trl_options
 from training.finetune.libraries.peft_options import lora_config
+from training.finetune.planning.plan import plan as make_plan
 from training.finetune.run import check_options, fine_tune
 from training.recipe import load_recipe
 
@@ -116,7 +116,7 @@ def test_the_command_refuses_a_wrong_option(tmp_path):
 
 def test_every_setting_of_the_lab_is_reserved_or_a_default():
     recipe = load_recipe("emoji-nano", [])
-    settings = trl_options.trainer_settings(recipe, Path("out"), memory_plan.plan(recipe), "run")
+    settings = trl_options.trainer_settings(recipe, Path("out"), make_plan(recipe), "run")
     assert set(settings) - set(trl_options.RESERVED) == {
         "dataloader_pin_memory", "ddp_find_unused_parameters", "logging_steps", "per_device_eval_batch_size",
     }  # fmt: skip

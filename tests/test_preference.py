@@ -23,8 +23,8 @@ from training.data.emoji.preferences import FILE, pairs
 from training.data.pair_tokens import tokenize_pairs
 from training.data.rows import row, to_dataset, turn
 from training.data.tokens import IGNORED
-from training.finetune.base_model import load_config, load_tokenizer
-from training.finetune.memory_plan import memory_needed, plan
+from training.finetune.base_model import load_tokenizer
+from training.finetune.planning.plan import plan
 from training.recipe import Recipe, load_recipe
 
 pytestmark = pytest.mark.xdist_group("training")
@@ -166,13 +166,11 @@ def test_supervised_fine_tuning_on_pairs_learns_the_chosen_answers_and_says_so(t
 
 
 def test_the_memory_plan_counts_both_answers_and_the_reference():
-    recipe = small("method=full", "speed.gradient_checkpointing=off")
-    config = load_config(recipe)
-    parameters = 5.2e6
-    dpo = memory_needed(recipe, config, 8, checkpointing=False)
-    sft = memory_needed(recipe.model_copy(update={"objective": "sft"}), config, 16, checkpointing=False)
-    assert dpo - sft == pytest.approx(4 * parameters, rel=0.05)
-    assert plan(small()).need < plan(small("batch_size=16")).need
+    fields, parameters = ["method=full", "speed.gradient_checkpointing=off"], 5.2e6
+    pairs = plan(small(*fields, "speed.micro_batch=8"))
+    conversations = plan(small(*fields, "objective=sft", "trl={}", "batch_size=16", "speed.micro_batch=16"))
+    assert pairs.need - conversations.need == pytest.approx(4 * parameters, rel=0.05)
+    assert pairs.need < plan(small(*fields, "batch_size=16")).need
 
 
 def test_the_file_of_pairs_is_what_the_generator_writes():

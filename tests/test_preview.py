@@ -12,7 +12,9 @@ from conftest import EMOJI, NANO, assert_refused, command
 from transformers import AutoConfig, AutoTokenizer
 
 from training.data.tokens import tokenize_row
-from training.finetune.estimates import CARDS, Card, count_rows, count_steps, estimate, step_seconds
+from training.finetune.planning.cards import CARDS, Card
+from training.finetune.planning.estimates import estimate
+from training.finetune.planning.speed import count_rows, count_steps
 from training.preview.contents import histogram
 from training.preview.spans import abridge, printable, spans
 from training.publish.published_files import RUN_FILES
@@ -25,7 +27,6 @@ base: adapters/nano
 data: {name: NAME, evaluation: 3, validation: 2}
 epochs: 2
 batch_size: 4
-gradient_accumulation: 1
 max_length: LENGTH
 """
 
@@ -172,22 +173,21 @@ def test_estimates_are_near_what_was_measured_on_an_h200():
     )  # fmt: skip
     lengths = np.clip(np.random.default_rng(0).lognormal(5.79, 0.8, 20_000), 16, 2100).astype(int)
     card = Card("H200", 140e9, 989e12)
-    large = ["batch_size=8", "gradient_accumulation=1"]
+    small, large = "speed.micro_batch=2", "speed.micro_batch=8"
     measured = [
-        ("finetome-1b", [], 5462), ("finetome-1b", large, 19_941), ("finetome-1b-tuned", [], 21_740),
-        ("finetome-1b-tuned", large, 41_652), ("finetome-1b-tuned", [*large, "method=lora"], 50_055),
+        ("finetome-1b", [small], 5462), ("finetome-1b", [large], 19_941), ("finetome-1b-tuned", [small], 21_740),
+        ("finetome-1b-tuned", [large], 41_652), ("finetome-1b-tuned", [large, "method=lora"], 50_055),
     ]  # fmt: skip
     for name, overrides, speed in measured:
         recipe = load_recipe(name, overrides)
-        seconds = step_seconds(recipe, config, lengths, card, False) * count_steps(recipe, lengths)
-        estimated = np.minimum(lengths, recipe.max_length).sum() / seconds
+        estimated = np.minimum(lengths, recipe.max_length).sum() / estimate(recipe, config, lengths, card).seconds
         assert math.isclose(estimated, speed, rel_tol=0.25), (name, overrides, estimated)
 
 
 def test_a_card_that_is_too_small_does_not_fit_and_short_memory_recomputes():
     config = AutoConfig.from_pretrained(NANO, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16)
-    recipe = load_recipe("finetome-1b", ["batch_size=8"])
-    roomy, small, tiny = (estimate(recipe, config, [400] * 99, Card("x", size, 1e14)) for size in (80e9, 12e9, 2e9))
-    assert roomy.fits and not roomy.checkpointing
-    assert small.fits and small.checkpointing and small.seconds > roomy.seconds
+    recipe = load_recipe("finetome-1b", ["speed.micro_batch=8"])
+    roomy, small, tiny = (estimate(recipe, config, [2048] * 99, Card("x", size, 1e14)) for size in (80e9, 12e9, 2e9))
+    assert roomy.fits and not roomy.plan.checkpointing
+    assert small.fits and small.plan.checkpointing and small.seconds > roomy.seconds
     assert not tiny.fits

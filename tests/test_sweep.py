@@ -36,7 +36,6 @@ OVERRIDES = {
     "data.validation": 4,
     "validation.steps": 0,
     "report_to": "[tensorboard]",
-    "gradient_accumulation": 1,
     "batch_size": 4,
     "checkpoints.steps": 2,
 }

@@ -168,7 +168,7 @@ def test_decisions_follow_from_the_curve():
 
 def test_two_processes_measure_the_loss_of_one(tmp_path):
     """Seven rows in batches of two: the processes have unequal numbers of rows."""
-    fields = [*SMALL, "method=lora", "data.validation=7", "batch_size=4", "gradient_accumulation=1", "max_steps=3",
+    fields = [*SMALL, "method=lora", "data.validation=7", "batch_size=4", "max_steps=3",
               "validation.steps=1"]  # fmt: skip
     one = record(fine_tune(load_recipe("emoji-nano", fields), tmp_path / "one"))
     done = two_processes(TRAIN, str(tmp_path / "two"), *fields)
@@ -181,7 +181,7 @@ def test_two_processes_measure_the_loss_of_one(tmp_path):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_best_weights_of_a_split_model_are_the_result(method, tmp_path):
-    fields = [*DIVERGES, f"method={method}", "batch_size=4", "gradient_accumulation=2"]
+    fields = [*DIVERGES, f"method={method}", "batch_size=8", "speed.micro_batch=4"]
     settings = ["VERSION=2", "AUTO_WRAP_POLICY=TRANSFORMER_BASED_WRAP", "STATE_DICT_TYPE=FULL_STATE_DICT",
                 "RESHARD_AFTER_FORWARD=true", "CPU_RAM_EFFICIENT_LOADING=true"]  # fmt: skip
     fsdp = dict(f"FSDP_{setting}".split("=") for setting in settings) | {"ACCELERATE_USE_FSDP": "true"}
@@ -195,7 +195,7 @@ def test_the_best_weights_of_a_split_model_are_the_result(method, tmp_path):
 
 def test_preferences_are_measured_on_held_out_pairs(tmp_path):
     fields = ["data.examples=32", "data.validation=8", "data.evaluation=4", "max_steps=4", "validation.steps=2",
-              "batch_size=4", "gradient_accumulation=1", "report_to=[tensorboard]"]  # fmt: skip
+              "batch_size=4", "report_to=[tensorboard]"]  # fmt: skip
     out = fine_tune(load_recipe("emoji-nano-dpo", fields), tmp_path)
     found = record(out)["validation"]
     losses = [loss for _, loss in found["losses"]]

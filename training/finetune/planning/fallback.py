@@ -70,7 +70,7 @@ class LastStep(TrainerCallback):
     """Knows whether the weights are those of a complete step, and the tokens that were learnt by then."""
 
     def __init__(self) -> None:
-        self.complete, self.tokens = False, 0.0
+        self.complete, self.tokens = False, 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
