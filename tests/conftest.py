@@ -272,13 +272,19 @@ def speak(page, recorder: str) -> None:
     page.locator(f"#{recorder}").get_by_role("button", name="Stop").first.click()
 
 
+def open_settings(page) -> None:
+    """Open the drawer at the right."""
+    page.get_by_role("button", name="Settings", exact=True).click()
+    page.locator("#right.open").wait_for()
+
+
 def stop_a_long_answer(page, ask, button: str, figures: str) -> None:
     """Ask Babble with `ask(page, text)`, press Escape, and see below the answer that it was stopped."""
-    page.get_by_role("button", name="Settings").click()
+    open_settings(page)
     page.get_by_label("number input for Max tokens").fill("2048")
     page.keyboard.press("Tab")
     ask(page, "Tell me about 🐙 and 🐼")
-    page.locator(f"{button}:not([disabled])").wait_for()
+    page.locator(button).wait_for()
     page.keyboard.press("Escape")
-    page.locator(f"{button}[disabled]").wait_for()
+    page.locator(button).wait_for(state="hidden")
     page.locator(figures, has_text="stopped").wait_for()

@@ -20,7 +20,9 @@ from inference.errors import LabError
 from inference.lab import Lab
 from inference.settings import Settings
 from inference.visitors.limits import VisitorLimits
+from ui.components.answer_settings import AnswerSettings
 from ui.tabs.compare import CompareTab
+from ui.voice.voice_settings import VoiceSettings
 
 pytestmark = pytest.mark.xdist_group("page")
 SWEDEN = "What does 🇸🇪 mean?"
@@ -39,7 +41,8 @@ def lab():
 def tab(lab, tmp_path):
     """The tab in a page of its own, with an empty votes file."""
     with gr.Blocks():
-        return CompareTab(lab, Votes(tmp_path / "votes.sqlite"), VisitorLimits())
+        votes = Votes(tmp_path / "votes.sqlite")
+        return CompareTab(lab, votes, VisitorLimits(), AnswerSettings(), VoiceSettings())
 
 
 def rounds(tab: CompareTab, question: str, *models: str, blind: bool, visit: str = "visit") -> list[dict]:
@@ -146,7 +149,7 @@ def answers(page, *expected: str) -> None:
     """Wait until these answers are complete, from left to right."""
     for letter, text in zip(LETTERS, expected, strict=False):
         page.locator(f"#answer-{letter} .text", has_text=text).wait_for()
-    page.locator("#compare-stop[disabled]").wait_for()
+    page.locator("#compare-stop").wait_for(state="hidden")
 
 
 def choose(page, place: int, name: str) -> None:
@@ -176,7 +179,7 @@ def test_both_models_answer_a_spoken_question(page):
         answers(page, "crossed fingers", "crossed fingers")
         speak(page, "compare-voice")
         page.locator("#asked", has_not_text="🤞").wait_for()
-        page.locator("#compare-stop[disabled]").wait_for()
+        page.locator("#compare-stop").wait_for(state="hidden")
         if "find the emoji for a panda" in page.locator("#asked").inner_text():
             break
     answers(page, "🐼", "🐼")
@@ -192,7 +195,7 @@ def test_a_failed_model_shows_its_error_and_a_bad_question_keeps_the_answers(pag
     ask(page, "  ")
     page.locator("#compare-notice", has_text="The question is empty").wait_for()
     assert "Sweden" in page.locator("#answer-a").inner_text()
-    choose(page, 3, "none")
+    choose(page, 3, "no third model")
 
 
 @needs_browser

@@ -34,8 +34,8 @@ class ModelPicker:
         first = lab.catalog.entries[0]
         with gr.Row(elem_classes="top-bar", elem_id="model-bar"):
             self.dropdown = gr.Dropdown(
-                self.choices({}), value=first.id, label="Model", show_label=False, container=False, scale=1, min_width=120,
-                elem_id="model",
+                self.choices({}), value=first.id, label="Model", show_label=False, container=False, scale=1,
+                min_width=120, elem_id="model",
             )  # fmt: skip
         self.list_age = gr.HTML(visible=False, elem_classes="caption", elem_id="listing")
         with gr.Column(visible=False, elem_classes="popover", elem_id="add-model") as self.form:
@@ -84,7 +84,9 @@ class ModelPicker:
         """Run "Add a model" or "Refresh" if one of them was chosen, and select the model before it again."""
         if chosen == ADD:
             yield gr.Dropdown(value=current), gr.Column(visible=True), gr.skip()
-        if chosen == REFRESH_NOW:
+        elif chosen != REFRESH_NOW:
+            yield gr.skip(), gr.skip(), gr.skip()  # a generator without a step would clear its outputs
+        else:
             yield gr.Dropdown(value=current), gr.skip(), "Refreshing the list of models…"
             problem = self.lab.refresh()
             yield gr.Dropdown(self.choices(own)), gr.skip(), problem

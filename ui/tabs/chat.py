@@ -102,6 +102,7 @@ class ChatTab:
     def select_model(self, model_id: str, current: str, own: OwnModels, history: History) -> Iterator[tuple[Any, ...]]:
         """Show the card and examples of another model, a marker in the conversation, and why it is not available."""
         if model_id in (ADD, REFRESH_NOW):
+            yield *[gr.skip()] * 3, current
             return
         entry = self.picker.entry(model_id, own)
         own = own | {entry.id: entry}

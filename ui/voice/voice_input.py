@@ -55,6 +55,7 @@ class VoiceInput:
         """Transcribe a recording. Yields the text of the question box, the caption, the notice, and the send and the
         stop button."""
         if not recording:
+            yield *[gr.skip()] * 3, *send_or_stop(running=False)
             return
         stop, ended = self.running.start(request), send_or_stop(running=False)
         try:
