@@ -13,16 +13,25 @@ import re
 from pathlib import Path
 
 import cog
+import numpy as np
 import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from inference.engines import ENGINES
 from inference.settings import PROJECT, SETTINGS
+from training.finetune.planning.cards import CARDS
+from training.finetune.planning.estimates import estimate
+from training.preview.words import describe_plan
 from training.recipe import load_recipe, recipe_names
 
 WIDTH = 78  # columns of help texts: fits a code block without a scroll bar
+PLANNED = [
+    ("finetome-1b",), ("finetome-1b-tuned",), ("finetome-3b-1000",), ("finetome-1b", "method=auto"),
+    ("finetome-1b", "memory=low"), ("finetome-3b-1000", "memory=low"),
+]  # fmt: skip
 TAKES = {
     "gguf": "GGUF: a base, or a LoRA adapter and its base",
     "safetensors": "safetensors: a base, or a LoRA adapter and its base",
@@ -52,6 +61,32 @@ def module_list(package: str) -> None:
         if depth >= 0:
             lines.append(f"{'  ' * depth}- `{shown.name}{'/' if folder else ''}`: {first_sentence(path)}")
     cog.outl("\n".join(["", *lines, ""]))
+
+
+def plan_table() -> None:
+    """The plans of the study's recipes on common cards, for conversations of FineTome's lengths."""
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.79, 0.8, 2000), 16, 2100).astype(int)  # mean 450
+    shapes = {"1b": (2048, 16, 32), "3b": (3072, 28, 24)}
+    rows = [["recipe", *CARDS], ["---"] * (len(CARDS) + 1)]
+    for name, *fields in PLANNED:
+        width, layers, heads = shapes["3b" if "3b" in name else "1b"]
+        config = LlamaConfig(
+            hidden_size=width, intermediate_size=8192, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=8, vocab_size=128256, tie_word_embeddings=True,
+        )  # fmt: skip
+        recipe = load_recipe(name, fields)
+        found = [estimate(recipe, config, lengths, card) for card in CARDS.values()]
+        label = " ".join(f"`{part}`" for part in (name, *fields))
+        rows.append(
+            [
+                label,
+                *(
+                    f"{describe_plan(each)}, {each.need / 1e9:.1f} GB" if each.fits else "does not fit"
+                    for each in found
+                ),
+            ]
+        )
+    cog.outl("\n".join(["", *(f"| {' | '.join(row)} |" for row in rows), ""]))
 
 
 def first_sentence(path: Path) -> str:

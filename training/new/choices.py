@@ -17,7 +17,7 @@ from inference.errors import LabError
 from inference.validation import nearest
 from training.finetune.planning.cards import CARDS, Card
 from training.finetune.planning.estimates import Estimate, estimate
-from training.finetune.planning.plan import SAFE
+from training.finetune.planning.plan import BITS, SAFE
 from training.new.inspection import BaseFacts, DataFacts
 from training.recipe import Recipe
 
@@ -193,8 +193,7 @@ def fit(choices: Choices, base: BaseFacts, data: DataFacts, card: Card, batch: i
             found = estimate(trial.recipe(), base.config, data.lengths, card)
             if found.need <= SAFE * card.memory:
                 method = found.plan.method
-                bits = {"qlora": "4 bits", "lora": "16 bits", "full": "all weights"}[method]
-                choices.set("method", method, f"{bits} fit {card.name}: {found.need / 1e9:.1f} GB")
+                choices.set("method", method, f"{BITS[method]} fit {card.name}: {found.need / 1e9:.1f} GB")
                 return found
         length = choices.values["max_length"] // 2
         if length < SHORTEST or "max_length" in choices.given:

@@ -13,6 +13,7 @@ from training.preview.words import (
     describe_duration,
     describe_interval,
     describe_memory,
+    describe_plan,
     describe_rows,
     describe_run,
     warnings,
@@ -38,6 +39,7 @@ def write_page(preview: Preview, out: Path) -> Path:
         interval=describe_interval,
         duration=describe_duration,
         memory=describe_memory,
+        plan=describe_plan,
     )
     out.mkdir(parents=True, exist_ok=True)
     path = out / "data.html"

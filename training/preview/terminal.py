@@ -17,6 +17,7 @@ from training.preview.words import (
     describe_duration,
     describe_interval,
     describe_memory,
+    describe_plan,
     describe_rows,
     describe_run,
     warnings,
@@ -107,10 +108,10 @@ def lengths_table(preview: Preview) -> Table:
 
 def cards_table(estimates: Sequence[Estimate]) -> Table:
     """Time and memory on each card."""
-    table = plain_table("card", "memory", "time", "speed is", right=(1, 2))
+    table = plain_table("card", "plan", "memory", "time", "speed is", right=(2, 3))
     for each in estimates:
         time = describe_duration(each.seconds) if each.fits else "does not fit"
-        table.add_row(each.card.name, describe_memory(each), time, each.card.source)
+        table.add_row(each.card.name, describe_plan(each), describe_memory(each), time, each.card.source)
     return table
 
 

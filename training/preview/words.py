@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from training.data import Report
 from training.finetune.planning.estimates import Estimate
+from training.finetune.planning.plan import BITS
 from training.preview.contents import Preview
 
 MANY_CUT = 0.1  # the share of the rows
@@ -30,6 +31,12 @@ def describe_interval(start: int, end: int) -> str:
 def describe_memory(estimate: Estimate) -> str:
     """What a run needs of a card's memory."""
     return f"{estimate.need / 1e9:.1f} of {estimate.card.memory / 1e9:.0f} GB"
+
+
+def describe_plan(estimate: Estimate) -> str:
+    """How a run is carried out on a card, such as “4 bits, 8 × 1”; * marks recomputed activations."""
+    plan = estimate.plan
+    return f"{BITS[plan.method]}, {plan.split}{'*' if plan.checkpointing else ''}"
 
 
 def describe_rows(preview: Preview) -> Iterator[tuple[str, int]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PretrainedConfig
 
+BITS = {"qlora": "4 bits", "lora": "16 bits", "full": "all weights"}
 SAFE = 0.9  # the share of the memory that a plan fills, because its need is an estimate
 
 
@@ -66,7 +67,7 @@ class Plan:
         """The plan in a sentence for the terminal."""
         several = f" on each of {self.processes} cards" if self.processes > 1 else ""
         parts = [
-            {"qlora": "4 bits", "lora": "16 bits", "full": "all weights"}[self.method],
+            BITS[self.method],
             f"{self.attention} attention",
             *(["fused kernels"] if self.fused_kernels else []),
             *(["recomputed activations"] if self.checkpointing else []),
