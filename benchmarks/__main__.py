@@ -37,6 +37,7 @@ BENCHMARKS = {
     "transcription_time": "seconds from a recording to its transcript",
     "transcription_errors": "word error rate of the embedded speech model",
     "training_speed": "tokens/s of fine-tuning against plain TRL",
+    "training_memory": "memory and speed of a run's plan, whole card, memory: low, and as on a T4",
     "adapter_precision": "what a bfloat16 adapter loses against a float32 one",
     "fuzz": "damaged and hostile inputs of each kind",
     "soak": "many visitors at once, good and bad ones",

@@ -74,14 +74,15 @@ def random_1b() -> TimedModel:
     return TimedModel("1B, Q4_K_M", folder / "base-Q4_K_M.gguf", (folder / "adapter-0.gguf", folder / "adapter-1.gguf"))
 
 
-def write_base(folder: Path) -> Path:
-    """Write a Llama 3.2 1B of random weights (bfloat16, 2.5 GB) with the nano's tokenizer. Returns `folder`."""
+def write_base(folder: Path, **shape: int) -> Path:
+    """Write a Llama 3.2 1B, or one of another `shape`, of random weights in bfloat16 (1B: 2.5 GB) with the nano's
+    tokenizer. Returns `folder`."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(PROJECT / "adapters" / "nano")
     torch.manual_seed(0)
-    config = LlamaConfig(**SHAPE, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+    config = LlamaConfig(**SHAPE | shape, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         torch.set_default_dtype(torch.bfloat16)
         try:
