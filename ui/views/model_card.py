@@ -6,7 +6,6 @@ import html
 from collections.abc import Iterable, Mapping
 
 import yaml
-from pydantic import JsonValue
 
 from inference.arena.model_diff import format_value
 from inference.catalog import Entry
@@ -30,16 +29,10 @@ def hyperparameters(run_record: RunRecord) -> str:
         ("learning rate {}", recipe.get("learning_rate")),
         ("{} epochs", None if recipe.get("max_steps") else recipe.get("epochs")),
         ("{} steps", recipe.get("max_steps")),
-        ("batch {}", batch_size(recipe)),
+        ("batch {}", recipe.get("batch_size")),
     ]
     parts = [text.format(format_value(value)) for text, value in fields if value is not None]
     return " · ".join(parts).replace("1 epochs", "1 epoch") if recipe else ""
-
-
-def batch_size(recipe: Mapping[str, JsonValue]) -> int | None:
-    """Return the number of examples in each step of the optimizer; None if the recipe does not say."""
-    size, accumulation = recipe.get("batch_size"), recipe.get("gradient_accumulation", 1)
-    return size * accumulation if isinstance(size, int) and isinstance(accumulation, int) else None
 
 
 def data_set(run_record: RunRecord) -> str:
