@@ -88,7 +88,7 @@ def script(repo: str, revision: str, arguments: Sequence[str], gpu: bool) -> str
         "set -eo pipefail",
         "{",
         *map(shlex.join, steps),
-        "} 2>&1 | stdbuf -oL tr '\\r' '\\n'",
+        "} 2>&1 | stdbuf -oL tr -s '\\r' '\\n'",
     ])  # fmt: skip
 
 
