@@ -37,9 +37,14 @@ class PrivateApi:
 
 TRAINER, PROGRESS = "training/finetune/trainer.py", "training/finetune/progress.py"
 PYTORCH = "inference/engines/pytorch"
-READ_IN = {"transformers": "5.23.0", "trl": "1.16.0", "datasets": "5.2.0", "torch": "2.13.0", "jinja2": "3.1.6"}
+READ_IN = {"transformers": "5.23.0", "trl": "1.16.0", "datasets": "5.2.0", "torch": "2.13.0", "jinja2": "3.1.6",
+           "accelerate": "1.15.0"}  # fmt: skip
 PRIVATE_API = (
     PrivateApi("transformers.trainer", "Trainer._get_train_sampler", "1580d7493244", TRAINER),
+    PrivateApi(
+        "transformers.trainer", "Trainer._save_checkpoint", "a9111e30faa9", "training/finetune/planning/fallback.py"
+    ),
+    PrivateApi("accelerate.utils.memory", "should_reduce_batch_size", "6d93736ea113", "training/finetune/run.py"),
     PrivateApi("transformers.trainer_pt_utils", "get_length_grouped_indices", "16b1a4cc1e68", TRAINER),
     PrivateApi("transformers.masking_utils", "flash_attention_mask", "0c6990ab1111", "training/finetune/attention.py"),
     PrivateApi(

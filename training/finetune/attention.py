@@ -55,10 +55,9 @@ def packed_attention(
         groups = query.shape[1] // key.shape[1]
         rows[1:] = [row.repeat_interleave(groups, 1) for row in rows[1:]]
     lengths = cu_seq_lens_q.diff().tolist()
-    conversations = zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
     parts = [
-        scaled_dot_product_attention(*each, is_causal=True, scale=scaling, enable_gqa=not query.is_cuda)
-        for each in conversations
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=not query.is_cuda)
+        for q, k, v in zip(*(row.split(lengths, dim=2) for row in rows), strict=True)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 

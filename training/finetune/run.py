@@ -84,7 +84,6 @@ def fine_tune(
     check_options(recipe)
     with translate_write_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    check_exportable({}, load_config(recipe), recipe.base)
     split = data.load(recipe.data)
     check_objective(recipe, split)
     identity = Identity(recipe.model_dump(), data.fingerprint(split.train))
@@ -93,9 +92,7 @@ def fine_tune(
     PartialState(cpu=not torch.cuda.is_available())  # connects the processes
     checkpoints = Checkpoints(out / "checkpoints", identity, recipe.checkpoints.keep, repo, api)
     found = on_first_process(checkpoints.newest)
-    if found and recipe.method == "auto":
-        recipe = recipe.model_copy(update={"method": found.manifest["recipe"]["method"]})
-        plan = plan if plan and plan.method == recipe.method else None
+    recipe, plan = keep_method(recipe, plan, found)
     tokenizer = load_tokenizer(recipe)
     rows = tokenize_rows(recipe, split, tokenizer)
     plan = plan or on_first_process(lambda: make_plan(recipe, lengths=row_lengths(rows)))
@@ -153,7 +150,7 @@ class Run:
             try:
                 trainer.train(resume_from_checkpoint=str(found.folder) if found else None)
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
                     raise
                 return False
         return True
@@ -176,12 +173,21 @@ class Run:
 
 
 def check_options(recipe: Recipe) -> None:
-    """Raise LabError if the libraries don't take the recipe's options, or if no export can carry its adapter."""
+    """Raise LabError if the libraries don't take the recipe's options, or if no export can carry adapter or base."""
     check_peft_options(recipe)
     check_trl_options(recipe)
     check_preference_options(recipe)
     check_reports(recipe.report_to)
     check_exportable(recipe.peft)
+    check_exportable({}, load_config(recipe), recipe.base)
+
+
+def keep_method(recipe: Recipe, plan: Plan | None, found: Checkpoint | None) -> tuple[Recipe, Plan | None]:
+    """With `method: auto`, the recipe with a checkpoint's method, and no plan for another one."""
+    if recipe.method != "auto" or not found:
+        return recipe, plan
+    method = found.manifest["recipe"]["method"]
+    return recipe.model_copy(update={"method": method}), plan if plan and plan.method == method else None
 
 
 def is_finished(identity: Identity, out: Path) -> bool:

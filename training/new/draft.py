@@ -14,7 +14,8 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.validation import explain
 from training.data.source import local_path
-from training.recipe import Recipe, apply_overrides, locate
+from training.overrides import apply_overrides
+from training.recipe import Recipe, locate
 
 
 def draft(overrides: Sequence[str], name: str, base: str, data: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from training.finetune.base_model import load_config
 from training.finetune.planning.cards import Card, this_machine
 from training.finetune.planning.memory import memory_needed
 from training.finetune.planning.speed import Rows, rows_of, step_seconds
-from training.recipe import Choice, Recipe, apply_override
+from training.overrides import apply_override
+from training.recipe import Choice, Recipe
 
 if TYPE_CHECKING:
     import numpy as np
