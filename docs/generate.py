@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from inference.engines import ENGINES
 from inference.settings import PROJECT, SETTINGS
+from inference.visitors.values import SamplingValues
 from training.finetune.planning.cards import CARDS
 from training.finetune.planning.estimates import estimate
 from training.preview.words import describe_plan
@@ -100,6 +101,16 @@ def settings_table() -> None:
     """The environment variables: name, default, meaning."""
     rows = [(f"`{each.variable}`", code(each.default), each.description) for each in SETTINGS]
     table(("variable", "default", "meaning"), rows)
+
+
+def sampling_table() -> None:
+    """How an answer is chosen: name, what it may be, default."""
+    fields = SamplingValues.model_fields.items()
+    shown = {None: "random", (): "none"}
+    rows = [
+        (f"`{name}`", each.description or "", code(str(shown.get(each.default, each.default)))) for name, each in fields
+    ]
+    table(("parameter", "value", "default"), rows)
 
 
 def engine_table() -> None:
