@@ -50,9 +50,7 @@ OLD_KEY = {
     "CHANGELOG.md",
     "docs/train.md",
     "inference/run_records.py",
-    "tests/test_checkpoints.py",
-    "tests/test_run_records.py",
-    "tests/test_training.py",
+    "tests/test_plan.py",
 }
 SCANNED = (".py", ".md", ".yaml", ".yml", ".jinja", ".css", ".js", ".ipynb", ".toml")
 
