@@ -22,6 +22,11 @@ PACKED = "packed_varlen"
 GROUPED: Any = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters else {}
 
 
+def has_kernel(queries: torch.Tensor) -> bool:
+    """Whether torch has the variable-length kernel for these queries."""
+    return queries.is_cuda and queries.dtype is torch.bfloat16
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -44,7 +49,7 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):  # full fine-tuning holds float32 weights
         rows = [row.to(torch.get_autocast_dtype(query.device.type)) for row in rows]
     queries, keys, values = (row[0].transpose(0, 1) for row in rows)  # views, as the projections wrote them
-    if queries.is_cuda and queries.dtype is torch.bfloat16:
+    if has_kernel(queries):
         out = varlen.varlen_attn(
             queries, keys, values, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
             scale=scaling, window_size=(-1, 0), **GROUPED,

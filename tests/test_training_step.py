@@ -1,0 +1,190 @@
+"""A training step: it learns what plain TRL and PEFT learn, without their casts and waits."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch.nn.attention import varlen
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from training import data
+from training.data.tokens import tokenize_split
+from training.finetune import attention, base_model
+from training.finetune.adapter import prepare_adapter
+from training.finetune.libraries import trl_options
+from training.finetune.libraries.peft_options import lora_config
+from training.finetune.planning.plan import plan
+from training.finetune.trainer import LengthGroupedOrder, SupervisedTrainer
+from training.recipe import Recipe, load_recipe
+
+pytestmark = pytest.mark.xdist_group("sft")
+
+SMALL = ["method=lora", "data.examples=64", "data.evaluation=4", "max_length=96", "warmup_steps=0", "batch_size=2",
+         "learning_rate=0.003"]  # fmt: skip
+
+
+class Quiet:
+    """A `Progress` that shows nothing."""
+
+    def figures(self, state: Any) -> dict[str, float]:
+        return {}
+
+    def show(self, logs: dict[str, float]) -> None: ...
+
+    def paused(self) -> Any:
+        return nullcontext()
+
+
+def rows_of(recipe: Recipe) -> Dataset:
+    """The recipe's rows as tokens."""
+    return tokenize_split(data.load(recipe.data), base_model.load_tokenizer(recipe), recipe.max_length).train
+
+
+def make_trainer(recipe: Recipe, out: Path, kind: str | None = None) -> SupervisedTrainer:
+    """The trainer as `fine_tune` makes it, on a CPU, without callbacks."""
+    chosen = plan(recipe)
+    chosen = replace(chosen, attention=kind or chosen.attention)
+    settings = trl_options.trainer_config(recipe, out, chosen, recipe.name)
+    settings.report_to, settings.save_strategy, settings.logging_steps = [], "no", 1
+    return SupervisedTrainer(
+        recipe, Quiet(), model=base_model.load_base(recipe, chosen.attention), args=settings,
+        processing_class=base_model.load_tokenizer(recipe), train_dataset=rows_of(recipe),
+        peft_config=lora_config(recipe),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def in_float32(monkeypatch):
+    """Computes in float32 on the CPU, so that two ways can be compared closely."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for module in (base_model, trl_options):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+
+
+class PlainTrainer(SFTTrainer):
+    """TRL's trainer as it is, with the lab's order of the rows."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> LengthGroupedOrder:
+        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        return LengthGroupedOrder(lengths, 2, 0, lambda: int(self.state.epoch or 0))
+
+
+def losses(trainer: Any) -> list[float]:
+    """The loss of each step of a run."""
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_losses_of_fifty_steps_are_those_of_plain_trl(packing, in_float32, tmp_path):
+    recipe = load_recipe("finetome-nano", [*SMALL, f"packing={packing}", "max_steps=50", "epochs=100"])
+    plain = SFTConfig(
+        str(tmp_path), max_steps=50, per_device_train_batch_size=2, learning_rate=recipe.learning_rate, packing=packing,
+        max_length=recipe.max_length, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+        save_strategy="no", logging_steps=1,
+    )  # fmt: skip
+    made = make_trainer(recipe, tmp_path)
+    adapter = {name: weight.clone() for name, weight in made.model.named_parameters() if weight.requires_grad}
+    base = AutoModelForCausalLM.from_pretrained(recipe.base_location, dtype=torch.float32)
+    other = PlainTrainer(
+        model=base, args=plain, processing_class=base_model.load_tokenizer(recipe), train_dataset=rows_of(recipe),
+        peft_config=lora_config(recipe),
+    )  # fmt: skip
+    other.model.load_state_dict(adapter, strict=False)
+    ours, theirs = losses(made), losses(other)
+    assert len(ours) == 50 and sum(ours[-10:]) < sum(ours[:10])
+    assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+class Casts(TorchDispatchMode):
+    """Notes the number of values of each cast from one dtype to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") not in (None, args[0].dtype):
+            self.sizes.append(args[0].numel())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("base", [torch.bfloat16, torch.float32])
+def test_a_layer_with_a_float32_adapter_casts_the_adapter_and_no_activations(base):
+    torch.manual_seed(0)
+    plain: Any = get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=base)),
+        LoraConfig(r=4, lora_alpha=6, target_modules=["0"], init_lora_weights=False),
+    )
+    ours = copy.deepcopy(plain)
+    prepare_adapter(ours)
+    x, gradients, casts = torch.randn(3, 50, 64, dtype=base), [], Casts()
+    for model in (plain, ours):
+        rows = x.clone().requires_grad_()
+        with (
+            casts if model is ours else nullcontext(),
+            torch.autocast("cpu", torch.bfloat16, enabled=base is not torch.float32),
+        ):
+            model(rows).float().square().sum().backward()
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        assert {weight.dtype for weight in trained} == {weight.grad.dtype for weight in trained} == {torch.float32}
+        gradients.append([rows.grad.float(), *(weight.grad for weight in trained)])
+    exact = base is torch.float32
+    for theirs, mine in zip(*gradients, strict=True):
+        torch.testing.assert_close(
+            mine, theirs, rtol=1e-5 if exact else 0.05, atol=1e-4 if exact else theirs.abs().max() / 20
+        )
+    activations = [size for size in casts.sizes if size >= x.numel()]
+    assert activations == ([] if exact else [x.numel()] * 2)  # `float` above, there and back
+
+
+@pytest.mark.parametrize("kind", ["eager", "sdpa", "varlen"])
+def test_packed_conversations_do_not_see_each_other(kind, in_float32, tmp_path):
+    recipe = load_recipe("finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128"])
+    made = make_trainer(recipe, tmp_path, kind)
+    batch = next(iter(made.get_train_dataloader()))
+    ids, positions = batch["input_ids"][0], batch["position_ids"][0]
+    starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
+    conversations = [slice(begin, end) for begin, end in pairwise(starts)]
+    learnt, _ = batch.pop("logits_to_keep"), batch.pop("shift_labels")
+    assert len(conversations) > recipe.batch_size
+    with torch.no_grad():
+        packed = made.model(**batch).logits[0]
+        made.model.get_base_model().set_attn_implementation("eager")
+        without_positions = made.model(input_ids=ids[None]).logits[0]
+        for number, conversation in enumerate(conversations):
+            alone = made.model(input_ids=ids[None, conversation]).logits[0]
+            torch.testing.assert_close(packed[conversation], alone, atol=1e-4, rtol=1e-4)
+            assert (without_positions[conversation] - alone).abs().max() > 1 or number == 0
+    assert learnt.tolist() == (batch["labels"][0, 1:] != -100).nonzero().flatten().tolist()
+
+
+def test_a_new_gpus_attention_gets_grouped_heads_as_the_projections_wrote_them(monkeypatch):
+    """torch has this kernel for GPUs only; here a function takes its place."""
+    seen: dict[str, Any] = {}
+
+    def kernel(query, key, value, starts, _, longest, *__, **options):
+        seen.update(
+            shapes=[query.shape, key.shape], options=options, views=[query.is_contiguous(), key.is_contiguous()]
+        )
+        return query
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "has_kernel", lambda rows: True)
+    projected = [torch.randn(1, 10, heads, 8).transpose(1, 2) for heads in (4, 2, 2)]
+    out, _ = attention.packed_attention(
+        None, *projected, None, cu_seq_lens_q=torch.tensor([0, 4, 10], dtype=torch.int32), max_length_q=6
+    )
+    assert out.shape == (1, 10, 4, 8) and seen["shapes"] == [(10, 4, 8), (10, 2, 8)] and seen["views"] == [True, True]
+    assert seen["options"] == {"scale": None, "window_size": (-1, 0), **attention.GROUPED}
