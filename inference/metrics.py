@@ -37,6 +37,7 @@ RUNNING = Gauge("lab_answers_running", "Answers under way.", registry=REGISTRY)
 QUEUE = Gauge("lab_queue_length", "Requests that wait for their turn.", registry=REGISTRY)
 CRASHES = Counter("lab_process_crashes", "Child processes that crashed or hung.", ["process"], registry=REGISTRY)
 TRANSCRIPTIONS = Counter("lab_transcriptions", "Transcriptions, by how they ended.", ["outcome"], registry=REGISTRY)
+RATINGS = Counter("lab_ratings", "Answers that visitors rated.", ["model", "rating"], registry=REGISTRY)
 REFUSALS = Counter("lab_refusals", "Requests refused, by reason.", ["reason"], registry=REGISTRY)
 MEMORY = Gauge("lab_memory_bytes", "Resident memory of the page and its child processes.", registry=REGISTRY)
 
@@ -94,6 +95,11 @@ def count_transcription(outcome: str, seconds: float) -> None:
     """Count a transcription that has ended after `seconds`."""
     TRANSCRIPTIONS.labels(outcome).inc()
     log_event("transcription", outcome=outcome, seconds=round(seconds, 3))
+
+
+def count_rating(model: str, rating: str) -> None:
+    """Count an answer that a visitor rated: "like" or "dislike"."""
+    RATINGS.labels(model, rating).inc()
 
 
 def count_refusal(reason: str) -> None:

@@ -51,7 +51,7 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
             with gr.Tab("Models", elem_classes="page") as models:
                 ModelsTab(lab, chat.picker, tabs, models)
         conversations.connect(chat, page)
-        for running in (chat.running, chat.voice.running, compare.running, compare.voice.running):
+        for running in (chat.running, chat.voice.running, chat.spoken, compare.running, compare.voice.running):
             page.unload(running.close_visit)
         page.load(None, None, left, js=OPEN_IF_WIDE)
         chat.picker.keep_current(page)

@@ -35,6 +35,8 @@ def to_messages(history: Sequence[ChatEntry], system_prompt: str) -> list[Messag
     """Return the messages for the model: the system prompt, the questions and the answers."""
     messages = [Message(role="system", content=system_prompt.strip())] if system_prompt.strip() else []
     for entry in history:
+        if (entry.get("metadata") or {}).get("title"):
+            continue  # what the model thought, which the chatbot shows folded
         text = text_of(entry["content"])
         text = without_notes(text) if entry["role"] == "assistant" else text
         if text:

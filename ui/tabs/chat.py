@@ -10,6 +10,7 @@ messages have changed.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -20,28 +21,41 @@ from inference.catalog import Entry
 from inference.engines import Chunk
 from inference.errors import LabError, visitor_message
 from inference.lab import Lab
+from inference.metrics import count_rating
 from inference.visitors.limits import VisitorLimits
 from inference.visitors.values import AskValues, read
 from ui.components.answer_settings import AnswerSettings, answer_values
 from ui.components.composer import Composer, send_or_stop
-from ui.components.conversation import ChatEntry, model_marker, text_of, to_messages, waiting_html, with_figures
+from ui.components.conversation import (
+    ChatEntry,
+    model_marker,
+    text_of,
+    to_messages,
+    waiting_html,
+    with_figures,
+    without_notes,
+)
 from ui.components.events import IMMEDIATE, QUIET, answering
 from ui.components.model_picker import ADD, REFRESH_NOW, ModelPicker, OwnModels
 from ui.components.running_answers import RunningAnswers
 from ui.components.visitor import visitor_of
 from ui.views.context_gauge import context_gauge_html
+from ui.voice.spoken_answers import SpokenAnswers
 from ui.voice.voice_input import VoiceInput
 from ui.voice.voice_settings import VoiceSettings
 
 REDRAW_SECONDS = 0.05  # between two redraws of a growing answer
 EXAMPLES = 3
+READ_ALOUD = "read"
+OTHER_MODELS = 2  # that the last question can be asked instead, with one click
+READY = ("in memory", "ready")
 LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True}, {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
 ]  # fmt: skip
 
 History = list[ChatEntry]
-# Conversation, question box, notice, send and stop button, and the gauge of the context.
+# Conversation, question box, notice, send and stop button, gauge of the context, and turn of the spoken answers.
 ChatUpdate = tuple[Any, ...]
 
 
@@ -67,6 +81,7 @@ class ChatTab:
         self.box = Composer("Ask anything", autofocus=True)
         self.gauge = gr.HTML("", elem_classes="caption", elem_id="context")
         self.voice = VoiceInput(lab, limits, self.box, voice_settings)
+        self.spoken = SpokenAnswers(lab, self.box)
         self.answers: list[Dependency] = []  # the events that answer a question
         self.changes: list[Dependency] = []  # those that change the conversation
         self.connect()
@@ -74,8 +89,8 @@ class ChatTab:
     def connect(self) -> None:
         """Connect the components' events."""
         picker, box, voice = self.picker, self.box, self.voice
-        settings = [picker.dropdown, picker.own, *self.settings.inputs]
-        shown = [self.chatbot, box.text, box.notice, box.send, box.stop, self.gauge]
+        settings = [picker.dropdown, picker.own, voice.settings.aloud, *self.settings.inputs]
+        shown = [self.chatbot, box.text, box.notice, box.send, box.stop, self.gauge, self.spoken.turn]
         options = {**QUIET, **answering(self.limits)}
         asked = [self.chatbot, *settings]
         self.answers = [
@@ -83,6 +98,7 @@ class ChatTab:
             self.chatbot.example_select(self.ask_example, asked, shown, **options),
             self.chatbot.retry(self.retry, asked, shown, **options),
             self.chatbot.edit(self.edit, asked, shown, **options),
+            self.chatbot.option_select(self.run_action, asked, shown, **options),
         ]
         for transcribed, source in voice.connect(**QUIET):
             spoken = [voice.settings.send_at_once, source, box.text, *asked]
@@ -92,7 +108,9 @@ class ChatTab:
                        **QUIET)  # fmt: skip
         taken_back = self.chatbot.undo(self.undo, self.chatbot, [self.chatbot, box.text], **IMMEDIATE)
         self.changes = [*self.answers, taken_back]
-        box.connect_stop(self.running, voice.running)
+        box.connect_stop(self.running, voice.running, self.spoken.running)
+        self.spoken.connect()
+        self.chatbot.like(self.rate, picker.current, None, **IMMEDIATE)
         picker.dropdown.change(
             self.select_model, [picker.dropdown, picker.current, picker.own, self.chatbot],
             [self.chatbot, box.notice, picker.own, picker.current], **QUIET,
@@ -137,6 +155,32 @@ class ChatTab:
         """Remove the last question and put it back into the box."""
         return split_history(history, data.index)
 
+    def run_action(
+        self, data: gr.SelectData, request: gr.Request, history: History, model_id: str, own: OwnModels, *settings: Any
+    ) -> Iterator[ChatUpdate]:
+        """Run an action below the last answer: read it aloud, or ask another model the same question instead."""
+        action, _, other = str(data.value).partition(":")
+        if action == READ_ALOUD:
+            self.spoken.start(request, without_notes(text_of(history[-1]["content"])), complete=True)
+            yield *[gr.skip()] * 6, new_turn()
+            return
+        asked = max(i for i, entry in enumerate(history) if entry["role"] == "user")
+        before, question = split_history(history, asked)
+        yield from self.ask(request, question, before, other, own, *settings)
+
+    def actions(self, asked: Entry) -> list[dict[str, str]]:
+        """Return the actions below an answer of the model `asked`: read it aloud, and other models that are ready."""
+        base = asked.base or asked.id
+        ready = [e for e in self.lab.list_models() if e.id != asked.id and self.lab.state(e).kind in READY]
+        ready.sort(key=lambda entry: (entry.base or entry.id) != base)
+        others = [{"value": f"ask:{entry.id}", "label": f"Retry with {entry.name}"} for entry in ready[:OTHER_MODELS]]
+        return [{"value": READ_ALOUD, "label": "Read aloud"}, *others]
+
+    def rate(self, data: gr.LikeData, model_id: str) -> None:
+        """Count that a visitor likes an answer or not, for the operator's figures."""
+        known = model_id if model_id in self.lab.catalog else "added by a visitor"
+        count_rating(known, "like" if data.liked is True else "dislike")
+
     def ask_transcript(
         self,
         request: gr.Request,
@@ -148,12 +192,12 @@ class ChatTab:
     ) -> Iterator[ChatUpdate]:
         """Send the transcript with its recording, or leave it in the box so that the visitor can edit it."""
         if not recording or not question.strip():
-            yield *[gr.skip()] * 6, None
+            yield *[gr.skip()] * 7, None
             return
         history = [*history, {"role": "user", "content": {"path": recording}}]
         if not at_once:
             # The box does not change, since the visitor may be editing the text already.
-            yield history, gr.skip(), "", *[gr.skip()] * 3, None
+            yield history, gr.skip(), "", *[gr.skip()] * 4, None
             return
         for step in self.ask(request, question, history, *settings):
             yield *step, None
@@ -165,11 +209,13 @@ class ChatTab:
         history: History,
         model_id: str,
         own: OwnModels,
+        aloud: bool,
         system: str,
         *sampling: Any,
     ) -> Iterator[ChatUpdate]:
         """Stream an answer. On an error, the question goes back into the box and the conversation is as before."""
-        stop = self.running.start(request)
+        stop, reading = self.running.start(request), self.spoken.start(request)
+        turn = new_turn() if aloud else gr.skip()
         before = history
         history = [*history, {"role": "user", "content": question}]
         answer, started, redrawn_at = "", time.perf_counter(), 0.0
@@ -179,23 +225,35 @@ class ChatTab:
             for chunk in self.admitted(request, self.lab.ask(entry, messages, values.sampling, stop.is_set)):
                 answer += chunk.text
                 now = time.perf_counter()
+                reading.text, reading.complete = answer, bool(chunk.figures)
+                reply: ChatEntry = {"role": "assistant"}
                 if chunk.figures:
                     shown = with_figures(answer, entry.name, chunk.figures)
+                    reply["options"] = self.actions(entry)
                 elif now - redrawn_at < REDRAW_SECONDS:
                     continue
                 else:
                     shown = answer or waiting_html(chunk.waiting or "thinking", now - started)
                 redrawn_at = now
-                buttons = send_or_stop(running=not chunk.figures)
+                buttons = send_or_stop(running=not chunk.figures or reading.speaking)
                 gauge = context_gauge_html(chunk.figures) if chunk.figures else gr.skip()
-                yield [*history, {"role": "assistant", "content": shown}], "", "", *buttons, gauge
+                yield [*history, reply | {"content": shown}], "", "", *buttons, gauge, turn
+                turn = gr.skip()
         except LabError as error:
-            yield before, question, visitor_message(error), *send_or_stop(running=False), gr.skip()
+            reading.stop.set()
+            yield before, question, visitor_message(error), *send_or_stop(running=False), gr.skip(), gr.skip()
+        finally:
+            reading.complete = True  # also if the event is cancelled
 
     def admitted(self, request: gr.Request, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Yield the chunks, and count the answer among those of the visitor meanwhile."""
         with self.limits.admit(visitor_of(request)):
             yield from chunks
+
+
+def new_turn() -> str:
+    """Return a text that differs from all before, whose change starts the reading of an answer."""
+    return uuid.uuid4().hex
 
 
 def split_history(history: History, index: int | tuple[int, int]) -> tuple[History, str]:

@@ -17,4 +17,5 @@ class VoiceSettings:
 
     def __init__(self) -> None:
         self.send_at_once = gr.Checkbox(True, label="Send when I stop speaking")
+        self.aloud = gr.Checkbox(False, label="Read answers aloud")
         self.language = gr.Dropdown(LANGUAGES, value="", label="Voice language")
