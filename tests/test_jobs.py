@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from huggingface_hub import HfApi, JobInfo, constants
 
 from inference.errors import LabError
 from local_hub import LocalHub
-from training.jobs import follow
+from training.finetune.planning.cards import CARDS
+from training.jobs import follow, job
 from training.jobs.follow import check_outcome, follow_job, was_cut_off
 from training.jobs.hardware import Hardware
 from training.jobs.job import ENDED, LABEL, find_job, run_id, start_job
@@ -63,30 +65,37 @@ def run(api: HfApi, script: str) -> JobInfo:
     return api.run_job(image="python:3.11", command=["bash", "-c", script], flavor="cpu-basic", namespace="me")
 
 
-def test_a_run_survives_the_loss_of_its_machine_and_is_published(hub, api, recipe, capfd):
-    def lose_the_first_machine() -> None:
-        while not any("-checkpoints/commit" in asked.path and asked.status == 200 for asked in list(hub.requests)):
-            time.sleep(0.02)
-        hub.lose_machine(next(iter(hub.app.state.jobs.by_id)))
-
-    threading.Thread(target=lose_the_first_machine, daemon=True).start()
+def test_a_run_as_a_job_is_published(hub, api, recipe, capfd):
     addresses = run_on_hub(recipe, Options("cpu-basic", "me", formats=["Q8_0"], yes=True))
     assert addresses == [f"{hub.url}/me/People-Nano-lora", f"{hub.url}/me/People-Nano-GGUF"]
     assert api.model_info("me/People-Nano-lora").private  # as the data are
+    assert api.model_info("me/People-Nano-checkpoints").private  # from which another Job would resume
     shown = capfd.readouterr().err
-    for words in (
-        "Hardware: cpu-basic, CPU, $0.01 an hour", "private repository me/People-Nano-job", "people.jsonl, ",
-        "The Hub ended the Job (The machine was lost)", "4/4",
-    ):  # fmt: skip
+    for words in ("Hardware: cpu-basic, CPU, $0.01 an hour", "repository me/People-Nano-job", "people.jsonl, ", "4/4"):
         assert words in shown
-    jobs = [job.describe() for job in hub.app.state.jobs.by_id.values()]
-    assert [job["status"]["stage"] for job in jobs] == ["ERROR", "COMPLETED"]
-    assert hub.token("me") not in json.dumps(jobs) + shown and jobs[1]["secrets"].keys() == {"HF_TOKEN"}
-    assert "0/4" not in shown.split("The Hub ended the Job")[1]  # it did not begin anew
+    (done,) = [each.describe() for each in hub.app.state.jobs.by_id.values()]
+    assert done["status"]["stage"] == "COMPLETED" and done["secrets"].keys() == {"HF_TOKEN"}
+    assert hub.token("me") not in json.dumps(done) + shown
     assert api.dataset_info("me/People-Nano-job").private
 
 
-def test_the_price_is_known_before_anything_is_sent(recipe):
+def test_another_job_resumes_after_the_loss_of_a_machine(hub, api, recipe, monkeypatch, capfd):
+    address = f"{hub.url}/me/People-Nano-lora"
+    scripts = iter(["echo step 1; sleep 60", f"echo {address}"])
+    monkeypatch.setattr(job, "script", lambda *_, **__: TRAPPED + next(scripts))
+    before = set(hub.app.state.jobs.by_id)
+
+    def lose_the_first_machine() -> None:
+        while not (new := set(hub.app.state.jobs.by_id) - before):
+            time.sleep(0.02)
+        hub.lose_machine(new.pop())
+
+    threading.Thread(target=lose_the_first_machine, daemon=True).start()
+    assert run_on_hub(recipe, Options("a10g-small", "me", yes=True)) == [address]
+    assert "The Hub ended the Job (The machine was lost). Another one resumes" in capfd.readouterr().err
+
+
+def test_the_price_is_known_before_anything_is_sent(recipe, monkeypatch):
     one = estimate_price(recipe, A10G)
     _, time, limit = one.sentences()
     assert "and 15 min around it: about $0.25." in time and limit.endswith("after 2 h, so it costs at most $2.00.")
@@ -96,9 +105,9 @@ def test_the_price_is_known_before_anything_is_sent(recipe):
     assert unknown.sentences()[1:] == [
         "Time: not known for New.", "Limit: the Hub stops the Job after 24 h, so it costs at most $24.00.",
     ]  # fmt: skip
-    large = recipe.model_copy(update={"batch_size": 4, "max_length": 10**9})
-    with pytest.raises(LabError, match="people-nano needs .* GB, but a10g-small has 24 GB: choose hardware with more"):
-        estimate_price(large, A10G)
+    monkeypatch.setitem(CARDS, "A10G", replace(CARDS["A10G"], memory=1e8))
+    with pytest.raises(LabError, match="people-nano needs .* GB, but a10g-small has 0 GB: choose hardware with more"):
+        estimate_price(recipe, A10G)
 
 
 def test_a_shipment_has_the_code_the_recipe_and_the_files_that_it_names(recipe):
@@ -116,11 +125,11 @@ def test_a_shipment_has_the_code_the_recipe_and_the_files_that_it_names(recipe):
 def test_the_same_command_follows_the_job_that_runs(hub, api, recipe, capfd):
     labels = {LABEL: run_id(recipe)}
     line = f"{hub.url}/me/People-Nano-lora"
-    job = api.run_job(image="x", command=["bash", "-c", f"sleep 0.5; echo {line}"], flavor="cpu-basic",
+    running = api.run_job(image="x", command=["bash", "-c", f"sleep 0.5; echo {line}"], flavor="cpu-basic",
                       labels=labels, namespace="me")  # fmt: skip
-    assert find_job(api, "me", recipe).id == job.id
+    assert find_job(api, "me", recipe).id == running.id
     assert run_on_hub(recipe, Options("t4-small", "me")) == [line]
-    assert f"already under way: {job.url}" in capfd.readouterr().err
+    assert f"already under way: {running.url}" in capfd.readouterr().err
     assert find_job(api, "me", recipe) is None
 
 
@@ -145,16 +154,16 @@ def test_ctrl_c_leaves_the_job_and_a_second_one_stops_it(hub, api, monkeypatch, 
     def press(*_: object) -> None:
         raise KeyboardInterrupt
 
-    job = run(api, "echo here; sleep 60")
+    running = run(api, "echo here; sleep 60")
     monkeypatch.setattr(follow.Log, "add", press)
     monkeypatch.setattr(follow.time, "sleep", press if presses == 2 else lambda _: None)
     with pytest.raises(typer.Exit):
-        follow_job(api, job)
+        follow_job(api, running)
     shown = capfd.readouterr().err
-    assert f"The Job goes on: {job.url}" in shown and ("The Job is stopped" in shown) == (presses == 2)
-    now = api.inspect_job(job_id=job.id, namespace="me")
+    assert f"The Job goes on: {running.url}" in shown and ("The Job is stopped" in shown) == (presses == 2)
+    now = api.inspect_job(job_id=running.id, namespace="me")
     assert now.status.stage == ("CANCELED" if presses == 2 else "RUNNING")
-    api.cancel_job(job_id=job.id, namespace="me")
+    api.cancel_job(job_id=running.id, namespace="me")
 
 
 def test_problems_are_reported_in_one_sentence(hub, api, recipe, monkeypatch):
