@@ -62,7 +62,7 @@ def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, mo
     ids, positions = batch["input_ids"][0], batch["position_ids"][0]
     starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
     conversations = [slice(begin, end) for begin, end in pairwise(starts)]
-    assert len(conversations) > recipe.batch_size
+    assert len(conversations) > 4
     assert made.model.config._attn_implementation == (PACKED if attention == "varlen" else attention)
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "logits_to_keep", "shift_labels")}
     with torch.no_grad():

@@ -179,8 +179,8 @@ class Recipe(Section):
     )
     method: Literal["auto", "qlora", "lora", "full"] = Field(
         "qlora",
-        description="`qlora` holds the base in 4 bits, `lora` in 16 and is faster, `full` takes 16 bytes a parameter; "
-        "`auto` takes `lora` if it fits, else `qlora`.",
+        description="`qlora` holds the base in 4 bits, `lora` in 16 and is faster, "
+        "`auto` chooses; `full` takes 16 bytes a parameter.",
     )
     memory: Literal["auto", "low"] = Field(
         "auto",

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -106,10 +106,11 @@ def launch(plan: Plan, recipe: Recipe, out: Path, api: HfApi | None, repo: str |
         elastic_launch(config, train_in_process)(plan, recipe, out, api, repo)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        kind, _, message = str(failure.message).partition(": ")
+        said: Any = failure.message  # a mapping if the process raised an exception
+        kind, _, message = (said["message"] if isinstance(said, dict) else said).partition(": ")
         if known := {raised.__name__: raised for raised in (LabError, OutOfMemory)}.get(kind):
             raise known(message) from error
-        raise LabError(f"Training failed in process {rank} ({failure.message}): see its error above.") from error
+        raise LabError(f"Training failed in process {rank} ({message or kind}): see its error above.") from error
     return out
 
 
