@@ -6,7 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from inference.visitors.values import DEFAULTS, MAX_TEMPERATURE, MAX_TOKENS, QuestionValues
+from inference.engines import MAX_TOP_K
+from inference.visitors.values import DEFAULTS, MAX_REPEAT_PENALTY, MAX_TEMPERATURE, MAX_TOKENS, QuestionValues
 
 
 def slider(*arguments: Any, **options: Any) -> gr.Slider:
@@ -32,21 +33,38 @@ class AnswerSettings:
             self.max_tokens = slider(1, MAX_TOKENS, DEFAULTS.max_tokens, step=1, label="Max tokens")
             # Not a gr.Number: an empty one becomes 0 when the visitor opens the settings.
             self.seed = gr.Textbox("", label="Seed", placeholder="random", max_length=10)
-        self.inputs = [self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
+        with gr.Accordion("More", open=False):
+            self.stop = gr.Textbox("", label="Stop strings", lines=2, info="One a line. The answer ends before them.")
+            self.top_k = slider(1, MAX_TOP_K, DEFAULTS.top_k, step=1, label="Top-k")
+            self.min_p = slider(0, 1, DEFAULTS.min_p, step=0.01, label="Min-p")
+            self.repeat_penalty = slider(
+                1, MAX_REPEAT_PENALTY, DEFAULTS.repeat_penalty, step=0.05, label="Repeat penalty"
+            )
+        self.inputs = [
+            self.system, self.temperature, self.top_p, self.max_tokens, self.seed,
+            self.stop, self.top_k, self.min_p, self.repeat_penalty,
+        ]  # fmt: skip
 
 
-def answer_values(system: str, temperature: Any, top_p: Any, max_tokens: Any, seed: str | None) -> dict[str, Any]:
+def answer_values(
+    system: str, temperature: Any, top_p: Any, max_tokens: Any, seed: str | None, stop: str | None = "",
+    top_k: Any = DEFAULTS.top_k, min_p: Any = DEFAULTS.min_p, repeat_penalty: Any = DEFAULTS.repeat_penalty,
+) -> dict[str, Any]:  # fmt: skip
     """Return the components' values under their names in `QuestionValues`, which checks them."""
     seed = (seed or "").strip()
     is_number = seed.isascii() and seed.isdecimal() and len(seed) <= 10
     number: int | str | None = int(seed) if is_number else seed or None
     return {
         "system_prompt": (system or "").strip(), "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens,
-        "seed": number,
+        "seed": number, "stop": [line for line in (stop or "").split("\n") if line],
+        "top_k": top_k, "min_p": min_p, "repeat_penalty": repeat_penalty,
     }  # fmt: skip
 
 
 def shown_values(values: QuestionValues) -> list[Any]:
     """Return what the components show for checked values, in the order of `AnswerSettings.inputs`."""
     seed = "" if values.seed is None else str(values.seed)
-    return [values.system_prompt, values.temperature, values.top_p, values.max_tokens, seed]
+    return [
+        values.system_prompt, values.temperature, values.top_p, values.max_tokens, seed,
+        "\n".join(values.stop), values.top_k, values.min_p, values.repeat_penalty,
+    ]  # fmt: skip
