@@ -194,7 +194,7 @@ def test_a_spoken_question_is_transcribed_and_answered(speaking_page):
     assert "find the emoji for a panda" in page.locator("#chat .user.message").last.inner_text()
     assert "🐼" in page.locator("#chat .bot.message").last.inner_text()
     assert page.locator("#chat audio").count() == count
-    assert "Offline speech model" in page.locator("#transcript").inner_text()
+    assert "Offline speech model" in page.locator("#transcript").text_content()
 
 
 @needs_browser

@@ -9,10 +9,8 @@ import gradio as gr
 from ui.components.events import IMMEDIATE
 from ui.components.running_answers import RunningAnswers
 
-KEYS = (
-    '<span class="keys">Enter sends · Shift+Enter breaks the line · Esc stops · hold Alt+V to speak · </span>'
-    "Built with Llama"  # required by the licence of Llama 3.2
-)
+KEYS = '<span class="keys">Enter sends · Shift+Enter breaks the line · Esc stops · hold Alt+V to speak</span>'
+LICENCE = '<span class="licence">Built with Llama</span>'  # required by the licence of Llama 3.2
 
 
 class Composer:
@@ -58,4 +56,4 @@ def send_or_stop(running: bool) -> tuple[gr.Button, gr.Button]:
 
 def caption_html(text: str) -> str:
     """Return the line below a composer; `text` is HTML. page.js writes into it why a microphone does not work."""
-    return f'<span class="problem" role="status"></span>{text}'
+    return f'<span class="problem" role="status"></span>{text}{LICENCE}'

@@ -73,9 +73,11 @@ class VoiceInput:
 
 def transcript_html(transcript: Transcript) -> str:
     """Return the caption: durations, language, model and the note about the model."""
-    facts = (
+    facts = html.escape(
         f"{transcript.duration:.1f} s of speech ({transcript.language}) · "
         f"transcribed in {transcript.seconds:.1f} s by {transcript.model}"
     )
-    note = f"<br>{html.escape(transcript.note)}" if transcript.note else ""
-    return caption_html(html.escape(facts) + note)
+    if not transcript.note:
+        return caption_html(facts)
+    more = html.escape(transcript.note)
+    return caption_html(f'<details class="figures"><summary>{facts} · more</summary>{more}</details>')
