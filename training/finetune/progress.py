@@ -10,14 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from pyarrow.compute import list_flatten, list_value_length
 from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.utils import compute_flops_per_token, get_peak_flops
 
 from training.finetune.base_model import compute_dtype
+
+if TYPE_CHECKING:
+    import datasets
 
 # Dense 16-bit FLOP/s from NVIDIA's data sheets, for GPUs that TRL doesn't know. TRL gives the A10G the A10's figure.
 PEAKS = {"A10G": 70e12, "V100": 125e12, "RTX 3090": 71e12, "RTX 4090": 165e12}
@@ -41,7 +46,16 @@ def peak_flops() -> float:
     return 2 * size**3 / best
 
 
-def flops_per_token(model: PreTrainedModel, length: int, reference: bool = False) -> float:
+def attention_length(rows: datasets.Dataset) -> float:
+    """The tokens of a token's conversation on average, for `flops_per_token`: a conversation of n tokens has n² scores.
+    Of packed rows, it is that of the conversations in them."""
+    packed = "seq_lengths" in rows.column_names
+    column = rows.with_format("arrow")["seq_lengths" if packed else "input_ids"][:]
+    lengths = np.asarray(list_flatten(column) if packed else list_value_length(column), dtype=np.float64)
+    return float((lengths**2).sum() / max(lengths.sum(), 1))
+
+
+def flops_per_token(model: PreTrainedModel, length: float, reference: bool = False) -> float:
     """FLOPs of forward and backward pass for one token of a conversation of `length` tokens; with a `reference` model,
     also those of its forward pass.
 
@@ -49,7 +63,7 @@ def flops_per_token(model: PreTrainedModel, length: int, reference: bool = False
     of attention. A frozen weight gets no gradient of its own: 4 FLOPs. The causal mask leaves half of the scores.
     """
     products = compute_flops_per_token(model.config, 0)
-    scores = (compute_flops_per_token(model.config, length) - products) / 2
+    scores = (compute_flops_per_token(model.config, round(length)) - products) / 2
     forward = (products + scores) / 3 if reference else 0.0
     if all(weight.requires_grad for weight in model.parameters()):
         return products + scores + forward
@@ -60,14 +74,12 @@ def flops_per_token(model: PreTrainedModel, length: int, reference: bool = False
 class Progress(TrainerCallback):
     """The bar on the terminal, its figures, and the time that training took.
 
-    `length` is a conversation's length in tokens; `seconds_before` is the time spent before this run was resumed.
-    `reference` says whether each step also computes a reference model.
+    `seconds_before` is the time spent before this run was resumed. `reference` says whether each step also computes a
+    reference model.
     """
 
-    def __init__(
-        self, label: str, length: int, processes: int = 1, seconds_before: float = 0.0, reference: bool = False
-    ) -> None:
-        self.label, self.length, self.processes, self.reference = label, length, processes, reference
+    def __init__(self, label: str, processes: int = 1, seconds_before: float = 0.0, reference: bool = False) -> None:
+        self.label, self.processes, self.reference = label, processes, reference
         self.bar: tqdm | None = None
         self._flops_per_token = 0.0
         self._started_at = time.perf_counter() - seconds_before
@@ -83,7 +95,8 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the bar at the step where training begins or resumes."""
-        self._flops_per_token = flops_per_token(kwargs["model"], self.length, self.reference)
+        length = attention_length(kwargs["train_dataloader"].dataset)
+        self._flops_per_token = flops_per_token(kwargs["model"], length, self.reference)
         self._last_time, self._last_tokens = time.perf_counter(), int(state.num_input_tokens_seen)
         if state.is_world_process_zero:
             steps = {"total": state.max_steps, "initial": state.global_step}

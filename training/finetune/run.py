@@ -161,7 +161,7 @@ class Run:
         set_seed(recipe.seed)
         settings = trainer_config(recipe, self.checkpoints.staging, plan, f"{recipe.name}-{self.identity.short}")
         seconds = found.seconds if found else 0.0
-        progress = Progress(recipe.name, recipe.max_length, plan.processes, seconds, recipe.objective == "dpo")
+        progress = Progress(recipe.name, plan.processes, seconds, recipe.objective == "dpo")
         trainer = load_trainer(recipe, plan, settings, self.tokenizer, self.rows, progress)
         saving = [SaveByTheClock(recipe.checkpoints.minutes), CompleteCheckpoint(self.checkpoints, progress, best)]
         for callback in (progress, last, *saving, *self.callbacks):

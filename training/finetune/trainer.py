@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pyarrow.compute import list_value_length
 from transformers import Trainer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -76,7 +77,8 @@ class LabTrainer(Trainer):
 
     def lengths(self, rows: datasets.Dataset) -> list[int]:
         """The tokens of each row."""
-        return [len(ids) for ids in rows["input_ids"]]
+        lengths: list[int] = list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
+        return lengths
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         lengths = self.lengths(self.train_dataset if train_dataset is None else train_dataset)
