@@ -17,8 +17,7 @@ from inference.arena.votes_hub import VotesPush
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.metrics import configure_log
-from inference.settings import Settings, zero_gpu
-from inference.versions import check_versions
+from inference.settings import Settings, check_versions, zero_gpu
 from inference.visitors.limits import VisitorLimits
 from ui.conversations.sidebar import SCRIPT
 from ui.mcp_tools import limit_tools

@@ -1,19 +1,24 @@
 """The settings of this process: every environment variable that the project reads, and the typed values of the page.
 
-`SETTINGS` lists the variables with their defaults and descriptions; the docs are generated from it.
+`SETTINGS` lists the variables with their defaults and descriptions; the docs are generated from it. `PYTHON` and `TORCH`
+are the oldest versions that the project runs on.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from inference.errors import LabError
 
 PROJECT = Path(__file__).parents[1]
+PYTHON = (3, 11)  # transformers, numpy and others need it
+TORCH = (2, 11)  # the PyTorch engine's tests pass with 2.11.0; 2.8.0 lacks functions that the engine calls
 SPACE_ADD_MODELS_BYTES = 5_000_000_000  # ADD_MODELS_GB on a Space, where anyone is a visitor
 REPOSITORY_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -203,3 +208,25 @@ def read_votes_repository() -> str | None:
 def zero_gpu() -> bool:
     """Whether this is a ZeroGPU Space. It lends a GPU to single calls; outside of them CUDA must not be used."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true") and find_spec("spaces") is not None
+
+
+def check_versions() -> None:
+    """Raise LabError if Python or torch is too old. Imports nothing."""
+    if sys.version_info < PYTHON:
+        raise LabError(
+            f"Python {dotted(PYTHON)} or newer is needed and this is {dotted(sys.version_info[:2])}: set up with "
+            "`PYTHON=/path/to/python make app`."
+        )
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        return  # a command that needs it says how to install it
+    if tuple(map(int, re.findall(r"\d+", torch)[:2])) < TORCH:
+        raise LabError(
+            f"torch {dotted(TORCH)} or newer is needed and {torch} is installed: run `pip install -r requirements.txt`."
+        )
+
+
+def dotted(parts: tuple[int, ...]) -> str:
+    """A version as text."""
+    return ".".join(map(str, parts))

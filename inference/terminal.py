@@ -9,8 +9,7 @@ from io import TextIOWrapper
 import typer
 
 from inference.errors import LabError
-from inference.settings import PROJECT
-from inference.versions import check_versions
+from inference.settings import PROJECT, check_versions
 
 REQUIREMENTS = ("requirements.txt", "requirements-gpu.txt", "requirements-train.txt", "requirements-dev.txt")
 # Packages whose name is not the name of the module that is imported.

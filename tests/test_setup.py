@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from conftest import command
 
+from inference import settings
+from inference.errors import LabError
+from inference.settings import PROJECT
 from scripts.browser import find_browser
 
 
@@ -38,3 +42,18 @@ def test_a_skipped_test_fails_in_ci_only(tmp_path):
     assert here.returncode == 0 and "1 skipped" in here.stdout
     in_ci = command(*arguments, PYTHONPATH="tests", CI="true")
     assert in_ci.returncode == 1 and "a tool is missing" in in_ci.stdout and "1 failed" in in_ci.stdout
+
+
+def test_old_versions_are_reported_in_one_sentence(monkeypatch):
+    assert f'requires-python = ">={settings.dotted(settings.PYTHON)}"' in (PROJECT / "pyproject.toml").read_text(
+        "utf-8"
+    )
+    settings.check_versions()
+    monkeypatch.setattr(settings, "version", lambda _: "2.8.0+cu128")
+    with pytest.raises(
+        LabError, match=r"torch 2.11 or newer is needed and 2.8.0\+cu128 is installed: run `pip install"
+    ):
+        settings.check_versions()
+    monkeypatch.setattr(settings.sys, "version_info", (3, 10, 13))
+    with pytest.raises(LabError, match=r"Python 3.11 or newer is needed and this is 3.10: set up with `PYTHON="):
+        settings.check_versions()

@@ -13,9 +13,8 @@ from huggingface_hub import SpaceHardware
 
 from inference.errors import LabError
 from inference.hub.artifacts import NF4_FACTOR, Form
-from inference.settings import PROJECT
+from inference.settings import PROJECT, PYTHON, dotted
 from inference.validation import nearest
-from inference.versions import PYTHON, number
 
 ZERO = SpaceHardware.ZERO_A10G.value  # the Hub's name for ZeroGPU, whatever its GPUs are
 ZERO_PYTHON = "3.12.12"  # ZeroGPU has this one and 3.10.13, which is too old for transformers
@@ -53,7 +52,7 @@ class Machine:
     @property
     def python(self) -> str:
         """The Python version of the Space."""
-        return ZERO_PYTHON if self.zero else number(PYTHON)
+        return ZERO_PYTHON if self.zero else dotted(PYTHON)
 
     def packages(self) -> list[str]:
         """The Space's packages, one a line: the project's own, with the torch and the kernels of this hardware."""
