@@ -1,7 +1,7 @@
 """The settings of this process: every environment variable that the project reads, and the typed values of the page.
 
-`SETTINGS` lists the variables with their defaults and descriptions; the docs are generated from it. `PYTHON` and `TORCH`
-are the oldest versions that the project runs on.
+`SETTINGS` lists the variables with their defaults and descriptions; the docs are generated from it. `PYTHON` and
+`TORCH` are the oldest versions that the project runs on.
 """
 
 from __future__ import annotations
