@@ -411,7 +411,7 @@ def test_no_adapter_changes_the_base_of_another_one(tmp_path):
     """One visitor's layer_replication once made each later adapter fail."""
     from transformers import AutoConfig
 
-    from inference.engines.pytorch.adapter_files import read_adapter
+    from inference.engines.pytorch.lora.adapter_files import read_adapter
 
     base = AutoConfig.from_pretrained(NANO)
     before = base.to_dict()
@@ -425,7 +425,7 @@ def test_no_adapter_changes_the_base_of_another_one(tmp_path):
 def test_pytorch_honours_scaling_and_never_evaluates_a_regular_expression(tmp_path):
     from transformers import AutoConfig
 
-    from inference.engines.pytorch.adapter_files import read_adapter
+    from inference.engines.pytorch.lora.adapter_files import read_adapter
 
     base = AutoConfig.from_pretrained(NANO)
     plain = read_adapter(EMOJI, base, torch.float32)

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from inference.engines import Sampling
 from inference.engines.pytorch.kv_cache import FUSED, CachePass, RowCache
 from inference.engines.pytorch.loading import Tokenizer, load_config, load_model, translate_base_errors
-from inference.engines.pytorch.mixed_lora import AdapterColumns
+from inference.engines.pytorch.lora.mixed_lora import AdapterColumns
 from inference.engines.pytorch.sampler import Sampler
 from inference.engines.pytorch.step_graphs import StepGraphs
 from inference.errors import LabError

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from inference.engines.pytorch.adapter_files import read_adapter
+from inference.engines.pytorch.lora.adapter_files import read_adapter
 
 INITIAL_COLUMNS = 64  # four adapters of rank 16. Doubled when they are full, which captures the step again
 MAX_COLUMNS = 1024  # each column costs every token a little. Beyond it all adapters are removed until they are needed
