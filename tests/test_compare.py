@@ -160,6 +160,8 @@ def choose(page, place: int, name: str) -> None:
 
 @needs_browser
 def test_both_models_answer_and_differences_are_underlined(page):
+    page.get_by_role("button", name="Which emoji shows a panda?").click()
+    answers(page, "🐼", "🐼")
     ask(page, SWEDEN)
     answers(page, "Sweden", "I don't know that one yet.")
     assert page.locator("#answers h3").all_inner_texts() == ["Nano · Emoji", "Nano"]
@@ -167,7 +169,7 @@ def test_both_models_answer_and_differences_are_underlined(page):
     mark = page.locator("#answer-a mark")
     assert "Sweden" in mark.inner_text()
     assert mark.evaluate("mark => getComputedStyle(mark).textDecorationLine") == "underline"
-    page.get_by_role("button", name="What does 🤞 mean?").click()
+    ask(page, "What does 🤞 mean?")
     answers(page, "crossed fingers", "crossed fingers")
     page.locator("#summary", has_text="The answers are the same.").wait_for()
 

@@ -17,6 +17,8 @@ from inference.lab import Lab
 from inference.settings import Settings
 from inference.visitors.limits import VisitorLimits
 from ui.components.composer import Composer
+from ui.components.conversation import to_messages
+from ui.voice.spoken_answers import SpokenAnswers
 from ui.voice.voice_input import VoiceInput
 from ui.voice.voice_settings import VoiceSettings
 
@@ -130,6 +132,35 @@ def test_retry_answers_again_and_undo_gives_the_question_back(page):
 
 
 @needs_browser
+def test_another_model_answers_the_last_question_instead(page):
+    ask(page, "What does 🇸🇪 mean?")
+    assert "Sweden" in wait_for_answer(page, 1)
+    page.get_by_role("button", name="Retry with Nano", exact=True).click()
+    page.locator("#chat .bot.message", has_text="I don't know that one yet.").wait_for()
+    assert page.locator("#chat .user.message").count() == 1 and "Sweden" not in page.locator("#chat").inner_text()
+
+
+@needs_browser
+def test_an_answer_is_read_aloud_until_it_is_stopped(page):
+    page.evaluate("""() => {
+      window.sounds = [];
+      const play = HTMLMediaElement.prototype.play;
+      HTMLMediaElement.prototype.play = function () {
+        window.sounds.push(this);
+        return play.call(this);
+      };
+    }""")
+    page.locator("#chat .example").nth(1).click()
+    wait_for_answer(page, 1)
+    page.get_by_role("button", name="Read aloud").click()
+    page.wait_for_function("sounds.length && sounds[0].currentTime > 0.1 && sounds[0].duration > 0.5")
+    page.keyboard.press("Escape")
+    page.locator("#stop").wait_for(state="hidden")
+    page.wait_for_timeout(500)
+    assert page.evaluate("sounds.every((sound) => sound.paused)")
+
+
+@needs_browser
 def test_an_edited_question_is_asked_again(page):
     ask(page, "What does 🐼 mean?")
     wait_for_answer(page, 1)
@@ -228,6 +259,36 @@ def test_a_transcription_is_stopped_by_the_button_and_by_leaving(question_aloud)
         *_, (text, line, notice, *_) = steps
         assert (text, notice) == ("", "") and "Stopped." in line
     lab.close()
+
+
+def test_reading_aloud_starts_with_the_first_sentence_of_a_growing_answer():
+    lab, request = Lab(Catalog.read(Settings().catalog)), gr.Request(session_hash="visit")
+    with gr.Blocks():
+        spoken = SpokenAnswers(lab, Composer("Ask"))
+    reading = spoken.start(request, "A panda eats bamboo. It is")
+    sentences = spoken.sentences(reading)
+    sound, seconds = next(sentences)
+    assert sound.startswith(b"RIFF") and 0.5 < seconds < 5
+    reading.text, reading.complete = "A panda eats bamboo. It is black and white.", True
+    assert len(list(sentences)) == 1
+    spoken.start(request, "A panda eats bamboo. It is black and white.", complete=True)
+    steps = spoken.read(request)
+    assert next(steps)[0].startswith(b"RIFF")
+    spoken.running.stop(request)
+    assert [step[0] for step in steps] == [None]
+    spoken.start(request, "🇸", complete=True).text = " "
+    *_, (sound, notice, *_) = spoken.read(request)
+    assert sound is None and "nothing to read aloud" in notice
+
+
+def test_thoughts_are_not_part_of_the_conversation():
+    chatbot = gr.Chatbot(reasoning_tags=[("<think>", "</think>")], group_consecutive_messages=False)
+    shown = chatbot.postprocess([
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>Hm.</think>Hello."}
+    ])  # fmt: skip
+    history = [message.model_dump() for message in shown.root]
+    assert [(message["metadata"] or {}).get("title") for message in history] == [None, "Reasoning", None]
+    assert [message["content"] for message in to_messages(history, "")] == ["Hi", "Hello."]
 
 
 def test_programs_send_recordings(address, question_aloud, tmp_path):

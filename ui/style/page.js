@@ -21,8 +21,14 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("keyup", (event) => {
   if (!held || (event.code !== "KeyV" && event.key !== "Alt")) return;
   held = false;
-  shown(".mic .stop-button")?.click();
+  release(20);
 });
+// The recorder starts a moment after its button: a short press waits for it.
+const release = (tries) => {
+  const stop = shown(".mic .stop-button");
+  if (stop) stop.click();
+  else if (tries) setTimeout(() => release(tries - 1), 100);
+};
 
 // A microphone that is denied or missing: Gradio shows nothing. The sentence stands under the composer.
 const PROBLEMS = {
