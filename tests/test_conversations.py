@@ -31,6 +31,7 @@ HISTORY = [
     {"role": "user", "content": {"path": "/recording.wav"}},
     {"role": "user", "content": "What does\n🇸🇪 <b>mean</b>?"},
     {"role": "assistant", "content": with_figures("The *flag* of Sweden.", "Nano & Co", FIGURES)},
+    {"role": "assistant", "content": "Let me think.", "metadata": {"title": "Thought"}},
     model_marker("Nano"),
 ]
 KEPT = {

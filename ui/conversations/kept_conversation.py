@@ -51,9 +51,12 @@ class KeptConversation(Summary):
 
 
 def messages_of(history: Sequence[ChatEntry]) -> list[KeptMessage]:
-    """Return the questions and answers of the chatbot. A recording is left out, its transcript is a question."""
+    """Return the questions and answers of the chatbot. Left out are recordings, whose transcripts are questions, and
+    what a model thought before it answered."""
     kept = []
     for entry in history:
+        if (entry.get("metadata") or {}).get("title"):
+            continue
         shown = text_of(entry["content"])
         answer = entry["role"] == "assistant"
         content = without_notes(shown) if answer else shown

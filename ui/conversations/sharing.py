@@ -15,7 +15,7 @@ from ui.conversations.share_link import read_fragment, to_fragment
 from ui.tabs.chat import ChatTab
 
 # Without what stands behind “?”: on a private Space that is a secret of its visitor.
-COMPLETE = "(fragment) => fragment ? location.origin + location.pathname + '#' + fragment : ''"
+COMPLETE = "(fragment) => [fragment ? location.origin + location.pathname + '#' + fragment : '']"
 # The link has done its work then: a reload starts with the conversation instead.
 TAKE = """() => {
   const fragment = location.hash;
@@ -47,9 +47,7 @@ class Sharing:
             self.write, [box.text, chat.chatbot, picker.current, *chat.settings.inputs], [self.fragment, box.notice],
             **QUIET,
         )  # fmt: skip
-        written.then(None, self.fragment, self.fragment, js=COMPLETE, **QUIET).then(
-            lambda link: gr.Textbox(link, visible=bool(link)), self.fragment, self.link, **QUIET
-        )
+        written.then(lambda link: gr.Textbox(link, visible=bool(link)), self.fragment, self.link, js=COMPLETE, **QUIET)
         page.load(
             self.open, self.fragment, [box.text, box.notice, picker.dropdown, *chat.settings.inputs], js=TAKE, **QUIET
         )

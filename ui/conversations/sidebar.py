@@ -130,6 +130,8 @@ class ConversationSidebar:
             if opened is not None:
                 history = history_of(opened.messages)
                 known = opened.model in self.chat.lab.catalog
+                if known and history[-1]["role"] == "assistant":
+                    history[-1]["options"] = self.chat.actions(self.chat.lab.entry(opened.model))
                 model = opened.model if known else model
                 notice = notice if known else f"{opened.model} is not listed here: the selected model answers now."
             elif report.empty:
