@@ -2,7 +2,7 @@
 # make deploy SPACE=user/name OPTIONS="--hardware t4-small --secret HF_TOKEN"
 BIN := .venv/bin
 
-.PHONY: app test lint types docs demo bench deploy
+.PHONY: app test lint types docs demo bench bench-gpu deploy
 
 app: .venv/app.done
 	$(BIN)/python app.py
@@ -26,6 +26,9 @@ demo: .venv/train.done
 
 bench: .venv/dev.done
 	$(BIN)/python -m benchmarks
+
+bench-gpu: .venv/dev.done
+	$(BIN)/python -m benchmarks --gpu
 
 deploy: .venv/app.done
 	$(BIN)/python -m training deploy $(SPACE) $(OPTIONS)

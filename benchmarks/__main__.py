@@ -1,4 +1,4 @@
-"""Measure this project: `python -m benchmarks [NAME…] [--quick]`, or `make bench` for all of it.
+"""Measure this project: `python -m benchmarks [NAME…] [--quick] [--gpu]`, or `make bench` and `make bench-gpu`.
 
 Runs one benchmark after another, each in a process of its own, and prints one Markdown table with the machine and the
 versions. A benchmark that this machine can't run is listed with its reason.
@@ -19,6 +19,7 @@ from benchmarks.report import (
     Figure,
     Unavailable,
     describe_machine,
+    has_gpu,
     markdown_table,
     measure,
     package_versions,
@@ -36,13 +37,22 @@ BENCHMARKS = {
     "pytorch_engine": "tokens/s of the PyTorch engine against `generate`",
     "transcription_time": "seconds from a recording to its transcript",
     "transcription_errors": "word error rate of the embedded speech model",
-    "training_speed": "tokens/s of fine-tuning against plain TRL",
+    "training_speed": "tokens/s of fine-tuning against plain TRL and Unsloth",
+    "training_cards": "tokens/s on several GPUs against one",
     "training_memory": "memory and speed of a run's plan, whole card, memory: low, and as on a T4",
     "adapter_precision": "what a bfloat16 adapter loses against a float32 one",
     "fuzz": "damaged and hostile inputs of each kind",
     "soak": "many visitors at once, good and bad ones",
 }
 LONG = ("fuzz", "soak")  # they run if they are named, or with --quick
+GPU = (
+    "training_speed",
+    "training_memory",
+    "training_cards",
+    "adapter_precision",
+    "pytorch_engine",
+    "transcription_time",
+)
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 
@@ -102,18 +112,21 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds each: nano models, few rounds. Shows that it runs, not how fast.")
     ] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Those that a GPU changes, and only if there is one.")] = False,
 ) -> None:
     """Run benchmarks and print one table. The exit code is 1 if one failed."""
-    chosen = names or [name for name in BENCHMARKS if quick or name not in LONG]
+    chosen = names or [name for name in (GPU if gpu else BENCHMARKS) if quick or name not in LONG]
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise LabError(f"There is no benchmark “{unknown[0]}”: choose from {', '.join(BENCHMARKS)}.")
     outcomes = []
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}: {BENCHMARKS[name]} …", file=sys.stderr, flush=True)
-        outcomes.append(run_benchmark(name, quick))
+        missing = "It needs an NVIDIA GPU." if gpu and not run_in_own_process(has_gpu) else ""
+        outcomes.append(Outcome(name, reason=missing) if missing else run_benchmark(name, quick))
         result = outcomes[-1].reason or f"done in {outcomes[-1].seconds:.0f} s"
         print(f"[{number}/{len(chosen)}] {name}: {result}", file=sys.stderr, flush=True)
-    print(summary(outcomes, [*(names or []), *(["--quick"] if quick else [])]))
+    options = [option for option, is_on in (("--quick", quick), ("--gpu", gpu)) if is_on]
+    print(summary(outcomes, [*(names or []), *options]))
     if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 

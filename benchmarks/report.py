@@ -59,6 +59,13 @@ def run_in_own_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwar
         return pool.submit(function, *args, **kwargs).result()
 
 
+def has_gpu() -> bool:
+    """Whether torch finds a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def measure(name: str, quick: bool) -> list[Figure]:
     """The figures of the benchmark of that name, measured in this process."""
     figures: list[Figure] = importlib.import_module(f"benchmarks.{name}").measure(quick)

@@ -47,7 +47,7 @@ def train(recipe: Recipe, as_on_a_t4: bool) -> Run:
     """Train a recipe by its plan."""
     if as_on_a_t4:
         be_a_t4()
-    clock = Clock(recipe.max_length)
+    clock = Clock()
     with tempfile.TemporaryDirectory() as out:
         fine_tune(recipe, Path(out), callbacks=[clock])
         plan = json.loads((Path(out) / "run.json").read_text(encoding="utf-8"))["plan"]

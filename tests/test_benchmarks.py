@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import assert_refused, command
 
-from benchmarks.__main__ import BENCHMARKS
+from benchmarks.__main__ import BENCHMARKS, GPU
 from benchmarks.report import Unavailable, measure
 
 pytestmark = pytest.mark.xdist_group("benchmarks")  # one after another: each wants the cores for itself
@@ -43,6 +43,12 @@ def test_a_benchmark_that_fails_is_listed_and_does_not_stop_the_others():
     assert done.returncode == 1
     assert "| page_start | failed | RuntimeError: app.py ended" in done.stdout
     assert "| concurrency | questions at once: 1" in done.stdout
+
+
+def test_without_a_gpu_its_benchmarks_are_listed_with_the_reason():
+    done = command("benchmarks", "--gpu", CUDA_VISIBLE_DEVICES="")
+    rows = [line for line in done.stdout.splitlines() if line.endswith("| not run here | It needs an NVIDIA GPU. |  |")]
+    assert done.returncode == 0 and len(rows) == len(GPU), done.stderr
 
 
 def test_an_unknown_benchmark_is_refused():

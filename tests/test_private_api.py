@@ -36,9 +36,10 @@ class PrivateApi:
 
 
 TRAINER, PROGRESS = "training/finetune/trainer.py", "training/finetune/progress.py"
+ADAPTER = "training/finetune/adapter.py"
 PYTORCH = "inference/engines/pytorch"
-READ_IN = {"transformers": "5.23.0", "trl": "1.16.0", "datasets": "5.2.0", "torch": "2.13.0", "jinja2": "3.1.6",
-           "accelerate": "1.15.0"}  # fmt: skip
+READ_IN = {"transformers": "5.23.0", "trl": "1.16.0", "peft": "0.21.2", "datasets": "5.2.0", "torch": "2.13.0",
+           "jinja2": "3.1.6", "accelerate": "1.15.0"}  # fmt: skip
 PRIVATE_API = (
     PrivateApi("transformers.trainer", "Trainer._get_train_sampler", "1580d7493244", TRAINER),
     PrivateApi(
@@ -50,6 +51,10 @@ PRIVATE_API = (
     PrivateApi(
         "trl.trainer.dpo_trainer", "DPOTrainer._prepare_dataset", "35e349e8e826", "training/finetune/preference.py"
     ),
+    # PEFT calls a variant in the forward of a layer.
+    PrivateApi("peft.tuners.lora.layer", "LoraVariant", "97573831f9e4", ADAPTER),
+    PrivateApi("peft.tuners.lora.layer", "Linear.forward", "ec0a80f5c5ce", ADAPTER),
+    PrivateApi("peft.tuners.lora.bnb", "Linear4bit.forward", "ba53967c7f85", ADAPTER),
     PrivateApi("trl.trainer.utils", "compute_flops_per_token", "c24cff3a04b7", PROGRESS),
     PrivateApi("trl.trainer.utils", "get_peak_flops", "af753a66da15", PROGRESS),
     PrivateApi("torch", "_foreach_copy_", "764abef1f8f7", f"{PYTORCH}/model_runner.py"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +49,9 @@ def rows_of(recipe: Recipe) -> Dataset:
     return tokenize_split(data.load(recipe.data), base_model.load_tokenizer(recipe), recipe.max_length).train
 
 
-def make_trainer(recipe: Recipe, out: Path, kind: str | None = None) -> SupervisedTrainer:
+def make_trainer(recipe: Recipe, out: Path) -> SupervisedTrainer:
     """The trainer as `fine_tune` makes it, on a CPU, without callbacks."""
     chosen = plan(recipe)
-    chosen = replace(chosen, attention=kind or chosen.attention)
     settings = trl_options.trainer_config(recipe, out, chosen, recipe.name)
     settings.report_to, settings.save_strategy, settings.logging_steps = [], "no", 1
     return SupervisedTrainer(
@@ -147,27 +144,6 @@ def test_a_layer_with_a_float32_adapter_casts_the_adapter_and_no_activations(bas
         )
     activations = [size for size in casts.sizes if size >= x.numel()]
     assert activations == ([] if exact else [x.numel()] * 2)  # `float` above, there and back
-
-
-@pytest.mark.parametrize("kind", ["eager", "sdpa", "varlen"])
-def test_packed_conversations_do_not_see_each_other(kind, in_float32, tmp_path):
-    recipe = load_recipe("finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128"])
-    made = make_trainer(recipe, tmp_path, kind)
-    batch = next(iter(made.get_train_dataloader()))
-    ids, positions = batch["input_ids"][0], batch["position_ids"][0]
-    starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-    conversations = [slice(begin, end) for begin, end in pairwise(starts)]
-    learnt, _ = batch.pop("logits_to_keep"), batch.pop("shift_labels")
-    assert len(conversations) > recipe.batch_size
-    with torch.no_grad():
-        packed = made.model(**batch).logits[0]
-        made.model.get_base_model().set_attn_implementation("eager")
-        without_positions = made.model(input_ids=ids[None]).logits[0]
-        for number, conversation in enumerate(conversations):
-            alone = made.model(input_ids=ids[None, conversation]).logits[0]
-            torch.testing.assert_close(packed[conversation], alone, atol=1e-4, rtol=1e-4)
-            assert (without_positions[conversation] - alone).abs().max() > 1 or number == 0
-    assert learnt.tolist() == (batch["labels"][0, 1:] != -100).nonzero().flatten().tolist()
 
 
 def test_a_new_gpus_attention_gets_grouped_heads_as_the_projections_wrote_them(monkeypatch):
