@@ -15,7 +15,8 @@ import typer
 from whisper.normalizers import EnglishTextNormalizer
 
 from benchmarks.report import Figure, Unavailable
-from inference.speech.whisper_model import embedded_whisper, transcribe_window
+from inference.speech.whisper_model import embedded_whisper
+from inference.speech.windows import transcribe_samples
 from training.data.emoji.phrasing import EVALUATION, TRAINING, Grammar
 from training.nano.utterances import held_out, synthesize_all
 
@@ -31,7 +32,7 @@ def error_rates(grammar: Grammar, label: str, count: int) -> dict[str, float]:
     sounds = synthesize_all(utterances)
     with typer.progressbar(list(zip(utterances, sounds, strict=True)), label=label) as bar:
         for utterance, sound in bar:
-            text, _ = transcribe_window(model, sound.astype("float32"), "en")
+            *_, (text, _) = transcribe_samples(model, sound.astype("float32"), "en")
             for voice in (utterance.voice.speaker, ALL):
                 spoken[voice].append(normalize(utterance.text))
                 transcripts[voice].append(normalize(text))

@@ -17,7 +17,8 @@ from whisper.model import ModelDimensions, Whisper
 
 from inference.errors import LabError
 from inference.speech import SAMPLE_RATE, Transcriber, Transcript, decode
-from inference.speech.whisper_model import WINDOW, load_whisper
+from inference.speech.whisper_model import embedded_whisper, load_whisper
+from inference.speech.windows import WINDOW, split, transcribe_samples
 
 QUESTION = "Which emoji shows a panda?"
 pytestmark = [pytest.mark.xdist_group("speech")]
@@ -89,10 +90,40 @@ def test_a_transcript_has_language_duration_time_and_a_note_about_the_model(tran
     assert found.note.startswith("Offline speech model") and "Whisper base could not be downloaded" in found.note
 
 
-def test_a_recording_longer_than_one_window_is_transcribed_to_its_end(transcriber, spoken, tmp_path):
-    window = np.pad(spoken, (0, WINDOW * SAMPLE_RATE - spoken.size))
-    text = transcribe(transcriber, write_wav(tmp_path / "a.wav", np.concatenate([window, spoken]))).text
-    assert text == f"{QUESTION} {QUESTION}"
+def test_a_long_recording_shows_its_first_words_before_its_end(transcriber, spoken, tmp_path):
+    window = np.pad(spoken, (0, 18 * SAMPLE_RATE - spoken.size))
+    window[spoken.size : -SAMPLE_RATE // 2 : 2] = 1e-4  # the quietest moment is the last one
+    path = write_wav(tmp_path / "a.wav", np.tile(window, 3))
+    *steps, found = transcriber.transcribe(path)
+    words = [step.text for step in steps]
+    assert found.text == " ".join([QUESTION] * 3)
+    assert words[0] == "" and words[-1] == found.text
+    assert any(text and text != found.text and found.text.startswith(text) for text in words)
+
+
+def test_a_recording_is_cut_at_pauses():
+    rng = np.random.default_rng(0)
+    sound = rng.normal(0, 0.1, 70 * SAMPLE_RATE).astype(np.float32)
+    for pause in (23, 45):
+        sound[pause * SAMPLE_RATE : (pause + 1) * SAMPLE_RATE] = 0
+    windows = split(sound)
+    assert np.array_equal(np.concatenate(windows), sound)
+    assert [round(window.size / SAMPLE_RATE) for window in windows] in ([23, 22, 25], [24, 22, 24], [23, 23, 24])
+    assert all(np.abs(window[-100:]).max() == 0 for window in windows[:-1])
+    assert all(window.size <= WINDOW * SAMPLE_RATE for window in split(np.zeros(299 * SAMPLE_RATE, np.float32)))
+
+
+def test_an_unsure_window_is_read_again_with_all_its_30_seconds(spoken, monkeypatch):
+    model = embedded_whisper()
+    lengths = []
+    encoder = type(model.encoder).forward
+    monkeypatch.setattr(type(model.encoder), "forward", lambda self, x: lengths.append(x.shape[-1]) or encoder(self, x))
+    *_, (text, _) = transcribe_samples(model, spoken, "en")
+    assert text == QUESTION and len(lengths) == 1 and lengths[0] < 700
+    monkeypatch.setattr("inference.speech.windows.is_sure", lambda result, limit: False)
+    *_, (text, _) = transcribe_samples(model, spoken, "en")
+    assert text == QUESTION and lengths[1:] == [lengths[0], 3000]
+    assert model.dims.n_audio_ctx == len(model.encoder.positional_embedding) == 1500
 
 
 @pytest.mark.parametrize("kind", ["silence", "white noise", "hum of 50 Hz", "brown noise"])
@@ -252,6 +283,14 @@ def test_a_stopped_transcription_makes_way_for_the_next_one(transcriber, spoken,
     started = time.perf_counter()
     steps = list(transcriber.transcribe(long, cancelled=lambda: time.perf_counter() - started > 0.5))
     assert not any(isinstance(step, Transcript) for step in steps)
+    assert transcribe(transcriber, write_wav(tmp_path / "a.wav", spoken)).text == QUESTION
+
+
+def test_a_transcription_that_nobody_reads_on_leaves_nothing_to_the_next_one(transcriber, spoken, tmp_path):
+    steps = transcriber.transcribe(write_wav(tmp_path / "long.wav", np.tile(spoken, 40)))
+    while next(steps).text == "":
+        pass
+    steps.close()
     assert transcribe(transcriber, write_wav(tmp_path / "a.wav", spoken)).text == QUESTION
 
 

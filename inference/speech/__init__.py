@@ -4,8 +4,8 @@ Import the public names from here. Nothing heavy is imported: FFmpeg's libraries
 and Whisper with the first `Transcriber.load`.
 
 - `audio` decodes a recording into samples.
-- `whisper_model` loads a Whisper model, or builds the embedded one, and transcribes samples.
-- `transcriber` joins the two.
+- `whisper_model` loads a Whisper model, or builds the embedded one; `windows` transcribes samples with it.
+- `transcriber` joins them.
 """
 
 from inference.speech.audio import SAMPLE_RATE, decode

@@ -5,7 +5,8 @@ Messages from the parent, and the replies:
 
     ["load", name]                       ["loaded"], or ["missing"] if the checkpoint must be downloaded first
     ["transcribe", language, max_seconds] and the recording's file descriptor
-                                         ["decoded", seconds], then ["transcript", text, language, note]
+                                         ["decoded", seconds], ["words", text so far] while a long recording is read,
+                                         then ["transcript", text, language, note]
 
 Each can be answered by ["error", sentence] instead.
 """
@@ -72,7 +73,7 @@ class SpeechProcess:
 
     def _transcribe(self, language: str | None, max_seconds: float) -> None:
         from inference.speech.audio import decode
-        from inference.speech.whisper_model import transcribe_samples
+        from inference.speech.windows import transcribe_samples
 
         descriptor = self._channel.receive_descriptor()
         with os.fdopen(descriptor, "rb") as file:
@@ -81,10 +82,12 @@ class SpeechProcess:
         if np.abs(recording.samples).max() < SILENCE:
             raise LabError(NO_SPEECH_MESSAGE)
         assert self._model is not None
-        text, detected = transcribe_samples(self._model, recording.samples, language)
-        if not text:
+        found = ("", "")
+        for found in transcribe_samples(self._model, recording.samples, language):
+            self._channel.send("words", found[0])
+        if not found[0]:
             raise LabError(NO_SPEECH_MESSAGE)
-        self._channel.send("transcript", text, detected, recording.note)
+        self._channel.send("transcript", *found, recording.note)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from inference.speech.audio import MAX_SECONDS
 from inference.speech.whisper_model import EMBEDDED, WHISPER_CACHE, downloaded_bytes
 
 EMBEDDED_NOTE = "Offline speech model: it knows short English questions about emoji in synthetic voices."
+TRANSCRIBING = "transcribing"
 POLL_SECONDS = 0.1  # between two checks of `cancelled`
 LOAD_SECONDS = 120.0  # for the libraries and the checkpoint
 DECODE_SECONDS = 20.0
@@ -56,9 +57,11 @@ class Transcript:
 
 @dataclass(frozen=True)
 class TranscriptionProgress:
-    """A step before the transcript: `waiting` says what is in progress."""
+    """A step before the transcript: `waiting` says what is in progress. `text` holds the words of a long recording that
+    are transcribed so far, or ""."""
 
     waiting: str
+    text: str = ""
 
 
 class Transcriber:
@@ -93,11 +96,13 @@ class Transcriber:
                 if cancelled():
                     return
                 yield from self._load(cancelled)
-                yield TranscriptionProgress("transcribing")
+                yield TranscriptionProgress(TRANSCRIBING)
                 duration = 0.0
                 for kind, *values in self._talk(["transcribe", code, self.max_seconds], descriptor, cancelled):
                     if kind == "decoded":
                         (duration,) = values
+                    elif kind == "words":
+                        yield TranscriptionProgress(TRANSCRIBING, *values)
                     else:
                         text, detected, damage = values
                         yield Transcript(
@@ -141,8 +146,7 @@ class Transcriber:
         self.note, self.loaded_name = "", self.name
         self._child = start_process(self.name)
         try:
-            ((kind, *_),) = self._talk(["load", self.name], None, cancelled) or [["cancelled"]]
-            if kind == "missing":
+            if ["missing"] in list(self._talk(["load", self.name], None, cancelled)):
                 problem = yield from download(self.name, cancelled)
                 if problem and not EMBEDDED.is_file():
                     raise LabError(problem)
@@ -153,12 +157,11 @@ class Transcriber:
             self.close()
             raise
 
-    def _talk(self, message: list[Any], descriptor: int | None, cancelled: Callable[[], bool]) -> list[list[Any]]:
-        """Send a message and return the replies; the process ends if it is silent for too long or `cancelled`."""
+    def _talk(self, message: list[Any], descriptor: int | None, cancelled: Callable[[], bool]) -> Iterator[list[Any]]:
+        """Send a message and yield the replies; the process ends if it is silent for too long or `cancelled`."""
         child = self._child
         if child is None:
-            return []
-        replies: list[list[Any]] = []
+            return
         try:
             child.channel.send(*message)
             if descriptor is not None:
@@ -167,7 +170,7 @@ class Transcriber:
             while True:
                 if cancelled():
                     self.close()
-                    return []
+                    return
                 if time.monotonic() > limit:
                     count_crash("speech")
                     self.close()
@@ -177,14 +180,18 @@ class Transcriber:
                 reply = child.channel.receive()
                 if reply[0] == "error":
                     raise LabError(reply[1])
-                replies.append(reply)
-                if reply[0] != "decoded":
-                    return replies
-                first, factor = TRANSCRIBE_SECONDS
-                limit = time.monotonic() + first + factor * reply[1]
+                yield reply
+                if reply[0] == "decoded":
+                    first, factor = TRANSCRIBE_SECONDS
+                    limit = time.monotonic() + first + factor * reply[1]
+                elif reply[0] != "words":
+                    return
+        except GeneratorExit:  # nobody reads on: the process must not answer into the next recording
+            self.close()
+            raise
         except (EOFError, OSError, ValueError) as error:
             if self._child is None:  # `close` was called meanwhile
-                return []
+                return
             reason = child.exit_reason()
             count_crash("speech")
             self.close()

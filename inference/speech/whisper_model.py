@@ -1,44 +1,29 @@
-"""Load a Whisper model (Radford et al. 2022), or build the embedded one, and transcribe samples with it.
-
-A recording of at most 30 s is one window: the encoder runs once for it, also if the language is detected or decoding is
-retried. A longer recording goes through Whisper's own windowing.
-"""
+"""Load a Whisper model (Radford et al. 2022), or build the embedded one."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 from inference.errors import LabError
 from inference.settings import PROJECT
-from inference.speech.audio import SAMPLE_RATE, Samples
 
 if TYPE_CHECKING:
     import whisper
 
-WINDOW = 30  # seconds that Whisper's encoder reads at once
 # Where `whisper.load_model` keeps its downloads.
 WHISPER_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "whisper"
 EMBEDDED = PROJECT / "adapters" / "nano-speech" / "model.safetensors"
 UNUSED_TOKEN_BIAS = -60.0  # a logit that no token is sampled with
-TEMPERATURES = (0.0, 0.4, 0.8)  # greedy first; higher ones if the text repeats itself or is unlikely
-# Whisper's own thresholds (transcribe.py) for a text that it does not trust, and for a window without speech.
-COMPRESSION_RATIO = 2.4
-LOG_PROBABILITY = -1.0
-NO_SPEECH = 0.6
-# Above this, "no speech" wins over a confident text: Whisper invents "Thank you." with high confidence.
-CERTAINLY_NO_SPEECH = 0.9
 
 
 def load_whisper(name: str, device: str | None = None) -> whisper.Whisper:
-    """Load a Whisper model by its name or its checkpoint's path: float16 on a GPU, float32 on a CPU. `device` None is
-    the GPU if there is one.
+    """Load a Whisper model by its name or its checkpoint's path. It computes in float16 on a GPU; on a CPU in float32,
+    its encoder in bfloat16 if the CPU multiplies that. `device` None is the GPU if there is one.
 
     Raises:
         LabError: the name is unknown, the download fails, or the checkpoint is damaged. The cause of a failed
@@ -67,7 +52,19 @@ def load_whisper(name: str, device: str | None = None) -> whisper.Whisper:
         raise damaged_checkpoint(name) from error
     if not all(weights.isfinite().all() for weights in model.parameters()):
         raise damaged_checkpoint(name)
+    if model.device.type == "cpu" and multiplies_bfloat16():
+        for module in model.encoder.modules():
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv1d)):  # Whisper's layer norms need float32
+                module.to(torch.bfloat16)
     return model
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the CPU has instructions for it; without them bfloat16 is slower than float32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def damaged_checkpoint(name: str) -> LabError:
@@ -110,64 +107,3 @@ def embedded_whisper() -> whisper.Whisper:
     model = Whisper(dims)
     model.load_state_dict(weights)
     return model.eval()
-
-
-def transcribe_samples(model: whisper.Whisper, audio: Samples, language: str | None) -> tuple[str, str]:
-    """Return the text and the language of 16 kHz samples, shape (samples,). The text is "" if nobody speaks.
-
-    `language` is a code such as "en"; None detects it.
-    """
-    from whisper.tokenizer import LANGUAGES
-
-    if language is not None and language not in LANGUAGES:
-        raise LabError(f"Whisper does not know the language “{language}”: use a code such as “en”, or leave it out.")
-    transcribe = transcribe_window if audio.size <= WINDOW * SAMPLE_RATE else transcribe_windows
-    return transcribe(model, audio, language)
-
-
-def transcribe_window(model: whisper.Whisper, audio: Samples, language: str | None) -> tuple[str, str]:
-    """Transcribe at most 30 s with one pass of the encoder.
-
-    Does what `whisper.transcribe` does with one window. That function encodes again to detect the language and at each
-    retry.
-    """
-    import torch
-    import whisper
-
-    mel = whisper.log_mel_spectrogram(audio, model.dims.n_mels, padding=whisper.audio.N_SAMPLES)
-    mel = whisper.pad_or_trim(mel[:, : math.ceil(audio.size / whisper.audio.HOP_LENGTH)], whisper.audio.N_FRAMES)
-    half = model.device.type == "cuda"
-    with torch.inference_mode():
-        features = model.encoder(mel[None].to(model.device, torch.float16 if half else torch.float32))
-        if not model.is_multilingual:
-            language = "en"
-        elif language is None:
-            (probabilities,) = whisper.detect_language(model, features)[1]
-            language = max(probabilities, key=probabilities.get)
-        options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=half)
-        for temperature in TEMPERATURES:
-            result = whisper.decode(model, features, replace(options, temperature=temperature))[0]
-            if is_silent(result.no_speech_prob, result.avg_logprob):
-                break
-            if result.compression_ratio <= COMPRESSION_RATIO and result.avg_logprob >= LOG_PROBABILITY:
-                return result.text.strip(), language
-    return "", language
-
-
-def transcribe_windows(model: whisper.Whisper, audio: Samples, language: str | None) -> tuple[str, str]:
-    """Transcribe a longer recording with Whisper's own windowing.
-
-    No window gets the text of the one before as its prompt: with it, Whisper begins to repeat itself.
-    """
-    result = model.transcribe(
-        audio, language=language, temperature=TEMPERATURES, fp16=model.device.type == "cuda", verbose=None,
-        compression_ratio_threshold=COMPRESSION_RATIO, logprob_threshold=LOG_PROBABILITY, no_speech_threshold=NO_SPEECH,
-        condition_on_previous_text=False,
-    )  # fmt: skip
-    texts = [s["text"].strip() for s in result["segments"] if not is_silent(s["no_speech_prob"], s["avg_logprob"])]
-    return " ".join(filter(None, texts)), result["language"]
-
-
-def is_silent(no_speech: float, log_probability: float) -> bool:
-    """Return whether a window has no speech: by Whisper's own rule, or because "no speech" is almost certain."""
-    return no_speech > CERTAINLY_NO_SPEECH or (no_speech > NO_SPEECH and log_probability < LOG_PROBABILITY)
