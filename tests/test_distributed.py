@@ -141,7 +141,7 @@ def test_one_of_two_processes_that_runs_out_of_memory_makes_both_go_on_with_less
     written = capfd.readouterr().err
     assert "Out of memory with 4 × 1: the run goes on from its last saved step as 2 × 2" in written
     assert "3/8" in written and recorded(out)["plan"]["out_of_memory"] == ["4 × 1"]
-    assert losses(out) == pytest.approx(losses(alone), rel=2e-2 if torch.cuda.is_available() else 1e-3)
+    assert losses(out) == pytest.approx(losses(alone), rel=2e-2)  # 16-bit sums in another order
 
 
 def test_an_error_in_a_process_is_one_sentence(tmp_path, monkeypatch, capfd):
