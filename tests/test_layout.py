@@ -17,20 +17,22 @@ LONG = "Tell me about 🐙 and 🐼"
 
 
 @pytest.fixture(scope="module")
-def browser_page(address):
+def browser(address):
     """One browser for all tests."""
     with open_page(address) as page:
-        yield page
+        yield page.context.browser
 
 
 @pytest.fixture
-def page(browser_page, address):
-    """A fresh page."""
-    browser_page.set_viewport_size({"width": 1200, "height": 800})
-    browser_page.goto(address)
-    browser_page.locator("#question textarea").wait_for()
-    browser_page.wait_for_timeout(500)  # the sidebar has opened or not
-    return browser_page
+def page(browser, address):
+    """A page of a new visitor."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#question textarea").wait_for()
+    page.wait_for_timeout(500)  # the sidebar has opened or not
+    yield page
+    context.close()
 
 
 def controls(prefix: str = "") -> list[str]:

@@ -36,10 +36,10 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
         add_endpoints(lab, limits)  # first, so that they get the names /models and /ask
         add_compare_endpoints(lab, votes, limits)
         with gr.Sidebar(open=False, width=LEFT_WIDTH, elem_id="left") as left:
-            gr.Markdown("### Llama Finetuning Lab")
+            gr.Markdown("# Llama Finetuning Lab")
             conversations = ConversationSidebar()
         with gr.Sidebar(open=False, width=RIGHT_WIDTH, position="right", elem_id="right") as right:
-            gr.Markdown("### Settings")
+            gr.Markdown("## Settings")
             settings, voice_settings = AnswerSettings(), VoiceSettings()
         tune = gr.Button("Settings", elem_classes=["round", "tune"], elem_id="tune", scale=0, min_width=36)
         tune.click(None, None, right, js=OPEN, **QUIET)

@@ -77,3 +77,8 @@ document.addEventListener("click", (event) => {
   if (event.target.closest?.("#tune")) setTimeout(() => document.querySelector("#right .toggle-button")?.focus(), 350);
   else if (event.target.closest?.("#right .toggle-button")) document.getElementById("tune")?.focus();
 });
+
+// Gradio 6.31 marks the examples as a list whose items are buttons. Screen readers need items, or a group.
+new MutationObserver(() => {
+  document.querySelector("#chat .examples[role=list]")?.setAttribute("role", "group");
+}).observe(document, {childList: true, subtree: true});

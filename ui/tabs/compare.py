@@ -60,7 +60,7 @@ class CompareTab:
             self.models = [
                 gr.Dropdown(
                     self.choices(i), value=value, label=f"Model {i + 1}", show_label=False, container=False,
-                    scale=1, min_width=160,
+                    scale=1, min_width=160, elem_id=f"model-{i + 1}",
                 )
                 for i, value in enumerate([*self.default_pair(), ""])
             ]  # fmt: skip
