@@ -20,7 +20,7 @@ from inference.settings import Settings
 from inference.visitors.limits import VisitorLimits
 from ui.openai_api.answer_stream import ClientGone
 from ui.openai_api.api_errors import ApiError, as_api_error
-from ui.openai_api.chat import Chat
+from ui.openai_api.completions import Chat
 from ui.openai_api.request_body import BodyLimit
 from ui.openai_api.sound import Sound
 from ui.openai_api.turns import Turns
