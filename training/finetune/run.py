@@ -137,7 +137,8 @@ class Run:
                 raise out_of_memory(self.recipe, plan)
             smaller = smaller_plan(self.recipe, plan)
             trainer.progress.close()
-            last.save(trainer)
+            with translate_write_errors(self.out):
+                last.save(trainer)
             print(describe_change(plan, smaller), file=sys.stderr)
             plan, found = smaller, self.checkpoints.newest()
             del trainer
