@@ -32,6 +32,7 @@ from inference.terminal import run
 BENCHMARKS = {
     "engine_overhead": "what the llama.cpp engine and its process cost beside llama.cpp itself",
     "concurrency": "tokens/s of several questions at once",
+    "llama_server": "tokens/s of the llama.cpp engine against llama-server",
     "many_adapters": "what a hundred adapters of one base cost",
     "page_start": "seconds from `python app.py` to a page",
     "pytorch_engine": "tokens/s of the PyTorch engine against `generate`",

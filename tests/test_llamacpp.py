@@ -16,6 +16,7 @@ from inference.engines import Chunk, Message, ModelFiles, Sampling
 from inference.engines.llamacpp.engine import ADAPTER_SHARE, Engine
 from inference.engines.llamacpp.kv_cache import MIN_CELLS
 from inference.engines.llamacpp.loading import Log, memory_needed
+from inference.engines.llamacpp.threads import cpu_limit, own_cgroup, physical_cores
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
 from training.data.emoji.questions import questions
@@ -305,3 +306,19 @@ def test_a_short_question_is_answered_while_a_long_prompt_is_read(endless):
         assert short.completion_tokens == 3
         assert engine._batches[files.base].requests
         assert list(long)[-1].figures.prompt_tokens > 3000
+
+
+def test_threads_are_physical_cores_within_the_containers_limit(tmp_path):
+    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n", encoding="ascii")
+    assert physical_cores({0, 1, 2, 3}, tmp_path) == 2 and physical_cores({1, 3}, tmp_path) == 1
+    assert physical_cores({0, 1, 2}, tmp_path / "none") == 3
+    (tmp_path / "pod" / "container").mkdir(parents=True)
+    assert cpu_limit("pod/container", tmp_path) == float("inf")
+    (tmp_path / "pod" / "container" / "cpu.max").write_text("max 100000\n", encoding="ascii")
+    (tmp_path / "pod" / "cpu.max").write_text("150000 100000\n", encoding="ascii")
+    assert cpu_limit("pod/container", tmp_path) == 1.5
+    (tmp_path / "cgroup").write_text("12:cpu:/old\n0::/pod/container\n", encoding="ascii")
+    assert own_cgroup(tmp_path / "cgroup") == "pod/container" and own_cgroup(tmp_path / "none") == ""

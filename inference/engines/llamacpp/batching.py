@@ -1,13 +1,15 @@
 """Continuous batching on one GGUF base: requests join and leave between two tokens.
 
-Each request has a sequence of the KV cache. Requests under one adapter get their next token in one forward pass.
-Between these passes the adapter is switched and a part of a waiting prompt is read (prefill). A request without company
+Each request has a sequence of the KV cache. One forward pass gives each request under one adapter its next token, and
+reads a part of their waiting prompts (prefill). Between the passes the adapter is switched. A request without company
 computes exactly what it would alone.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,10 @@ from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
 from inference.engines.llamacpp.sampler import Sampler
 from inference.engines.request import WAITING, Finished, Outcome, Request
 
-SHARED_PROMPT_BATCH = 128  # tokens of a prompt read at once beside other requests: fewer, so that they wait less
+PROMPT_SECONDS = 0.25  # of a pass that reads prompts beside other requests, which wait for it
+MIN_SHARED_PROMPT = 64  # tokens that such a pass reads at least: each pass reads all weights
+# How long an adapter stays on the context while others wait: a switch costs a small model more than a token.
+ADAPTER_SECONDS = 0.005
 SCORED_BATCH = 64  # tokens whose logits are in memory at once for a score: 33 MB for a vocabulary of 128,000
 RESERVED_ANSWER = 512  # tokens of an answer for which there must be room when it starts
 
@@ -63,7 +68,7 @@ class SequenceRequest(Request):
 
 class ContinuousBatch:
     """A base and its requests: `active` ones have a sequence, the oldest first; `preempted` ones gave theirs up because
-    the cache was full. `size` is the base's memory in bytes, `decode_steps` counts the passes of one token."""
+    the cache was full. `size` is the base's memory in bytes, `decode_steps` counts the passes that gave next tokens."""
 
     def __init__(self, base: LoadedBase, size: int) -> None:
         self.base, self.size = base, size
@@ -71,6 +76,7 @@ class ContinuousBatch:
         self.preempted: list[SequenceRequest] = []
         self.encoding: set[SequenceRequest] = set()  # their visitors' threads use the tokenizer
         self.decode_steps = 0
+        self._prompt_speed = 0.0  # tokens/s of the last pass that read enough of a prompt to tell; 0 before
         self._counter = itertools.count(1)
 
     @property
@@ -117,38 +123,75 @@ class ContinuousBatch:
                 self.finish(request, Finished("cancelled"))
         while self.preempted and self._activate(self.preempted[0]):
             del self.preempted[0]
+        waiting = [request for request in self.active if not request.decoding]
+        oldest = min(waiting, key=lambda request: request.prefilled_at, default=None)
         # The adapter that is active on the context comes first, so that two adapters need one switch a step.
         adapters = dict.fromkeys(request.files.adapter for request in self.active)
         for adapter in sorted(adapters, key=lambda each: each != self.base.adapter):
-            self._decode_next_tokens(adapter)
-        prefilling = [request for request in self.active if not request.decoding]
-        if prefilling:
-            self._prefill(min(prefilling, key=lambda request: request.prefilled_at))
+            ends = time.perf_counter() + (ADAPTER_SECONDS if len(adapters) > 1 else 0)
+            reads = oldest is not None and not oldest.scoring and oldest.files.adapter == adapter
+            more = self._pass(adapter, self._prompt_budget() if reads else 0)
+            while more and time.perf_counter() < ends:
+                more = self._pass(adapter, 0)
+        if oldest and oldest.scoring and oldest.sequence:
+            self._read_scored(oldest)
 
-    def _decode_next_tokens(self, adapter: Path | None) -> None:
-        """One pass for all requests under an adapter whose prompt is read."""
+    def _prompt_budget(self) -> int:
+        """How many tokens of prompts the next pass may read."""
+        if len(self.active) == 1:
+            return PROMPT_BATCH
+        return min(PROMPT_BATCH, max(MIN_SHARED_PROMPT, int(self._prompt_speed * PROMPT_SECONDS)))
 
-        def decoding() -> list[SequenceRequest]:
-            return [each for each in self.active if each.decoding and each.files.adapter == adapter]
+    def _parts(self, adapter: Path | None, budget: int) -> list[tuple[SequenceRequest, list[int]]]:
+        """What the next pass under an adapter decodes: the newest token of each answer, and up to `budget` tokens of
+        the prompts that have waited longest."""
+        own = [each for each in self.active if each.files.adapter == adapter and not each.scoring]
+        parts = [(request, request.tokens[-1:]) for request in own if request.decoding]
+        budget = min(budget, PROMPT_BATCH - len(parts))
+        for request in sorted(own, key=lambda each: each.prefilled_at):
+            if not request.decoding and budget:
+                start = len(request.cached_sequence.tokens)
+                parts.append((request, request.tokens[start : start + budget]))
+                budget -= len(parts[-1][1])
+        return parts
 
-        while not self.base.cache.make_room(len(decoding())):
+    def _pass(self, adapter: Path | None, budget: int) -> bool:
+        """One pass for the requests under an adapter, see `_parts`. Returns False if there was nothing to do."""
+        while not self.base.cache.make_room(sum(len(tokens) for _, tokens in self._parts(adapter, budget))):
             self._preempt(self.active[-1])
-        if requests := decoding():
-            self.base.use_adapter(adapter)
-            self.base.decode([(request.cached_sequence, request.tokens[-1:]) for request in requests])
-            self.decode_steps += 1
-            for row, request in enumerate(requests):
+        parts = self._parts(adapter, budget)
+        if not parts:
+            return False
+        self.base.use_adapter(adapter)
+        prompts = [request for request, _ in parts if not request.decoding]
+        answers = len(parts) - len(prompts)
+        # Only a long pass can be aborted, because llama.cpp then asks before each operation.
+        alone = len(self.active) == 1 and bool(prompts)
+        started = time.perf_counter()
+        with self.base.aborting(parts[0][0].cancelled.is_set) if alone else nullcontext():
+            completed = self.base.decode([(request.cached_sequence, tokens) for request, tokens in parts])
+        if not completed:
+            self.finish(parts[0][0], Finished("cancelled"))
+            return False
+        read = sum(len(tokens) for _, tokens in parts)
+        if read - answers >= MIN_SHARED_PROMPT:
+            self._prompt_speed = read / (time.perf_counter() - started)
+        self.decode_steps += bool(answers)
+        for request in prompts:
+            request.prefilled_at = next(self._counter)
+        row = -1
+        for request, tokens in parts:
+            row += len(tokens)
+            if request.pending_tokens == 0:
                 self._sample(request, row)
+        return True
 
-    def _prefill(self, request: SequenceRequest) -> None:
-        """Read the next part of a prompt, or of an answer to score."""
-        start, end = len(request.cached_sequence.tokens), len(request.tokens)
-        size = PROMPT_BATCH if len(self.active) == 1 else SHARED_PROMPT_BATCH
-        in_answer = request.scoring and start >= request.answer_start - 1
+    def _read_scored(self, request: SequenceRequest) -> None:
+        """Read the next part of a conversation whose answer is scored."""
+        start, end, size = len(request.cached_sequence.tokens), request.answer_start - 1, self._prompt_budget()
+        in_answer = start >= end
         if in_answer:
-            end, size = end - 1, SCORED_BATCH
-        elif request.scoring:
-            end = request.answer_start - 1
+            end, size = len(request.tokens) - 1, SCORED_BATCH
         part = request.tokens[start : min(end, start + size)]
         while not self.base.cache.make_room(len(part)):
             self._preempt(self.active[-1])
@@ -163,10 +206,7 @@ class ContinuousBatch:
         if in_answer:
             self._add_scores(request, start, len(part))
         if request.pending_tokens == 0:
-            if request.scoring:
-                self.finish(request, request.score())
-            else:
-                self._sample(request, len(part) - 1)
+            self.finish(request, request.score())
 
     def _add_scores(self, request: SequenceRequest, start: int, count: int) -> None:
         """Score the tokens that follow the `count` tokens from index `start`, which were just decoded."""

@@ -5,7 +5,6 @@ Requests to one base are answered together, see `batching`. Requests to several 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from inference.engines.llamacpp.batching import ContinuousBatch, SequenceRequest
 from inference.engines.llamacpp.kv_cache import CELLS_SHARE, MAX_CELLS, MIN_CELLS
 from inference.engines.llamacpp.loaded_base import LoadedBase
 from inference.engines.llamacpp.loading import Log, MemoryNeed, memory_needed
+from inference.engines.llamacpp.threads import compute_threads
 from inference.engines.request import EncodeJob, Outcome
 from inference.engines.scheduler import Scheduler
 from inference.errors import LabError
@@ -30,12 +30,6 @@ ADAPTER_SHARE = 0.1  # of the memory for adapters. 16 GB have room for 70 adapte
 # llama.cpp sizes its graph for all loaded adapters of a base and builds it again at each switch: the first token of the
 # nano after a switch took 1.8 ms with 2 loaded adapters, 3.1 ms with 16 and 7.6 ms with 100.
 MAX_ADAPTERS = 16
-
-
-def compute_threads() -> int:
-    """The number of threads that compute: OMP_NUM_THREADS if it is set, else this process's number of cores."""
-    setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(setting) if setting.isdecimal() and int(setting) else len(os.sched_getaffinity(0))
 
 
 def close_unused(loading: Future[LoadedBase]) -> None:

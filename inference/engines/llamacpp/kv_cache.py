@@ -14,7 +14,7 @@ import llama_cpp.llama_cpp as cpp
 
 MIN_CELLS, MAX_CELLS = 4096, 16384  # of the pool. A 1B's KV cache takes 32 KB a cell in f16, so 134 to 537 MB
 CELLS_SHARE = 0.1  # of the free memory for the cells of one base
-SEQUENCES = 8  # requests answered at once
+SEQUENCES = 16  # requests answered at once
 IDLE_CELLS = 1024  # kept for older conversations. Each cell in use costs every token: these some 2 % on a 1B
 
 

@@ -19,8 +19,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from inference.engines import Message
-from inference.engines.llamacpp.engine import compute_threads
 from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
+from inference.engines.llamacpp.threads import compute_threads
 from inference.errors import LabError
 from inference.validation import REASON, shorten
 from training.export.llamacpp.quantize import TemporaryLog
