@@ -45,7 +45,7 @@ from training.finetune.planning.fallback import (
     smaller_plan,
 )
 from training.finetune.planning.memory import has_reference
-from training.finetune.planning.plan import Plan
+from training.finetune.planning.plan import Plan, micro_batches, started_processes
 from training.finetune.planning.plan import plan as make_plan
 from training.finetune.preference import PreferenceTrainer, check_objective, check_preference_options
 from training.finetune.processes.first_process import on_first_process, part_processes
@@ -174,12 +174,14 @@ class Run:
 
 
 def check_options(recipe: Recipe) -> None:
-    """Raise LabError if the libraries don't take the recipe's options, or if no export can carry adapter or base."""
+    """Raise LabError if the libraries don't take the recipe's options, if the processes can't share its batch, or if no
+    export can carry adapter or base."""
     check_peft_options(recipe)
     check_trl_options(recipe)
     check_preference_options(recipe)
     check_reports(recipe.report_to)
     check_exportable(recipe.peft)
+    micro_batches(recipe, started_processes())
     check_exportable({}, load_config(recipe), recipe.base)
 
 

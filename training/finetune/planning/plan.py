@@ -90,7 +90,7 @@ def plan(
     `lengths` are the tokens of the conversations; without them, rows are assumed to be as long as max_length allows.
     Raises LabError with the needed change if it can't fit.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if processes is None else processes
+    processes = started_processes() if processes is None else processes
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" if sharded is None else sharded
     card, config, rows = card or this_machine(), load_config(recipe), rows_of(recipe, lengths)
     if recipe.speed.fused_kernels == "on" and not card.liger:
@@ -102,6 +102,11 @@ def plan(
     if chosen.need > card.memory:
         raise too_large(recipe, config, card, rows, chosen)
     return chosen
+
+
+def started_processes() -> int:
+    """The number of processes that a launcher started, or 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def fastest(
