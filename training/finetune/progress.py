@@ -48,11 +48,22 @@ def peak_flops() -> float:
 
 def attention_length(rows: datasets.Dataset) -> float:
     """The tokens of a token's conversation on average, for `flops_per_token`: a conversation of n tokens has n² scores.
-    Of packed rows, it is that of the conversations in them."""
-    packed = "seq_lengths" in rows.column_names
-    column = rows.with_format("arrow")["seq_lengths" if packed else "input_ids"][:]
-    lengths = np.asarray(list_flatten(column) if packed else list_value_length(column), dtype=np.float64)
+    Packed rows count as the conversations in them."""
+    lengths = conversation_lengths(rows).astype(np.float64)
     return float((lengths**2).sum() / max(lengths.sum(), 1))
+
+
+def conversation_lengths(rows: datasets.Dataset) -> np.ndarray:
+    """The tokens of each conversation of a trainer's rows, (n,): of packed rows those in them, of a pair both."""
+    table = rows.with_format("arrow")
+    if "seq_lengths" in rows.column_names:
+        return np.asarray(list_flatten(table["seq_lengths"][:]))
+    if "chosen_ids" in rows.column_names:
+        prompt, *answers = (
+            np.asarray(list_value_length(table[name][:])) for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+        )
+        return np.concatenate([prompt + answer for answer in answers])
+    return np.asarray(list_value_length(table["input_ids"][:]))
 
 
 def flops_per_token(model: PreTrainedModel, length: float, reference: bool = False) -> float:

@@ -62,6 +62,7 @@ RESERVED = {
         "disable_tqdm", "do_eval", "do_predict", "do_train", "enable_jit_checkpoint", "fp16", "fp16_full_eval", "fsdp",
         "fsdp_config", "hub_always_push", "hub_private_repo", "hub_revision", "hub_strategy", "hub_token",
         "ignore_data_skip", "include_num_input_tokens_seen", "label_names", "length_column_name", "local_rank",
+        "logging_nan_inf_filter",
         "parallelism_config", "prediction_loss_only", "project", "remove_unused_columns", "resume_from_checkpoint",
         "restore_callback_states_from_checkpoint", "run_name", "save_on_each_node", "save_only_model",
         "train_sampling_strategy", "trust_remote_code", "use_cache", "use_cpu",
