@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import needs_browser, open_page, open_settings
 from PIL import Image
 
-from docs.screenshot import main as take_pictures
+from docs.screenshot import SIZES as PICTURES
+from docs.screenshot import take as take_picture
+from inference.settings import PROJECT
 
 pytestmark = [pytest.mark.xdist_group("page"), needs_browser]
 SIZES = [(1440, 900), (1200, 800), (390, 844), (360, 640)]
@@ -157,7 +157,7 @@ def test_a_microphone_that_is_blocked_is_explained(page):
 def test_models_are_grouped_searched_and_added_in_the_list(page):
     box = page.get_by_label("Model", exact=True)
     box.click()
-    names = [name.strip("\u200b\u2060✓ ") for name in page.get_by_role("option").all_inner_texts()]
+    names = [name.strip("\u200b\u2060✓ \n") for name in page.get_by_role("option").all_inner_texts()]
     assert names[0].startswith("Nano — ") and names[1].startswith("Nano · Emoji — ")
     assert names[-2:] == ["+ Add a model from the Hub…", "⟳ Refresh this list"]
     box.fill("3B")
@@ -169,8 +169,7 @@ def test_models_are_grouped_searched_and_added_in_the_list(page):
     assert box.input_value().strip("\u200b\u2060").startswith("Nano · Emoji")
 
 
-def test_the_pictures_of_the_documentation(address, tmp_path):
-    take_pictures(address, tmp_path)
-    for name, size in (("page.png", (1200, 800)), ("page-phone.png", (390, 844))):
-        assert Image.open(tmp_path / name).size == size
-        assert Image.open(Path(__file__).parents[1] / "docs" / name).size == size
+def test_the_pictures_of_the_documentation(browser, address, tmp_path):
+    for name, (width, height) in PICTURES.items():
+        take_picture(browser, address, width, height, tmp_path / name)
+        assert Image.open(tmp_path / name).size == Image.open(PROJECT / "docs" / name).size == (width, height)
