@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_the_job_and_a_second_one_stops_it(hub, api, monkeypatch, 
     with pytest.raises(typer.Exit):
         follow_job(api, running)
     shown = capfd.readouterr().err
-    assert f"The Job goes on: {running.url}" in shown and ("The Job is stopped" in shown) == (presses == 2)
+    assert f"The Job keeps running: {running.url}" in shown and ("The Job is stopped" in shown) == (presses == 2)
     now = api.inspect_job(job_id=running.id, namespace="me")
     assert now.status.stage == ("CANCELED" if presses == 2 else "RUNNING")
     api.cancel_job(job_id=running.id, namespace="me")

@@ -88,7 +88,7 @@ def read_log(api: HfApi, job: JobInfo) -> Iterator[str]:
             if failures == len(PAUSES) or status not in (None, *RETRY_STATUSES):
                 raise
             pause = PAUSES[failures]
-            print(f"The log is interrupted; the Job goes on. Trying again in {pause} s.", file=sys.stderr)
+            print(f"The log is interrupted; the Job keeps running. Trying again in {pause} s.", file=sys.stderr)
             failures += 1
             time.sleep(pause)
 
@@ -96,7 +96,7 @@ def read_log(api: HfApi, job: JobInfo) -> Iterator[str]:
 def leave_or_stop(api: HfApi, job: JobInfo) -> None:
     """Leave the Job running, or stop it after a second Ctrl-C."""
     print(
-        f"\nThe Job goes on: {job.url}\nPress Ctrl-C again within {DECIDE:.0f} s to stop it. The same command follows "
+        f"\nThe Job keeps running: {job.url}\nPress Ctrl-C again within {DECIDE:.0f} s to stop it. The same command follows "
         "it again, or resumes it.",
         file=sys.stderr,
     )
