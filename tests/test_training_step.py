@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from training import data
 from training.data.tokens import tokenize_split
 from training.finetune import attention, base_model
+from training.finetune import trainer as trainer_module
 from training.finetune.adapter import prepare_adapter
 from training.finetune.libraries import trl_options
 from training.finetune.libraries.peft_options import lora_config
@@ -49,9 +51,9 @@ def rows_of(recipe: Recipe) -> Dataset:
     return tokenize_split(data.load(recipe.data), base_model.load_tokenizer(recipe), recipe.max_length).train
 
 
-def make_trainer(recipe: Recipe, out: Path) -> SupervisedTrainer:
+def make_trainer(recipe: Recipe, out: Path, fused: bool = False) -> SupervisedTrainer:
     """The trainer as `fine_tune` makes it, on a CPU, without callbacks."""
-    chosen = plan(recipe)
+    chosen = replace(plan(recipe), fused_kernels=fused)
     settings = trl_options.trainer_config(recipe, out, chosen, recipe.name)
     settings.report_to, settings.save_strategy, settings.logging_steps = [], "no", 1
     return SupervisedTrainer(
@@ -102,6 +104,22 @@ def test_losses_of_fifty_steps_are_those_of_plain_trl(packing, in_float32, tmp_p
     ours, theirs = losses(made), losses(other)
     assert len(ours) == 50 and sum(ours[-10:]) < sum(ours[:10])
     assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+def test_ligers_loss_takes_the_place_of_trls_and_sees_only_what_is_learnt(in_float32, tmp_path, monkeypatch):
+    """Its kernels need a GPU; here it is noted what they are asked for."""
+    asked = []
+    monkeypatch.setattr(trainer_module, "apply_liger_kernel", lambda model, config: asked.append(config))
+    made = make_trainer(load_recipe("finetome-nano", [*SMALL, "packing=true"]), tmp_path, fused=True)
+    batch = next(iter(made.get_train_dataloader()))
+    learnt = (batch["labels"][:, 1:] != -100).sum()
+    assert asked == [{"fused_linear_cross_entropy": True}] and made.loss_options == {"skip_logits": True}
+    assert (
+        not made.args.use_liger_kernel
+        and batch["shift_labels"].shape == (1, learnt)
+        and learnt < batch["labels"].numel()
+    )
+    assert made.compute_loss(made.model, batch).isfinite()
 
 
 class Casts(TorchDispatchMode):
