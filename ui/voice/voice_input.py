@@ -65,7 +65,8 @@ class VoiceInput:
                     if isinstance(step, Transcript):
                         yield step.text, transcript_html(step), "", *ended
                         return
-                    yield gr.skip(), caption_html(f"{step.waiting}…"), "", *send_or_stop(running=True)
+                    words = step.text or gr.skip()  # of a long recording, while the rest is still read
+                    yield words, caption_html(f"{step.waiting}…"), "", *send_or_stop(running=True)
             yield "", caption_html("Stopped."), "", *ended
         except LabError as error:
             yield "", caption_html(""), visitor_message(error), *ended
