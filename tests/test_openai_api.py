@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import wave
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import httpx2
@@ -26,6 +27,7 @@ from inference.lab import Lab
 from inference.settings import Settings
 from inference.visitors.limits import VisitorLimits
 from training.data.emoji.unknown import UNKNOWN
+from ui.openai_api import answer_stream
 from ui.openai_api.api_errors import ApiError
 from ui.openai_api.routes import openai_routes
 from ui.openai_api.turns import Turns
@@ -162,7 +164,7 @@ def test_recordings_are_transcribed_and_texts_are_spoken(client):
     assert plain.strip() == found.text
     with pytest.raises(openai.BadRequestError, match="response format can't be “srt”: use json or text"):
         client.audio.transcriptions.create(model="whisper-1", file=recording, response_format="srt")
-    with pytest.raises(openai.BadRequestError, match="not a recording|cannot be read|can't be read"):
+    with pytest.raises(openai.BadRequestError, match="not a readable recording: record again"):
         client.audio.transcriptions.create(model="whisper-1", file=("a.wav", b"hello"))
     with pytest.raises(openai.NotFoundError, match="use whisper-1"):
         client.audio.transcriptions.create(model="gpt-4o-transcribe", file=recording)
@@ -285,6 +287,35 @@ def test_the_limit_of_a_minute_and_a_restart_say_when_to_ask_again(in_process):
     lab.shutdown.begin()
     answer = make(VisitorLimits()).post("/v1/chat/completions", json=body)
     assert answer.status_code == 503 and "restarting" in answer.json()["error"]["message"]
+
+
+def test_a_stream_that_stays_unread_ends_and_closes_its_source(monkeypatch):
+    monkeypatch.setattr(answer_stream, "UNREAD_SECONDS", 0.05)
+    ended, sent = [], []
+
+    async def numbers() -> AsyncGenerator[str]:
+        try:
+            while True:
+                yield "x"
+        finally:
+            ended.append(True)
+
+    async def nothing() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message["type"])
+        if len(sent) == 5:  # the buffers are full
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        source = numbers()
+        response = answer_stream.LiveResponse(source, source, "text/event-stream")
+        await asyncio.wait_for(response({"type": "http"}, nothing, send), 5)
+
+    asyncio.run(run())
+    assert ended and len(sent) == 5
 
 
 def test_requests_wait_in_turn_and_one_more_than_the_queue_holds_is_refused():
