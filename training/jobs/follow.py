@@ -96,8 +96,8 @@ def read_log(api: HfApi, job: JobInfo) -> Iterator[str]:
 def leave_or_stop(api: HfApi, job: JobInfo) -> None:
     """Leave the Job running, or stop it after a second Ctrl-C."""
     print(
-        f"\nThe Job keeps running: {job.url}\nPress Ctrl-C again within {DECIDE:.0f} s to stop it. The same command follows "
-        "it again, or resumes it.",
+        f"\nThe Job keeps running: {job.url}\nPress Ctrl-C again within {DECIDE:.0f} s to stop it. The same command "
+        "follows it again, or resumes it.",
         file=sys.stderr,
     )
     try:
