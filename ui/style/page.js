@@ -63,7 +63,8 @@ document.addEventListener("scroll", (event) => {
   if (button) button.hidden = event.target.scrollTop > -120;
 }, true);
 document.addEventListener("click", (event) => {
-  if (event.target.closest?.("#to-end")) document.querySelector("#chat .bubble-wrap").scrollTo({top: 0, behavior: "smooth"});
+  // At once: a smooth scroll is broken off by each new word.
+  if (event.target.closest?.("#to-end")) document.querySelector("#chat .bubble-wrap").scrollTop = 0;
 });
 
 // Send and Stop take each other's place, and a button that goes takes the keyboard's focus with it.
