@@ -46,6 +46,6 @@ def requirements_file(module: str) -> str | None:
     package = re.escape(PACKAGES.get(module, module)).replace("_", "[-_]")
     for file in REQUIREMENTS:
         path = PROJECT / file
-        if path.is_file() and re.search(rf"^{package}==", path.read_text(encoding="utf-8"), re.M | re.I):
+        if path.is_file() and re.search(rf"^{package}(\[.*\])?==", path.read_text(encoding="utf-8"), re.M | re.I):
             return file
     return None

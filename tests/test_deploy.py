@@ -71,7 +71,7 @@ def test_a_space_is_created_with_its_settings_and_only_the_files_it_needs(hub, a
     assert len(api.list_repo_commits("me/lab", repo_type="space")) == 2  # the Hub's own first one, and ours
     head = RepoCard(read(hub, "me/lab", "README.md", tmp_path)).data
     lines = read(hub, "me/lab", "requirements.txt", tmp_path).splitlines()
-    assert f"gradio=={head['sdk_version']}" in lines and "preload_from_hub" not in head
+    assert f"gradio[mcp,oauth]=={head['sdk_version']}" in lines and "preload_from_hub" not in head
     assert lines[0] == "--extra-index-url https://download.pytorch.org/whl/cpu"
     assert {*(PROJECT / "requirements.txt").read_text("utf-8").splitlines()} < {*lines}
 

@@ -115,7 +115,7 @@ def preload_lines(lab: Lab, ids: Iterable[str], machine: Machine) -> list[str]:
 def space_readme(preload: list[str], machine: Machine) -> str:
     """README.md with the front matter completed: Gradio's and Python's versions, and the files to preload."""
     card = RepoCard.load(PROJECT / "README.md")
-    gradio = next(line for line in machine.packages() if line.startswith("gradio=="))
+    gradio = next(line for line in machine.packages() if line.startswith("gradio["))
     card.data["sdk_version"] = gradio.split("==")[1]
     card.data["python_version"] = machine.python
     if preload:
