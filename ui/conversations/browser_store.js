@@ -7,6 +7,7 @@ window.conversations = (() => {
   const ENTRY = "lab-conversation:", SHOWN = "lab-shown-conversation", LISTED = 200;
   let shown = null;  // id and revision of the conversation in this tab, as this tab last read or wrote it
   let removed = null;  // what `restore` brings back
+  let turn = 0;  // counts how often this tab has shown another conversation
 
   const newId = () => Date.now().toString(36) + "-" + Math.random().toString(36).slice(2);
   const entries = () => Object.keys(localStorage).filter((key) => key.startsWith(ENTRY));
@@ -33,7 +34,8 @@ window.conversations = (() => {
       throw error;
     }
   };
-  const show = (record) => {
+  const show = (record, atTurn = turn + 1) => {
+    turn = atTurn;
     shown = record && {id: record.id, revision: record.revision};
     try {
       record ? sessionStorage.setItem(SHOWN, record.id) : sessionStorage.removeItem(SHOWN);
@@ -84,14 +86,19 @@ window.conversations = (() => {
     return record;
   };
 
+  // On a phone the list covers the conversation.
+  const uncover = () => innerWidth < 769 && document.querySelector("#left.open .toggle-button")?.click();
+
   // Other tabs write, too: the button asks for the list again.
   addEventListener("storage", (event) => {
     if (event.key === null || event.key.startsWith(ENTRY)) document.querySelector("#conversations-changed")?.click();
   });
 
-  // The conversation in this tab. If another tab has changed it meanwhile, both versions are kept.
-  const save = (draft) => {
-    if (!draft) return;
+  // The conversation in this tab. If another tab has changed it meanwhile, both versions are kept. A draft of the
+  // conversation before this one is late: an answer ends when another conversation is opened, which has saved it.
+  const save = (sent) => {
+    if (sent?.turn !== turn) return;
+    const {turn: _, ...draft} = sent;
     const stored = shown && read(shown.id);
     const same = !stored || stored.revision === shown.revision;
     if (stored && same && JSON.stringify(stored.messages) === JSON.stringify(draft.messages)) return;
@@ -100,7 +107,7 @@ window.conversations = (() => {
       revision: newId(),
     };
     write([record]);
-    show(record);
+    show(record, turn);
   };
   // What is stored already stays as it is; another version of it is kept beside it.
   const add = (records) => write(records.filter((record) => {
@@ -122,10 +129,12 @@ window.conversations = (() => {
     }),
     save: (query, draft) => report(query, () => save(draft)),
     open: (query, id, draft) => report(query, () => {
+      uncover();
       save(draft);
       return open(id);
     }),
     leave: (query, draft) => report(query, () => {
+      uncover();
       save(draft);
       show(null);
       return true;
@@ -155,6 +164,7 @@ window.conversations = (() => {
       const exported = {format: FORMAT, conversations: matching((query ?? "").trim().toLowerCase())};
       download({name: "conversations.json", text: JSON.stringify(exported), type: "application/json"});
     }),
+    turn: () => turn,
     titleOf: (id) => id ? read(id)?.title ?? "" : "",
     download,
   };

@@ -16,6 +16,7 @@ from inference.visitors.values import read
 from ui.components.composer import send_or_stop
 from ui.components.conversation import ChatEntry
 from ui.components.events import QUIET
+from ui.components.model_picker import OwnModels
 from ui.conversations.kept_conversation import (
     FORMAT,
     MAX_KEPT,
@@ -79,13 +80,14 @@ class ConversationSidebar:
             chat.chatbot, picker.dropdown, picker.current, chat.box.send, chat.box.stop,
             chat.gauge,
         ]  # fmt: skip
-        conversation = [chat.chatbot, picker.current]
-        for change in chat.changes:
-            change.then(draft, conversation, self.outgoing, **QUIET).then(**self.step("save", self.outgoing))
-        # Another conversation is shown: the running answer ends, and what it has so far is kept.
-        leaving: dict[str, Any] = {
-            "fn": self.stop, "inputs": conversation, "outputs": self.outgoing, "cancels": chat.answers, **QUIET,
+        drafted: dict[str, Any] = {
+            "inputs": [chat.chatbot, picker.current, self.report], "outputs": self.outgoing,
+            "js": "(history, model) => [history, model, conversations.turn()]", **QUIET,
         }  # fmt: skip
+        for change in chat.changes:
+            change.then(draft, **drafted).then(**self.step("save", self.outgoing))
+        # Another conversation is shown: the running answer ends, and what it has so far is kept.
+        leaving: dict[str, Any] = {"fn": self.stop, "cancels": chat.answers, **drafted}
         self.new.click(**leaving).then(**self.step("leave", self.outgoing))
         self.list.input(**leaving).then(**self.step("open", self.list, self.outgoing))
         self.delete.click(**leaving).then(**self.step("remove", self.list))
@@ -115,12 +117,11 @@ class ConversationSidebar:
     def step(self, call: str, *inputs: gr.components.Component) -> dict[str, Any]:
         """Return an event's options: run a function of the store with the search and `inputs`, then show its report."""
         names = ", ".join(f"value{number}" for number in range(len(inputs)))
-        js = f"(report, query, {names}) => [...conversations.{call}(query, {names}), {names}]"
-        return {
-            "fn": self.show, "inputs": [self.report, self.search, *inputs], "outputs": self.shown, "js": js, **QUIET,
-        }  # fmt: skip
+        js = f"(report, query, own, {names}) => [...conversations.{call}(query, {names}), own, {names}]"
+        sent = [self.report, self.search, self.chat.picker.own, *inputs]
+        return {"fn": self.show, "inputs": sent, "outputs": self.shown, "js": js, **QUIET}
 
-    def show(self, values: Any, query: str, *_: Any) -> tuple[Any, ...]:
+    def show(self, values: Any, _query: str, own: OwnModels, *_: Any) -> tuple[Any, ...]:
         """Return what the browser's report means for the list, its notice, the undo button, the title box, and for the
         conversation, its model and its buttons if another one is to be shown."""
         report = read(Report, **values) if isinstance(values, dict) else Report()
@@ -129,9 +130,9 @@ class ConversationSidebar:
             opened = report.opened
             if opened is not None:
                 history = history_of(opened.messages)
-                known = opened.model in self.chat.lab.catalog
+                known = self.chat.picker.is_known(opened.model, own)
                 if known and history[-1]["role"] == "assistant":
-                    history[-1]["options"] = self.chat.actions(self.chat.lab.entry(opened.model))
+                    history[-1]["options"] = self.chat.actions(self.chat.picker.entry(opened.model, own))
                 model = opened.model if known else model
                 notice = notice if known else f"{opened.model} is not listed here: the selected model answers now."
             elif report.empty:
@@ -146,10 +147,11 @@ class ConversationSidebar:
             history, model, model, *others,
         )  # fmt: skip
 
-    def stop(self, request: gr.Request, history: list[ChatEntry], model: str) -> dict[str, Any] | None:
+    def stop(self, request: gr.Request, history: list[ChatEntry], model: str, turn: Any) -> dict[str, Any] | None:
         """Stop the running answer and return the conversation in the form that the browser keeps."""
-        self.chat.running.stop(request)
-        return draft(history, model)
+        for running in (self.chat.running, self.chat.spoken.running):
+            running.stop(request)
+        return draft(history, model, turn)
 
 
 def round_button(label: str, icon: str, elem_id: str) -> gr.Button:
@@ -157,12 +159,14 @@ def round_button(label: str, icon: str, elem_id: str) -> gr.Button:
     return gr.Button(label, elem_classes=["round", icon], elem_id=elem_id, scale=0, min_width=36)
 
 
-def draft(history: list[ChatEntry], model: str) -> dict[str, Any] | None:
-    """Return a conversation in the form that the browser keeps; None if it has no question."""
+def draft(history: list[ChatEntry], model: str, turn: Any) -> dict[str, Any] | None:
+    """Return a conversation in the form that the browser keeps; None if it has no question. The browser recognizes by
+    its `turn` whether the conversation is still shown."""
     messages = messages_of(history)
     if not messages:
         return None
-    return {"title": title_of(messages), "model": model, "messages": [message.model_dump() for message in messages]}
+    kept = [message.model_dump() for message in messages]
+    return {"turn": turn, "title": title_of(messages), "model": model, "messages": kept}
 
 
 def as_file(title: Any, _: str | None, history: list[ChatEntry]) -> dict[str, str] | None:
