@@ -82,6 +82,7 @@ def test_an_export_is_read_as_it_was_written():
         (exported(messages=[{"role": "user", "content": "half \ud800"}]), "half a character"),
         (exported(extra=1), "the extra can't be 1"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_broken_export_is_one_sentence(content, sentence):
     with pytest.raises(LabError, match="^[^\n]+$") as error:
