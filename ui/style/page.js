@@ -73,6 +73,12 @@ document.addEventListener("click", (event) => {
   if (composer && matchMedia("(hover: hover)").matches) composer.querySelector("textarea").focus();
 });
 
+// Buttons that show an icon say their name under the mouse. Gradio's buttons have no titles.
+document.addEventListener("pointerover", (event) => {
+  const button = event.target.closest?.(".round");
+  if (button) button.title = button.textContent.trim();
+});
+
 // The settings open at the side: the focus follows, and returns.
 document.addEventListener("click", (event) => {
   if (event.target.closest?.("#tune")) setTimeout(() => document.querySelector("#right .toggle-button")?.focus(), 350);
