@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import needs_browser, open_page, open_settings
 from PIL import Image
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from docs.screenshot import SIZES as PICTURES
 from docs.screenshot import take as take_picture
@@ -26,13 +29,31 @@ def browser(address):
 @pytest.fixture
 def page(browser, address):
     """A page of a new visitor."""
-    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    context = browser.new_context()
     page = context.new_page()
-    page.goto(address)
-    page.locator("#question textarea").wait_for()
-    page.wait_for_timeout(500)  # the sidebar has opened or not
+    open_at(page, address, 1200, 800)
     yield page
     context.close()
+
+
+def open_at(page, address: str, width: int, height: int) -> None:
+    """Open the address in a window of so many pixels, and wait until nothing moves."""
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(address)
+    page.locator("#question textarea").wait_for()
+    if width >= 1100:
+        page.locator("#left.open").wait_for()
+    settle(page)
+
+
+def settle(page) -> None:
+    """Wait until all transitions have ended."""
+    page.evaluate("""async () => {
+      await new Promise(requestAnimationFrame);
+      await new Promise(requestAnimationFrame);  // what has just changed has started its transition
+      const moving = document.getAnimations().filter((each) => each instanceof CSSTransition);
+      await Promise.allSettled(moving.map((each) => each.finished));
+    }""")
 
 
 def controls(prefix: str = "") -> list[str]:
@@ -50,16 +71,14 @@ def assert_in_view(page, selectors: list[str], width: int, height: int) -> None:
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_composer_is_in_view_before_and_after_an_answer(page, address, width, height):
-    page.set_viewport_size({"width": width, "height": height})
-    page.goto(address)
-    page.locator("#question textarea").wait_for()
-    page.wait_for_timeout(800)
+    open_at(page, address, width, height)
     assert_in_view(page, [*controls(), "#model input", "#tune", "#chat .example >> nth=0"], width, height)
     page.locator("#chat .example").first.click()
     page.locator("#chat .figures", has_text="tokens").wait_for()
     assert_in_view(page, controls(), width, height)
     page.get_by_role("tab", name="Compare").click()
     page.locator("#compare-question").wait_for()
+    settle(page)
     assert_in_view(page, controls("compare-"), width, height)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.documentElement.scrollHeight") <= height
@@ -72,15 +91,11 @@ def test_the_page_fits_a_frame_of_another_page_and_200_percent_zoom(page, addres
     page.goto(f"{address}frame-of-the-hub")
     frame = page.frame_locator("iframe")
     frame.locator("#question textarea").wait_for()
-    page.wait_for_timeout(800)
     outer = page.locator("iframe").bounding_box()
     for selector in controls():
         box = frame.locator(selector).bounding_box()
         assert box and box["y"] + box["height"] <= outer["y"] + outer["height"], selector
-    page.set_viewport_size({"width": 600, "height": 400})  # 1200 × 800 at 200 %
-    page.goto(address)
-    page.locator("#question textarea").wait_for()
-    page.wait_for_timeout(800)
+    open_at(page, address, 600, 400)  # 1200 × 800 at 200 %
     assert_in_view(page, controls(), 600, 400)
 
 
@@ -119,7 +134,7 @@ def test_axe_finds_nothing_serious(page, address, theme):
         page.get_by_role("tab", name=tab).click()
         if tab == "Models":
             page.locator(".model h3").first.wait_for()
-        page.wait_for_timeout(600)  # transitions have ended
+        settle(page)
         violations = Axe().run(page).response["violations"]
         found |= {
             (tab, each["id"]): [node["html"][:150] for node in each["nodes"][:4]]
@@ -160,8 +175,12 @@ def test_models_are_grouped_searched_and_added_in_the_list(page):
     names = [name.strip("\u200b\u2060✓ \n") for name in page.get_by_role("option").all_inner_texts()]
     assert names[0].startswith("Nano — ") and names[1].startswith("Nano · Emoji — ")
     assert names[-2:] == ["+ Add a model from the Hub…", "⟳ Refresh this list"]
-    box.fill("3B")
-    page.get_by_role("option").nth(2).wait_for(state="detached")
+    for _ in range(10):  # once, when the page has just opened, the list is redrawn
+        box.fill("")
+        box.fill("3B")
+        with suppress(PlaywrightTimeout):
+            page.get_by_role("option").nth(2).wait_for(state="detached", timeout=3_000)
+            break
     assert all("3B" in name for name in page.get_by_role("option").all_inner_texts())
     box.fill("Add")
     page.get_by_role("option").first.click()

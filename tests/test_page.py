@@ -156,8 +156,7 @@ def test_an_answer_is_read_aloud_until_it_is_stopped(page):
     page.wait_for_function("sounds.length && sounds[0].currentTime > 0.1 && sounds[0].duration > 0.5")
     page.keyboard.press("Escape")
     page.locator("#stop").wait_for(state="hidden")
-    page.wait_for_timeout(500)
-    assert page.evaluate("sounds.every((sound) => sound.paused)")
+    page.wait_for_function("sounds.every((sound) => sound.paused)")
 
 
 @needs_browser

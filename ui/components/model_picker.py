@@ -50,7 +50,7 @@ class ModelPicker:
         # Selected models are in here, too: they stay in the list if a refresh no longer finds them.
         self.own = gr.State({})
         self.current = gr.State(first.id)
-        self.shown_choices = gr.State([])  # as `show_state` last saw them
+        self.shown_choices = gr.State(self.choices({}))  # an open list is redrawn only if they change
 
     def choices(self, own: OwnModels) -> Choices:
         """Return the choices of the list with the visitor's `own` models."""
@@ -61,8 +61,8 @@ class ModelPicker:
     def connect(self, notice: gr.Markdown) -> None:
         """Connect the list's last two entries and the form. Problems are shown in `notice`."""
         self.update = {
-            "fn": self.show_models, "inputs": [self.current, self.own],
-            "outputs": [self.dropdown, self.list_age, notice], **QUIET,
+            "fn": self.show_models, "inputs": [self.current, self.own, self.shown_choices],
+            "outputs": [self.dropdown, self.list_age, notice, self.shown_choices], **QUIET,
         }  # fmt: skip
         self.dropdown.input(
             self.run_entry, [self.dropdown, self.current, self.own], [self.dropdown, self.form, notice], **QUIET
@@ -109,21 +109,21 @@ class ModelPicker:
         self.lab.refresh(at_most_every=REFRESH)
 
     def show_state(self, own: OwnModels, shown: Choices) -> tuple[Any, Choices]:
-        """Update the list after an answer. An unchanged list is not redrawn, since it may be open."""
+        """Update the list after an answer. An unchanged list is not redrawn: the visitor may be searching it."""
         choices = self.choices(own)
         return gr.skip() if choices == shown else gr.Dropdown(choices), choices
 
-    def show_models(self, model_id: str, own: OwnModels) -> Iterator[tuple[Any, ...]]:
-        """Update list and notes; the selection stays. Says so if the selected model left the Hub."""
+    def show_models(self, model_id: str, own: OwnModels, shown: Choices) -> Iterator[tuple[Any, ...]]:
+        """Update list and notes as `show_state`; the selection stays. Says so if the selected model left the Hub."""
         known = self.is_known(model_id, own)
         entry = self.entry(model_id, own) if known else self.lab.catalog.entries[0]
         choices = self.choices(own)
-        dropdown = gr.Dropdown(choices) if known else gr.Dropdown(choices, value=entry.id)
+        dropdown, _ = self.show_state(own, shown) if known else (gr.Dropdown(choices, value=entry.id), choices)
         note = self.lab.models.age_note()
         list_age = gr.HTML(html.escape(note), visible=bool(note))
-        yield dropdown, list_age, gr.skip()
+        yield dropdown, list_age, gr.skip(), choices
         if model_id not in self.lab.catalog and (problem := self.lab.availability.problem(entry)):
-            yield dropdown, list_age, problem
+            yield gr.skip(), list_age, problem, choices
 
     def add_repository(self, text: str, own: OwnModels) -> Iterator[tuple[Any, ...]]:
         """Add a Hub repository to the visitor's list and select it. On an error, the text stays in its box."""
