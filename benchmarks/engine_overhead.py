@@ -16,7 +16,7 @@ import psutil
 from benchmarks.report import Figure, timed
 from benchmarks.timed_models import TimedModel, ask, nano, random_1b
 from inference.engines import Engine as AnyEngine
-from inference.engines import Message, ModelFiles, load_engine
+from inference.engines import ActiveAdapter, Message, ModelFiles, load_engine
 from inference.engines.llamacpp.engine import Engine
 from inference.engines.llamacpp.loaded_base import LoadedBase
 
@@ -48,7 +48,7 @@ def against_bare_loop(engine: Engine, model: TimedModel, rounds: int, tokens: in
     ours, bare = [], []
     for _ in range(rounds):
         ours.append(ask(engine, model.files[0], question(), tokens).tokens_per_second)
-        base.use_adapter(model.adapters[0])
+        base.use_adapter(ActiveAdapter(model.adapters[0]))
         bare.append(bare_rate(base, prompt, tokens))
     ratio = median(a / b for a, b in zip(ours, bare, strict=True))
     return [

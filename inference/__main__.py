@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from inference.catalog import Entry
-from inference.engines import Figures, Message, Sampling
+from inference.engines import MAX_STRENGTH, Figures, Message, Sampling
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.speech import Transcript
@@ -54,6 +54,9 @@ def ask(
         float, typer.Option(min=0, max=MAX_TEMPERATURE, help="0 always picks the most likely token.")
     ] = DEFAULTS.temperature,
     seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same answer.")] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=MAX_STRENGTH, help="Of the adapter: 0 is the base, 1 as it was trained.")
+    ] = DEFAULTS.strength,
 ) -> None:
     """Ask one question and stream the answer. With --json, print the complete answer with its measurements."""
     lab = Lab.from_environment()
@@ -64,7 +67,8 @@ def ask(
     messages = [Message(role="system", content=system)] if system else []
     messages.append(Message(role="user", content=question))
     answer, figures = "", Figures(0, 0, 0, None, None, "cancelled")
-    for chunk in lab.ask(entry, messages, Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed)):
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens, seed=seed, strength=strength)
+    for chunk in lab.ask(entry, messages, sampling):
         answer += chunk.text
         figures = chunk.figures or figures
         if not as_json:

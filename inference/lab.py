@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from inference import metrics
 from inference.catalog import Catalog, Entry
-from inference.engines import Chunk, Figures, Message, Sampling, choose_engine
+from inference.engines import Chunk, Figures, Message, ModelFiles, Sampling, choose_engine
 from inference.errors import LabError
 from inference.hub.client import Cancelled
 from inference.models.availability import Availability, State
@@ -95,6 +96,11 @@ class Lab:
         """What choosing `entry` costs right now; quick, no network."""
         return self.availability.state(entry)
 
+    def applicable(self, entry: Entry, sampling: Sampling) -> Sampling:
+        """`sampling` at strength 1 if `entry` has no adapter here, so that one setting can be used for several
+        models."""
+        return sampling if entry.base and not self.engines.remote else replace(sampling, strength=1.0)
+
     def ask(
         self,
         model: str | Entry,
@@ -127,6 +133,8 @@ class Lab:
                 raise LabError(
                     f"{entry.name} was downloaded, and its files do not belong together: choose another model."
                 )
+            if sampling.strength != 1 and isinstance(files, ModelFiles) and files.adapter is None:
+                raise LabError(f"{entry.name} has no adapter that can be stronger or weaker: set the strength to 1.")
             engine = self.engines.for_model(entry, files, repositories)
             yield from engine.stream(files, messages, sampling, cancelled)
 

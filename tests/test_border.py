@@ -158,6 +158,7 @@ def test_whole_numbers_may_be_written_with_a_point():
         ({"top_k": 0}, "The top k can't be 0: use a whole number from 1 to 100."),
         ({"min_p": 1.5}, "The min p can't be 1.5: use a number from 0 to 1."),
         ({"repeat_penalty": 0.5}, "The repeat penalty can't be 0.5: use a number from 1, which changes nothing, to 2."),
+        ({"strength": 1.6}, "The strength can't be 1.6: use a number from 0 (the base) to 1.5; 1 is the adapter as it"),
     ],
 )
 def test_the_sampling_of_every_caller_is_checked(values, sentence):

@@ -239,6 +239,45 @@ def test_an_adapter_changes_only_its_own_answers(subject):
     assert all(subject.engine.in_memory(files) == subject.keeps for files in models)
 
 
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5)
+
+
+def at_strength(strength: float) -> Sampling:
+    return Sampling(temperature=0, max_tokens=48, strength=strength)
+
+
+@local_engines
+def test_strength_0_is_the_base_and_1_the_adapter_and_both_load_nothing_new(subject):
+    question = "What does 🇸🇷 mean?"
+    base, adapter = (ask(subject.engine, files, question)[0] for files in (subject.base, subject.emoji))
+    assert ask(subject.engine, subject.emoji, question, sampling=at_strength(0))[0] == base
+    assert ask(subject.engine, subject.emoji, question, sampling=at_strength(1))[0] == adapter
+    assert ask(subject.engine, subject.base, question, sampling=at_strength(0.5))[0] == base  # it has no adapter
+    assert subject.engine.in_memory(subject.emoji) == subject.keeps
+
+
+@local_engines
+def test_each_strength_in_a_batch_gives_its_own_answer_and_reads_no_other_ones_cache(subject):
+    question = "What does 🇸🇷 mean?"
+    subject.engine.close()
+    alone = {}
+    for strength in STRENGTHS:
+        alone[strength], figures = ask(subject.engine, subject.emoji, question, sampling=at_strength(strength))
+        assert not figures.cached_tokens
+    assert len(set(alone.values())) >= 3, alone
+    with ThreadPoolExecutor(len(STRENGTHS)) as visitors:
+        together = visitors.map(
+            lambda strength: ask(subject.engine, subject.emoji, question, sampling=at_strength(strength))[0], STRENGTHS
+        )
+        assert dict(zip(STRENGTHS, together, strict=True)) == alone
+
+
+@pytest.mark.parametrize("subject", ["remote"], indirect=True)
+def test_a_remote_server_takes_no_strength(subject):
+    with pytest.raises(LabError, match="set the strength to 1"):
+        ask(subject.engine, subject.emoji, "hello", sampling=at_strength(0.5))
+
+
 def test_text_grows_by_complete_characters(subject):
     messages = [Message(role="user", content="Which emoji shows the flag of Sweden?")]
     shown = ""

@@ -50,6 +50,7 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
         max_tokens: int = DEFAULTS.max_tokens,
         seed: int | None = None,
         top_p: float = DEFAULTS.top_p,
+        strength: float = DEFAULTS.strength,
     ) -> Iterator[str]:
         """Ask a model one question. Yields the growing answer. It is the same each time with a seed or temperature 0.
 
@@ -61,11 +62,12 @@ def add_endpoints(lab: Lab, limits: VisitorLimits) -> None:
             max_tokens: The longest answer in tokens, from 1 to 4,096.
             seed: A whole number that makes a random answer repeatable.
             top_p: Tokens are drawn from the most likely ones whose probabilities add up to this, from 0 to 1.
+            strength: Of the model's adapter, from 0, which is its base, to 1.5; 1 is as it was trained.
         """
         with lab_errors_as_messages():
             values = read(
                 AskValues, question=question, model=model, system_prompt=system_prompt, temperature=temperature,
-                max_tokens=max_tokens, seed=seed, top_p=top_p,
+                max_tokens=max_tokens, seed=seed, top_p=top_p, strength=strength,
             )  # fmt: skip
             with limits.admit(program_of(request)):
                 yield from growing_answer(values)

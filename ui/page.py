@@ -55,6 +55,7 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
             page.unload(running.close_visit)
         page.load(None, None, left, js=OPEN_IF_WIDE)
         chat.picker.keep_current(page)
+        page.load(chat.show_strength, [chat.picker.current, chat.picker.own], settings.strength, **QUIET)
         page.load(compare.show_models, compare.models, [*compare.models, compare.ranking], **QUIET)
     guard_handlers(page)
     return page

@@ -78,7 +78,9 @@ def ask_all(
 
     def collect(answer: Answer) -> None:
         try:
-            for chunk in lab.ask(answer.model, messages, sampling, lambda: closed.is_set() or cancelled()):
+            entry = lab.entry(answer.model)
+            own = lab.applicable(entry, sampling)
+            for chunk in lab.ask(entry, messages, own, lambda: closed.is_set() or cancelled()):
                 answer.text += chunk.text
                 answer.waiting = chunk.waiting or answer.waiting
                 answer.figures = chunk.figures

@@ -63,6 +63,8 @@ class Sampling:
         min_p: tokens less likely than this share of the most likely one are never drawn.
         repeat_penalty: how much less likely the last `REPEAT_WINDOW` tokens of the answer become: positive logits are
             divided by it, negative ones multiplied (Keskar et al. 2019, section 4.1). 1 changes nothing.
+        strength: a factor on the scale of the LoRA adapter. 0 is the base, 1 the adapter as it was trained. A model
+            without an adapter ignores it.
     """
 
     temperature: float = 0.2
@@ -73,9 +75,11 @@ class Sampling:
     top_k: int = 40  # llama.cpp's default. Sorting all 128,000 candidates for top-p would cost more than it changes
     min_p: float = 0.0
     repeat_penalty: float = 1.0
+    strength: float = 1.0
 
 
 MAX_TOP_K = 100  # of `Sampling.top_k`
+MAX_STRENGTH = 1.5  # of `Sampling.strength`: above it, adapters mostly repeat themselves
 REPEAT_WINDOW = 64  # tokens of the answer that `Sampling.repeat_penalty` looks back; llama.cpp's default
 
 
@@ -87,6 +91,14 @@ class ModelFiles:
     base: Path
     adapter: Path | None = None
     template: str | None = None
+
+
+@dataclass(frozen=True)
+class ActiveAdapter:
+    """A LoRA adapter at a strength other than 0, see `Sampling.strength`: what a pass computes beside the base."""
+
+    path: Path
+    strength: float = 1.0
 
 
 Model = ModelFiles | str  # files on this disk, or the name of a model on a server

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inference.engines import AnswerScore, Chunk, Figures, Message, ModelFiles, Sampling
+from inference.engines import ActiveAdapter, AnswerScore, Chunk, Figures, Message, ModelFiles, Sampling
 from inference.engines.chat_template.template import fit_to_context
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
@@ -85,6 +85,13 @@ class Request:
     greedy: bool = True
     _undelivered: list[bytes] = field(default_factory=list)
     _delivered_at: float = 0.0
+
+    @property
+    def adapter(self) -> ActiveAdapter | None:
+        """The adapter of the request's passes; None for the bare base, which is also an adapter of strength 0."""
+        if self.files.adapter is None or self.sampling.strength == 0:
+            return None
+        return ActiveAdapter(self.files.adapter, self.sampling.strength)
 
     @property
     def scoring(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from inference.engines import MAX_TOP_K, Message, Sampling
+from inference.engines import MAX_STRENGTH, MAX_TOP_K, Message, Sampling
 from inference.errors import LabError
 from inference.validation import shorten
 
@@ -135,6 +135,10 @@ class SamplingValues(Values):
     repeat_penalty: float = Field(
         DEFAULTS.repeat_penalty, ge=1, le=MAX_REPEAT_PENALTY, allow_inf_nan=False,
         description=f"a number from 1, which changes nothing, to {MAX_REPEAT_PENALTY}",
+    )  # fmt: skip
+    strength: float = Field(
+        DEFAULTS.strength, ge=0, le=MAX_STRENGTH, allow_inf_nan=False,
+        description=f"a number from 0 (the base) to {MAX_STRENGTH}; 1 is the adapter as it was trained",
     )  # fmt: skip
 
     @property

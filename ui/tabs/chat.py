@@ -116,6 +116,12 @@ class ChatTab:
             [self.chatbot, box.notice, picker.own, picker.current], **QUIET,
         )  # fmt: skip
         picker.connect(box.notice)
+        picker.current.change(self.show_strength, [picker.current, picker.own], self.settings.strength, **QUIET)
+
+    def show_strength(self, model_id: str, own: OwnModels) -> gr.Slider:
+        """Update the slider of the adapter's strength for the selected model."""
+        known = self.picker.is_known(model_id, own)
+        return self.settings.show_strength(self.lab, self.picker.entry(model_id, own)) if known else gr.skip()
 
     def select_model(self, model_id: str, current: str, own: OwnModels, history: History) -> Iterator[tuple[Any, ...]]:
         """Show the card and examples of another model, a marker in the conversation, and why it is not available."""
@@ -222,7 +228,8 @@ class ChatTab:
         try:
             values = read(AskValues, question=question, model=model_id, **answer_values(system, *sampling))
             entry, messages = self.picker.entry(values.model, own), to_messages(history, values.system_prompt)
-            for chunk in self.admitted(request, self.lab.ask(entry, messages, values.sampling, stop.is_set)):
+            sampling = self.lab.applicable(entry, values.sampling)
+            for chunk in self.admitted(request, self.lab.ask(entry, messages, sampling, stop.is_set)):
                 answer += chunk.text
                 now = time.perf_counter()
                 reading.text, reading.complete = answer, bool(chunk.figures)

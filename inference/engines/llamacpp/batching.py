@@ -1,7 +1,8 @@
 """Continuous batching on one GGUF base: requests join and leave between two tokens.
 
 Each request has a sequence of the KV cache. One forward pass gives each request under one adapter its next token, and
-reads a part of their waiting prompts (prefill). Between the passes the adapter is switched. A request without company
+reads a part of their waiting prompts (prefill). Between the passes the adapter is switched; the same adapter at another
+strength counts as another one. A request without company
 computes exactly what it would alone.
 """
 
@@ -11,10 +12,10 @@ import itertools
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from inference.engines import ActiveAdapter
 from inference.engines.llamacpp.kv_cache import CachedSequence
 from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
 from inference.engines.llamacpp.sampler import Sampler
@@ -107,7 +108,7 @@ class ContinuousBatch:
         if not request.scoring and request.sampler is None:
             # first: it can fail, and nothing is taken yet
             request.sampler = Sampler(request.sampling, self.base.tokenizer.size)
-        sequence = self.base.cache.acquire(request.tokens[:last], request.files.adapter)
+        sequence = self.base.cache.acquire(request.tokens[:last], request.adapter)
         if sequence is None:
             return False
         request.sequence, request.prefilled_at = sequence, next(self._counter)
@@ -126,10 +127,10 @@ class ContinuousBatch:
         waiting = [request for request in self.active if not request.decoding]
         oldest = min(waiting, key=lambda request: request.prefilled_at, default=None)
         # The adapter that is active on the context comes first, so that two adapters need one switch a step.
-        adapters = dict.fromkeys(request.files.adapter for request in self.active)
+        adapters = dict.fromkeys(request.adapter for request in self.active)
         for adapter in sorted(adapters, key=lambda each: each != self.base.adapter):
             ends = time.perf_counter() + (ADAPTER_SECONDS if len(adapters) > 1 else 0)
-            reads = oldest is not None and not oldest.scoring and oldest.files.adapter == adapter
+            reads = oldest is not None and not oldest.scoring and oldest.adapter == adapter
             more = self._pass(adapter, self._prompt_budget() if reads else 0)
             while more and time.perf_counter() < ends:
                 more = self._pass(adapter, 0)
@@ -142,10 +143,10 @@ class ContinuousBatch:
             return PROMPT_BATCH
         return min(PROMPT_BATCH, max(MIN_SHARED_PROMPT, int(self._prompt_speed * PROMPT_SECONDS)))
 
-    def _parts(self, adapter: Path | None, budget: int) -> list[tuple[SequenceRequest, list[int]]]:
+    def _parts(self, adapter: ActiveAdapter | None, budget: int) -> list[tuple[SequenceRequest, list[int]]]:
         """What the next pass under an adapter decodes: the newest token of each answer, and up to `budget` tokens of
         the prompts that have waited longest."""
-        own = [each for each in self.active if each.files.adapter == adapter and not each.scoring]
+        own = [each for each in self.active if each.adapter == adapter and not each.scoring]
         parts = [(request, request.tokens[-1:]) for request in own if request.decoding]
         budget = min(budget, PROMPT_BATCH - len(parts))
         for request in sorted(own, key=lambda each: each.prefilled_at):
@@ -155,7 +156,7 @@ class ContinuousBatch:
                 budget -= len(parts[-1][1])
         return parts
 
-    def _pass(self, adapter: Path | None, budget: int) -> bool:
+    def _pass(self, adapter: ActiveAdapter | None, budget: int) -> bool:
         """One pass for the requests under an adapter, see `_parts`. Returns False if there was nothing to do."""
         while not self.base.cache.make_room(sum(len(tokens) for _, tokens in self._parts(adapter, budget))):
             self._preempt(self.active[-1])
@@ -197,7 +198,7 @@ class ContinuousBatch:
             self._preempt(self.active[-1])
             if request.sequence is None:
                 return
-        self.base.use_adapter(request.files.adapter)
+        self.base.use_adapter(request.adapter)
         with self.base.aborting(request.cancelled.is_set):
             completed = self.base.decode([(request.cached_sequence, part)], all_logits=in_answer)
         request.prefilled_at = next(self._counter)

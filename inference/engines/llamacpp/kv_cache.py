@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import llama_cpp.llama_cpp as cpp
+
+from inference.engines import ActiveAdapter
 
 MIN_CELLS, MAX_CELLS = 4096, 16384  # of the pool. A 1B's KV cache takes 32 KB a cell in f16, so 134 to 537 MB
 CELLS_SHARE = 0.1  # of the free memory for the cells of one base
@@ -20,15 +21,16 @@ IDLE_CELLS = 1024  # kept for older conversations. Each cell in use costs every 
 
 @dataclass(eq=False)
 class CachedSequence:
-    """One sequence of the context. `tokens` are in the KV cache and were all computed under `adapter`."""
+    """One sequence of the context. `tokens` are in the KV cache and were all computed under `adapter` at its
+    strength."""
 
     number: int
-    adapter: Path | None = None
+    adapter: ActiveAdapter | None = None
     tokens: list[int] = field(default_factory=list)
     in_use: bool = False
     released: int = 0  # a counter; the greater one was released later
 
-    def shared_prefix(self, tokens: list[int], adapter: Path | None) -> int:
+    def shared_prefix(self, tokens: list[int], adapter: ActiveAdapter | None) -> int:
         """How many of the first `tokens` are in the cache and valid under `adapter`."""
         if adapter != self.adapter:
             return 0
@@ -57,7 +59,7 @@ class KVCache:
         for sequence in self.sequences:
             self.truncate(sequence, 0)
 
-    def acquire(self, tokens: list[int], adapter: Path | None) -> CachedSequence | None:
+    def acquire(self, tokens: list[int], adapter: ActiveAdapter | None) -> CachedSequence | None:
         """Take an idle sequence and keep only the prefix that it shares with `tokens`. None if all are in use."""
         idle = [sequence for sequence in self.sequences if not sequence.in_use]
         if not idle:

@@ -18,7 +18,7 @@ from typing import Any
 import llama_cpp.llama_cpp as cpp
 import numpy as np
 
-from inference.engines import Message
+from inference.engines import ActiveAdapter, Message
 from inference.engines.llamacpp.kv_cache import MIN_CELLS, SEQUENCES, CachedSequence, KVCache
 from inference.engines.llamacpp.loading import Log, check_gguf, load_model
 from inference.engines.llamacpp.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class LoadedBase:
     Attributes:
         n_ctx: the longest text in tokens.
         adapters: the loaded adapters, the least recently used one first.
-        adapter: the adapter that is active on the context.
+        adapter: the adapter that is active on the context, and its strength.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LoadedBase:
         self._closed = False
         self.cache = KVCache(self.context, cells)
         self.adapters: dict[Path, LoadedAdapter] = {}
-        self.adapter: Path | None = None
+        self.adapter: ActiveAdapter | None = None
         self._batch = cpp.llama_batch_init(PROMPT_BATCH, 0, 1)
         try:
             self.tokenizer = Tokenizer(self.model, path, template)
@@ -116,21 +116,21 @@ class LoadedBase:
 
     def unload_adapter(self, adapter: Path) -> None:
         """Free an adapter's memory. It is first taken off the context, which keeps a pointer to it."""
-        if adapter == self.adapter:
+        if self.adapter and adapter == self.adapter.path:
             self.use_adapter(None)
         cpp.llama_adapter_lora_free(self.adapters.pop(adapter).pointer)
 
-    def use_adapter(self, adapter: Path | None) -> None:
+    def use_adapter(self, adapter: ActiveAdapter | None) -> None:
         """Make `adapter` the active one for the next `decode`; None means the bare base."""
-        if adapter is not None and adapter not in self.adapters:
-            self.load_adapter(adapter)
+        if adapter is not None and adapter.path not in self.adapters:
+            self.load_adapter(adapter.path)
         if adapter == self.adapter:
             return
         if adapter is None:
             cpp.llama_set_adapters_lora(self.context, None, 0, None)
         else:
-            pointers = (cpp.llama_adapter_lora_p_ctypes * 1)(self.adapters[adapter].pointer)
-            cpp.llama_set_adapters_lora(self.context, pointers, 1, (ctypes.c_float * 1)(1.0))
+            pointers = (cpp.llama_adapter_lora_p_ctypes * 1)(self.adapters[adapter.path].pointer)
+            cpp.llama_set_adapters_lora(self.context, pointers, 1, (ctypes.c_float * 1)(adapter.strength))
         self.adapter = adapter
 
     def decode(self, parts: Sequence[tuple[CachedSequence, list[int]]], all_logits: bool = False) -> bool:

@@ -87,13 +87,13 @@ class ContinuousBatch:
             if request.cancelled.is_set():
                 return self.finish(request, Finished("cancelled"))
             end = min(start + PROMPT_CHUNK, request.answer_start - 1)
-            self.runner.prefill([PromptPart(request.row, request.files.adapter, request.tokens, start, end)])
+            self.runner.prefill([PromptPart(request.row, request.adapter, request.tokens, start, end)])
         last = len(request.tokens) - 1
         for start in range(request.answer_start - 1, last, SCORED_CHUNK):
             if request.cancelled.is_set():
                 return self.finish(request, Finished("cancelled"))
             end = min(start + SCORED_CHUNK, last)
-            request.add_score(*self.runner.score(request.row, request.files.adapter, request.tokens, start, end))
+            request.add_score(*self.runner.score(request.row, request.adapter, request.tokens, start, end))
         self.finish(request, request.score())
 
     def step(self) -> None:
@@ -121,7 +121,7 @@ class ContinuousBatch:
             longest = max(longest, end - request.read)
             if parts and longest * (len(parts) + 1) > PASS_TOKENS:
                 break
-            parts[request] = PromptPart(request.row, request.files.adapter, request.tokens, request.read, end)
+            parts[request] = PromptPart(request.row, request.adapter, request.tokens, request.read, end)
         if not parts:
             return
         try:
@@ -149,7 +149,7 @@ class ContinuousBatch:
         draws = None
         if any(request.sampling.temperature > 0 for request in wanting):
             draws = [request.random.random() if request else 0.0 for request in rows]
-        new = self.runner.step([request.files.adapter if request else None for request in rows], window, draws)
+        new = self.runner.step([request.adapter if request else None for request in rows], window, draws)
         self.decode_steps += 1
         if new.device.type == "cpu":
             return LaunchedStep(rows, new.clone(), None)

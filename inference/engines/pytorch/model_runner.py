@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import sdpa_kernel
 from transformers.utils import logging
 
-from inference.engines import Sampling
+from inference.engines import ActiveAdapter, Sampling
 from inference.engines.pytorch.kv_cache import FUSED, CachePass, RowCache
 from inference.engines.pytorch.loading import Tokenizer, load_config, load_model, translate_base_errors
 from inference.engines.pytorch.lora.mixed_lora import AdapterColumns
@@ -31,7 +31,7 @@ class PromptPart:
     """Some tokens of a row's prompt: `tokens[start:end]` of the request's tokens."""
 
     row: int
-    adapter: Path | None
+    adapter: ActiveAdapter | None
     tokens: list[int]
     start: int
     end: int
@@ -109,7 +109,9 @@ class ModelRunner:
         tokens: list[int] = self._tokens[:, 0].tolist()
         return tokens
 
-    def score(self, row: int, adapter: Path | None, tokens: list[int], start: int, end: int) -> tuple[float, bool]:
+    def score(
+        self, row: int, adapter: ActiveAdapter | None, tokens: list[int], start: int, end: int
+    ) -> tuple[float, bool]:
         """Read `tokens[start:end]` into a row and score the token after each of them: the sum of the log-probabilities
         in nats, and whether each one is the most likely."""
         self.adapters.select([adapter])
@@ -120,7 +122,7 @@ class ModelRunner:
         log_probabilities = logits.log_softmax(-1).gather(-1, targets[:, None])
         return log_probabilities.double().sum().item(), bool((logits.argmax(-1) == targets).all())
 
-    def step(self, adapters: list[Path | None], window: int, draws: list[float] | None) -> torch.Tensor:
+    def step(self, adapters: list[ActiveAdapter | None], window: int, draws: list[float] | None) -> torch.Tensor:
         """One pass of one token for the first rows.
 
         Args:
@@ -137,7 +139,7 @@ class ModelRunner:
             self._sampler.set_draws(draws)
         if self._graphs:
             window = min((w for w in GRAPH_WINDOWS if window <= w <= self.n_ctx), default=self.n_ctx)
-            self._graphs.run(rows, window, self.adapters.version)
+            self._graphs.run(rows, window, self.adapters.selection.scaled, self.adapters.version)
         else:
             self._advance(rows, window)
         return self._tokens[:rows, 0]

@@ -15,21 +15,23 @@ WARM_UPS = 2  # passes before the capture, in which libraries allocate what they
 
 class StepGraphs:
     """Runs `step(rows, window)` as CUDA graphs. It must read and write the same tensors at each call, and change only
-    those in `state` in a way that a repetition does not repair."""
+    those in `state` in a way that a repetition does not repair. It may have two variants with different kernels."""
 
     def __init__(self, step: Callable[[int, int], None], state: Sequence[torch.Tensor]) -> None:
         self._step, self._state = step, list(state)
-        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         self._version = 0
 
-    def run(self, rows: int, window: int, version: int) -> None:
-        """Do one pass. A new `version` says that the step uses other tensors, so every shape is captured again."""
+    def run(self, rows: int, window: int, variant: bool, version: int) -> None:
+        """Do one pass. `variant` says which kernels the step runs now. A new `version` says that the step uses other
+        tensors, so every shape is captured again."""
         if version != self._version:
             self._graphs.clear()
             self._version = version
-        if (rows, window) not in self._graphs:
-            self._graphs[rows, window] = self._capture(rows, window)
-        self._graphs[rows, window].replay()
+        shape = rows, window, variant
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture(rows, window)
+        self._graphs[shape].replay()
 
     def _capture(self, rows: int, window: int) -> torch.cuda.CUDAGraph:
         before = [tensor.clone() for tensor in self._state]

@@ -103,6 +103,8 @@ class Engine:
     ) -> Iterator[Chunk]:
         """See `inference.engines.Engine.stream`. If the server ends the stream in the middle of an answer, all text
         that came is yielded before LabError is raised."""
+        if sampling.strength != 1:
+            raise LabError("A remote server has no setting for an adapter's strength: set the strength to 1.")
         yield Chunk(waiting="thinking")
         completion, text = ChatCompletion(model, list(messages), sampling), TextStream(sampling.stop)
         request = self._client.submit(lambda client: self._answer(client, completion))

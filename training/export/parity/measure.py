@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from inference.engines import Message
+from inference.doctor.fixed_prompts import compare_distributions
+from inference.engines import ActiveAdapter, Message
 from inference.engines.llamacpp.loaded_base import PROMPT_BATCH, LoadedBase
 from inference.engines.llamacpp.threads import compute_threads
 from inference.errors import LabError
@@ -109,7 +110,7 @@ def measure_file(gguf: Path, adapter: Path | None, template: str | None) -> Meas
     """In the child: see `Measurer.measure`."""
     cpp.llama_backend_init()
     with TemporaryLog() as log, closing(LoadedBase(gguf, compute_threads(), log, template=template)) as base:
-        base.use_adapter(adapter)
+        base.use_adapter(ActiveAdapter(adapter) if adapter else None)
         return measure_loaded(_prepared["tokenizer"], _prepared["references"], base)
 
 
@@ -166,13 +167,6 @@ def compare_all(
         "top1": round(torch.cat(agreements).double().mean().item(), 4),
         "answers": answers,
     }
-
-
-def compare_distributions(expected: torch.Tensor, found: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL(expected || found) in nats and whether the top-1 tokens are equal, each (tokens,), of two models' logits."""
-    size = min(expected.shape[1], found.shape[1])  # the rest is padding, of which either may have more
-    p, q = (part[:, :size].log_softmax(-1) for part in (expected, found))
-    return (p.exp() * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
 
 
 def compute_logits(base: LoadedBase, tokens: list[int]) -> torch.Tensor:
