@@ -16,6 +16,7 @@ import typer
 from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.terminal import run
+from training.evaluation.command import evaluate
 from training.recipe import Recipe, load_recipe
 from training.run_record import lacks_figures
 
@@ -173,24 +174,7 @@ def export(name: Run, formats: Formats = None) -> None:
     print(export_and_check(folder, formats or ()))
 
 
-@app.command()
-def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL…", help="Catalog ids, names of runs, or folders.")],
-    suite: Annotated[str, typer.Option(help="emoji, chat or all. Default: emoji, or none with --task.")] = "",
-    task: Annotated[list[str] | None, typer.Option(help="A task of lm-evaluation-harness, or its YAML file.")] = None,
-    engine: Annotated[str | None, typer.Option(help="llamacpp, pytorch, remote or auto. Default: ENGINE.")] = None,
-    every: Annotated[int, typer.Option(min=1, help="Ask every n-th question only.")] = 1,
-    recipe: Annotated[str | None, typer.Option(help="The recipe whose evaluation split the chat suite asks.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Discard saved answers and ask again.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for answers and reports. Default: runs/evaluations.")] = None,
-) -> None:
-    """Evaluate models and compare them, with 95 % intervals. Complete evaluations are added to the models' cards."""
-    from training.evaluation.evaluate import RESULTS, Request, evaluate_models
-
-    suite = suite or ("none" if task else "emoji")
-    request = Request(suite, task or (), engine, every, again, recipe, out or RESULTS)
-    tables, _ = evaluate_models(models, request)
-    print(tables)
+app.command()(evaluate)
 
 
 @app.command()

@@ -170,11 +170,11 @@ class Engine(Protocol):
             LabError: the files cannot be run, or the question is longer than the context.
         """
 
-    def score(self, model: Any, messages: Sequence[Message], answer: str) -> AnswerScore:
+    def score(self, model: Any, messages: Sequence[Message], answer: str, strength: float = 1.0) -> AnswerScore:
         """Compute how likely `answer` is as the assistant's next message, for held-out loss and comparisons.
 
-        No turn is dropped. Raises LabError if the text is longer than the context, if the files cannot be run, or if
-        the engine cannot score.
+        `strength` is that of `Sampling`. No turn is dropped. Raises LabError if the text is longer than the context, if
+        the files cannot be run, or if the engine cannot score.
         """
 
     def in_memory(self, model: Any) -> bool:

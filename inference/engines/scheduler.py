@@ -72,9 +72,10 @@ class Scheduler(ABC, Generic[R]):
         self._submit(request)
         yield from chunks(request, cancelled)
 
-    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> AnswerScore:
+    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str, strength: float = 1.0) -> AnswerScore:
         """See `inference.engines.Engine.score`."""
-        request = self.request_type(files, list(messages), Sampling(temperature=0, max_tokens=0), answer)
+        sampling = Sampling(temperature=0, max_tokens=0, strength=strength)
+        request = self.request_type(files, list(messages), sampling, answer)
         self._submit(request)
         try:
             while not isinstance(event := request.events.get(), AnswerScore):

@@ -26,6 +26,7 @@ from training.evaluation.before_after import comparison_with_base
 from training.evaluation.evaluation_report import Document
 from training.evaluation.resolve_model import ResolvedModel, lab_for, recipe_of, resolve_model
 from training.evaluation.run_suite import choose_questions, run_suite
+from training.evaluation.strengths import CHART, Curve, check_strengths_apply, curve_text, draw_curves, measure_curve
 from training.evaluation.suites import SUITES, Record, Result, Suite
 from training.evaluation.suites.emoji_suite import EmojiSuite
 from training.publish.card import write_card
@@ -47,6 +48,7 @@ class Request:
         again: discard saved answers first.
         recipe: the recipe whose evaluation split the chat suite asks; None takes that of the models.
         out: the folder for answers and reports.
+        strengths: of the adapters, to compare what is learnt and forgotten; empty for none.
     """
 
     suite: str = "emoji"
@@ -56,6 +58,7 @@ class Request:
     again: bool = False
     recipe: str | None = None
     out: Path = RESULTS
+    strengths: tuple[float, ...] = ()
 
     @property
     def suites(self) -> tuple[str, ...]:
@@ -68,10 +71,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model and its result in each suite."""
+    """A model, its result in each suite, and its curves over strengths by suite."""
 
     model: ResolvedModel
     results: dict[str, Result] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)
 
 
 def evaluate_models(names: Sequence[str], request: Request) -> tuple[str, list[Evaluation]]:
@@ -95,13 +99,20 @@ def evaluate_models(names: Sequence[str], request: Request) -> tuple[str, list[E
         choose_questions(suite, request.every)  # raises LabError before any model is loaded
     evaluations = []
     with closing(lab):
-        for model in [resolve_model(lab, entry) for entry in entries]:
+        models = [resolve_model(lab, entry) for entry in entries]
+        if request.strengths:
+            check_strengths_apply(models, suites)
+        for model in models:
             results = {
                 suite.name: run_suite(suite, model, request.out, request.every, request.again) for suite in suites
             }
             if harness:
                 results["tasks"] = harness.evaluate(model, request.out, request.again)
-            evaluations.append(Evaluation(model, results))
+            curves = {
+                suite.name: measure_curve(suite, model, request.strengths, request.out, request.every, request.again)
+                for suite in (suites if request.strengths else ())
+            }
+            evaluations.append(Evaluation(model, results, curves))
     return write_reports(evaluations, request), evaluations
 
 
@@ -134,6 +145,9 @@ def write_reports(evaluations: Sequence[Evaluation], request: Request) -> str:
     parts = [evaluation_report.figure_table(shown, brief=True)]
     notes = [note for each in evaluations for result in each.results.values() for note in result.notes]
     parts += ["\n".join(dict.fromkeys(notes))] if notes else []
+    parts += [
+        f"{each.model.name}: {curve_text(suite, curve)}" for each in evaluations for suite, curve in each.curves.items()
+    ]
     if len(evaluations) > 1:
         parts.append(write_comparison(evaluations, shown, request))
     return "\n\n".join(parts)
@@ -147,10 +161,14 @@ def write_report(evaluation: Evaluation, request: Request) -> Document:
     folder = own or request.out / model.name
     label = ENGINES[model.engine_name].label
     document: Document = {"model": model.name, "engine": label, "revision": model.revision, "suites": {}}
-    document["suites"] = evaluation_report.earlier_suites(folder / "evaluation.json", document)
+    document |= evaluation_report.earlier_parts(folder / "evaluation.json", document)
     document["suites"] |= {
         name: evaluation_report.suite_document(result, request.every) for name, result in evaluation.results.items()
     }
+    if evaluation.curves:
+        document["strengths"] = document.get("strengths", {}) | evaluation.curves
+        folder.mkdir(parents=True, exist_ok=True)
+        draw_curves(document["strengths"], folder / CHART)
     evaluation_report.write(folder, "evaluation", evaluation_report.report_text(document), document, [document])
     typer.echo(f"{folder / 'evaluation.md'}", err=True)
     if own:

@@ -17,12 +17,13 @@ from typing import Any
 
 from inference.errors import LabError
 from training.evaluation.statistics import Estimate, compare, estimate, holm
+from training.evaluation.strengths import curve_text
 from training.evaluation.suites import Measure, Result
 from training.evaluation.suites.emoji_suite import confusions, wrong_answers
 
 SHOWN_CONFUSIONS = 30
-# {"model", "engine", "revision", "suites": {name: {"every", "notes", "figures", "confusions", "answers"}}}, and its
-# parts: JSON's types only.
+# {"model", "engine", "revision", "suites": {name: {"every", "notes", "figures", "confusions", "answers"}},
+# "strengths": {suite: Curve}}, and its parts: JSON's types only.
 Document = dict[str, Any]
 
 
@@ -147,6 +148,7 @@ def report_text(document: Document) -> str:
         if wrong:
             parts += [f"## Confusions ({suite})", confusion_table(part["confusions"])]
             parts += [f"## Wrong answers ({suite}): {len(wrong)}", miss_table(wrong)]
+    parts += [curve_text(suite, curve) for suite, curve in document.get("strengths", {}).items()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -182,9 +184,9 @@ def draw(documents: Sequence[Document], out: Path) -> None:
     draw_bars(panels, out)
 
 
-def earlier_suites(path: Path, document: Document) -> dict[str, Document]:
-    """The suites in an earlier `evaluation.json` of the same weights on the same engine. Raises LabError if the file is
-    not readable."""
+def earlier_parts(path: Path, document: Document) -> dict[str, Document]:
+    """The suites and strengths in an earlier `evaluation.json` of the same weights on the same engine. Raises LabError
+    if the file is not readable."""
     if not path.is_file():
         return {}
     try:
@@ -192,7 +194,7 @@ def earlier_suites(path: Path, document: Document) -> dict[str, Document]:
     except ValueError as error:
         raise LabError(f"{path} is not readable ({error}): delete it. The answers are saved elsewhere.") from error
     same = all(before[name] == document[name] for name in ("engine", "revision"))
-    return before["suites"] if same else {}
+    return {name: before[name] for name in ("suites", "strengths") if name in before} if same else {}
 
 
 def card_figures(document: Document) -> list[Document]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +36,9 @@ class ResolvedModel:
         name: the catalog id.
         engine_name, engine: the engine.
         model: the files or the name that the engine takes.
-        revision: a hash of the weights.
+        revision: a hash of the weights, and the strength if it is not 1.
         folder: the model's folder with its run record, if it has one on this disk.
+        strength: that of its adapter, see `Sampling.strength`.
     """
 
     name: str
@@ -46,12 +47,19 @@ class ResolvedModel:
     model: Model
     revision: str
     folder: Path | None = None
+    strength: float = 1.0
+
+    def at_strength(self, strength: float) -> ResolvedModel:
+        """The same model with its adapter at another strength."""
+        revision = self.revision if strength == 1 else f"{self.revision}-strength-{strength:g}"
+        return replace(self, strength=strength, revision=revision)
 
     def ask(
         self, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool] = lambda: False
     ) -> tuple[str, Figures]:
         """The complete answer and its figures. Raises LabError as the engine does, and if it was cancelled."""
         text, figures = "", None
+        sampling = replace(sampling, strength=self.strength)
         for chunk in self.engine.stream(self.model, messages, sampling, cancelled):
             text += chunk.text
             figures = chunk.figures or figures
@@ -61,7 +69,7 @@ class ResolvedModel:
 
     def score(self, messages: Sequence[Message], answer: str) -> AnswerScore:
         """The likelihood of `answer` after `messages`: see `Engine.score`."""
-        return self.engine.score(self.model, messages, answer)
+        return self.engine.score(self.model, messages, answer, self.strength)
 
 
 def lab_for(names: Sequence[str], engine: str | None = None) -> tuple[Lab, list[Entry]]:

@@ -19,6 +19,7 @@ from training.run_record import Fields, TextFields, read_run_record
 
 RUN_FILES = (
     "run.json", "loss.png", "lengths.png", "data.md", "evaluation.json", "evaluation.md", "evaluation.png",
+    "strengths.png",
 )  # fmt: skip
 CONFIGURATIONS = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json")
 WEIGHTS = (".safetensors", ".gguf")

@@ -98,9 +98,9 @@ class IsolatedEngine:
                 self._send(child, call, "close")
             self._end_call(child, call)
 
-    def score(self, model: ModelFiles, messages: Sequence[Message], answer: str) -> AnswerScore:
+    def score(self, model: ModelFiles, messages: Sequence[Message], answer: str, strength: float = 1.0) -> AnswerScore:
         """See `inference.engines.Engine.score`."""
-        return self._call("score", model, list(messages), answer)
+        return self._call("score", model, list(messages), answer, strength)
 
     def in_memory(self, model: ModelFiles) -> bool:
         """Whether the model is loaded. Also False if the child is too busy to answer."""

@@ -45,10 +45,10 @@ def answer(files: ModelFiles, messages: list[Message], sampling: Sampling, stop:
 
 
 @spaces.GPU(duration=SECONDS)
-def score_answer(files: ModelFiles, messages: list[Message], text: str) -> AnswerScore | LabError:
+def score_answer(files: ModelFiles, messages: list[Message], text: str, strength: float) -> AnswerScore | LabError:
     """Run `Engine.score` in the process that has the GPU. A LabError is returned, see `answer`."""
     try:
-        return process_engine().score(files, messages, text)
+        return process_engine().score(files, messages, text, strength)
     except LabError as error:
         return error
 
@@ -105,10 +105,10 @@ class Engine:
                 ended.set()
                 watcher.join()
 
-    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str) -> AnswerScore:
+    def score(self, files: ModelFiles, messages: Sequence[Message], answer: str, strength: float = 1.0) -> AnswerScore:
         """See `inference.engines.Engine.score`."""
         with translate_zerogpu_errors():
-            result = score_answer(files, list(messages), answer)
+            result = score_answer(files, list(messages), answer, strength)
             if isinstance(result, LabError):
                 raise result
         return result

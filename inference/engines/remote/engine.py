@@ -139,7 +139,7 @@ class Engine:
             raise error
         yield Chunk(figures=completion.figures(stopped))
 
-    def score(self, model: str, messages: Sequence[Message], answer: str) -> AnswerScore:
+    def score(self, model: str, messages: Sequence[Message], answer: str, strength: float = 1.0) -> AnswerScore:
         """Raises LabError, because OpenAI's chat API gives no probabilities of a given answer."""
         raise LabError(f"{self.host} can't score answers: run the model here, with ENGINE=llamacpp or pytorch.")
 
