@@ -17,6 +17,7 @@ from training.evaluation.evaluate import Evaluation, Request, evaluate_models, w
 from training.evaluation.evaluation_report import differences
 from training.evaluation.resolve_model import ResolvedModel, lab_for, llamacpp_files, resolve_model, weights_revision
 from training.evaluation.run_suite import answers_file, collect_answers, run_suite
+from training.evaluation.strengths import best_text, curve_of, draw_curves, measure_curve, parse_strengths
 from training.evaluation.suites import Measure, Result
 from training.evaluation.suites.chat_suite import ChatSuite, is_refusal, repetition
 from training.evaluation.suites.emoji_suite import EmojiSuite, confusions, judge_answer
@@ -85,6 +86,31 @@ def test_two_models_are_compared_and_a_repeated_command_asks_nothing(tmp_path):
     again = command(*arguments)
     assert again.stdout == done.stdout and "asking" not in again.stderr
     assert "every" not in read_card("", EMOJI, None).accuracy  # a part of the questions is not added to the card
+
+
+def test_strengths_tell_what_is_learnt_and_forgotten_and_name_the_best(tmp_path, engine):
+    curve = measure_curve(EmojiSuite(TAUGHT[:24]), resolved(engine), parse_strengths("0.5"), tmp_path, 1, False)
+    base, half, trained = curve["points"]
+    assert [point["strength"] for point in curve["points"]] == [0, 0.5, 1]
+    assert base["learnt"]["value"] == 0 and (base["forgotten"] or {"value": 0})["value"] == 0
+    assert trained["learnt"]["value"] > 0.3 > half["learnt"]["value"]
+    assert best_text(curve) == "Best strength: 1, as it was trained."
+    draw_curves({"emoji": curve}, tmp_path / "strengths.png")
+    assert (tmp_path / "strengths.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(LabError, match="use numbers from 0 to 1.5"):
+        parse_strengths("0,2")
+
+
+def test_strengths_of_a_loss_count_conversations_that_become_likelier():
+    def result(nats: list[float]) -> Result:
+        keys = [str(i) for i in range(len(nats))]
+        tokens = dict.fromkeys(keys, 10.0)
+        return Result([Measure("chat", "", "loss", "nats per token", dict(zip(keys, nats, strict=True)), tokens)], [])
+
+    curve = curve_of({0.0: result([20, 20, 20, 20]), 0.5: result([9, 9, 9, 21]), 1.0: result([10, 10, 30, 30])})
+    assert [point["learnt"]["value"] for point in curve["points"]] == [0, 0.75, 0.5]
+    assert [point["forgotten"]["value"] for point in curve["points"]] == [0, 0.25, 0.5]
+    assert curve["best"] == 0.5 and "cannot be told apart from strength 1" in best_text(curve)
 
 
 def test_answers_of_a_failing_model_are_saved_and_the_rest_is_asked_later(tmp_path, engine):

@@ -11,14 +11,15 @@ import pytest
 from conftest import EMOJI, NANO, ask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inference.engines import ModelFiles
+from inference.engines import Message, ModelFiles
 from inference.errors import LabError
 from inference.formats.gguf_header import read_gguf_facts
 from inference.settings import PROJECT
 from training.export.formats import DEFAULT_QUANTIZATIONS, FILE_TYPES, FORMATS, MERGED, NEED_IMPORTANCE, parse_formats
-from training.export.gguf import export
+from training.export.gguf import export, export_adapter
 from training.export.llamacpp.quantize import quantize
 from training.export.parity.check import BEFORE_QUANTIZATION, check, table
+from training.export.strength import with_strength
 from training.run_record import read_run_record, write_run_record
 
 pytestmark = pytest.mark.xdist_group("export")
@@ -129,6 +130,24 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
         export(copy_of(NANO, tmp_path), ["adapter-f16"])
     with pytest.raises(LabError, match="has no GGUF file"):
         check(copy_of(EMOJI, tmp_path))
+
+
+def test_a_baked_strength_is_that_of_the_dial(tmp_path, engine):
+    run = shutil.copytree(EMOJI, tmp_path / "run")
+    baked = with_strength(run, 1.25)
+    record = read_run_record(baked)
+    assert record["strength"] == 1.25 and not {"figures", "parity"} & record.keys()
+    assert json.loads((baked / "adapter_config.json").read_text())["lora_alpha"] == 80  # 64 * 1.25
+    base, question = NANO / "nano-Q8_0.gguf", [Message(role="user", content="What does 🇸🇷 mean?")]
+    answer = "🇸🇷 is the flag of Suriname."
+    dialled = engine.score(ModelFiles(base, run / "adapter-f16.gguf"), question, answer, 1.25)
+    assert engine.score(ModelFiles(base, export_adapter(baked)), question, answer) == dialled
+    assert with_strength(run, 1) == run
+    for wrong in (0, 2):
+        with pytest.raises(LabError, match="use a number above 0, up to 1.5"):
+            with_strength(run, wrong)
+    with pytest.raises(LabError, match="has no strength"):
+        with_strength(NANO, 0.5)
 
 
 def test_formats_have_the_names_of_llama_cpp():

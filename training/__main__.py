@@ -17,6 +17,7 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.terminal import run
 from training.evaluation.command import evaluate
+from training.lessons.command import gate, lessons
 from training.recipe import Recipe, load_recipe
 from training.run_record import lacks_figures
 
@@ -54,6 +55,9 @@ Formats = Annotated[
         help="Formats with commas, such as Q5_K_M,Q6_K,bf16, or merged (16-bit safetensors for vLLM). "
         "Default: Q8_0,Q4_K_M.",
     ),
+]
+Strength = Annotated[
+    float, typer.Option(help="Bake this strength of the adapter into a copy of the run, NAME-strength-X.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Also publish files that did not pass the parity check.")]
 
@@ -134,6 +138,10 @@ def votes(
     print(file)
 
 
+app.command()(lessons)
+app.command()(gate)
+
+
 @app.command()
 def sft(recipe: RecipeName, overrides: Overrides = None, out: Out = None, namespace: Namespace = None) -> None:
     """Fine-tune a recipe. Resumes from the newest checkpoint, with --namespace also on another machine."""
@@ -165,13 +173,14 @@ def check_formats(formats: list[str] | None) -> None:
 
 
 @app.command()
-def export(name: Run, formats: Formats = None) -> None:
+def export(name: Run, formats: Formats = None, strength: Strength = 1.0) -> None:
     """Write a run's or any model folder's files for other programs, and compare each with the PyTorch model."""
     folder = run_folder(name)
     check_formats(formats)
     from training.export.export_command import export_and_check
+    from training.export.strength import with_strength
 
-    print(export_and_check(folder, formats or ()))
+    print(export_and_check(with_strength(folder, strength), formats or ()))
 
 
 app.command()(evaluate)
@@ -200,9 +209,16 @@ def publish(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be published, and send nothing. Needs no token.")
     ] = False,
+    strength: Strength = 1.0,
 ) -> None:
     """Publish a run's weights, GGUF files and cards on the Hub and verify their checksums."""
     folder = run_folder(name)
+    if strength != 1:
+        from training.export.export_command import export_and_check
+        from training.export.strength import with_strength
+
+        folder = with_strength(folder, strength)
+        export_and_check(folder)
     from training.publish.repositories import Options
     from training.publish.upload import describe
     from training.publish.upload import publish as publish_folder

@@ -53,10 +53,12 @@ class PublicFields(TypedDict, total=False):
     validation: Fields
     versions: dict[str, str]
     # of its export and evaluation
+    strength: float
     parity: dict[str, Fields]
     comparison: Fields
     figures: list[Fields]
     evaluation: dict[str, dict[str, int]]
+    gate: Fields
     # of a model that no recipe made
     description: str
     license: str

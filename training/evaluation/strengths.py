@@ -25,9 +25,8 @@ from training.evaluation.statistics import Estimate, compare, estimate
 from training.evaluation.suites import Result, Suite
 
 CHART = "strengths.png"
-Curve = dict[
-    str, Any
-]  # {"metric", "best", "p", "points": [{"strength", "value", "learnt", "forgotten"}]}: JSON's types
+# {"metric", "best", "p", "points": [{"strength", "value", "learnt", "forgotten"}]}: JSON's types only.
+Curve = dict[str, Any]
 Outcomes = Mapping[str, bool] | Mapping[str, float]  # by question: right or wrong, or nats
 
 
