@@ -170,6 +170,9 @@ class Recipe(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The name of the published model on the Hub."
     )
     base: str = Field(description="The base model: a Hub repository, or a folder relative to the project.")
+    start: str | None = Field(
+        None, description="A run on the same base whose adapter this run continues; null starts a new one."
+    )
     chat_template: str | None = Field(
         None, description="The chat template of a base that has none: a name such as chatml, or a file."
     )

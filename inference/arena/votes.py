@@ -9,40 +9,19 @@ from __future__ import annotations
 
 import json
 import secrets
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from inference.arena.database import ArenaDatabase, now
 from inference.arena.ranking import Choice
 from inference.arena.vote_rules import VoteRules
 from inference.errors import LabError
 from inference.validation import shorten
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS battles (
-    id TEXT PRIMARY KEY, question TEXT NOT NULL, models TEXT NOT NULL, time TEXT NOT NULL,
-    drawn INTEGER NOT NULL DEFAULT 0, answers TEXT NOT NULL DEFAULT '[]', system TEXT NOT NULL DEFAULT ''
-) STRICT;
-CREATE TABLE IF NOT EXISTS votes (
-    battle TEXT PRIMARY KEY REFERENCES battles (id), outcome TEXT NOT NULL, time TEXT NOT NULL, session TEXT NOT NULL,
-    counted INTEGER NOT NULL DEFAULT 1
-) STRICT;
-"""
-# Columns that files of older versions lack. Their votes keep their place in the ranking.
-NEW_COLUMNS = (
-    ("battles", "drawn INTEGER NOT NULL DEFAULT 0"),
-    ("votes", "counted INTEGER NOT NULL DEFAULT 1"),
-    ("battles", "answers TEXT NOT NULL DEFAULT '[]'"),
-    ("battles", "system TEXT NOT NULL DEFAULT ''"),
-)
 LETTERS = "abc"  # the names of the answers, from left to right
 UNDECIDED = ("tie", "both bad")
-LOCK_TIMEOUT = 30.0  # seconds to wait for another process that writes
 
 
 @dataclass(frozen=True)
@@ -91,40 +70,20 @@ class Votes:
     def __init__(self, path: Path, per_hour: int = 20) -> None:
         self.path = path
         self.rules = VoteRules(per_hour)
-        self._lock = threading.Lock()
-        self._created = False
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Open a new connection, because SQLite connections belong to one thread. Each statement is a transaction."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=LOCK_TIMEOUT, isolation_level=None)) as database:
-                database.execute("PRAGMA foreign_keys = ON")
-                with self._lock:
-                    if not self._created or not self.path.is_file():
-                        database.execute("PRAGMA journal_mode = WAL")  # readers and a writer at once
-                        database.executescript(SCHEMA)
-                        add_columns(database)
-                        self._created = True
-                yield database
-        except (OSError, sqlite3.Error) as error:
-            raise LabError(
-                f"The votes file {self.path} is not usable ({error}): set VOTES to a file that is writable."
-            ) from error
+        self._database = ArenaDatabase(path)
 
     def open_battle(
         self, question: str, models: Sequence[str], drawn: bool = False, answers: Sequence[str] = (), system: str = ""
     ) -> Battle:
         """Store a new battle of the models, in the order shown. Its id cannot be guessed."""
         battle = Battle(secrets.token_urlsafe(12), question, tuple(models), now(), drawn, tuple(answers), system)
-        with self._connection() as database:
+        with self._database.connection() as database:
             database.execute(INSERT_BATTLE, battle_row(battle))
         return battle
 
     def battle(self, battle_id: str) -> Battle:
         """Return the battle with that id. Raises LabError if there is none."""
-        with self._connection() as database:
+        with self._database.connection() as database:
             row = database.execute(f"SELECT {BATTLE_COLUMNS} FROM battles WHERE id = ?", (battle_id,)).fetchone()
         if row is None:
             raise LabError(f"There is no battle “{shorten(battle_id)}”: ask a question first, then vote.")
@@ -142,7 +101,7 @@ class Votes:
         battle = self.battle(battle_id)
         if outcome not in battle.outcomes:
             raise LabError(f"“{shorten(outcome)}” is not a valid vote: choose one of {', '.join(battle.outcomes)}.")
-        with self._connection() as database:
+        with self._database.connection() as database:
             database.execute("BEGIN IMMEDIATE")
             if database.execute("SELECT 1 FROM votes WHERE battle = ?", (battle_id,)).fetchone():
                 raise LabError("This battle already has a vote: ask another question.")
@@ -155,7 +114,7 @@ class Votes:
     def tally(self) -> dict[Choice, int]:
         """Count how often each choice was made, in the votes that count."""
         counts: dict[Choice, int] = {}
-        with self._connection() as database:
+        with self._database.connection() as database:
             rows = database.execute(
                 "SELECT models, outcome, count(*) FROM votes JOIN battles ON battle = id WHERE counted "
                 "GROUP BY models, outcome"
@@ -168,7 +127,7 @@ class Votes:
 
     def all(self) -> list[Vote]:
         """Return every vote with its battle, oldest first."""
-        with self._connection() as database:
+        with self._database.connection() as database:
             rows = database.execute(
                 f"SELECT outcome, votes.time, session, counted, {BATTLE_COLUMNS} "
                 "FROM votes JOIN battles ON battle = id ORDER BY votes.time, id"
@@ -177,7 +136,7 @@ class Votes:
 
     def add(self, votes: Iterable[Vote]) -> None:
         """Add votes from elsewhere. Votes that are already in the file do not change."""
-        with self._connection() as database:
+        with self._database.connection() as database:
             database.execute("BEGIN IMMEDIATE")
             for vote in votes:
                 database.execute(INSERT_BATTLE, battle_row(vote.battle))
@@ -208,18 +167,3 @@ def read_battle(row: Sequence[Any]) -> Battle:
     return Battle(
         row[0], row[1], tuple(json.loads(row[2])), row[3], bool(row[4]), tuple(json.loads(row[5])), row[6]
     )  # fmt: skip
-
-
-def add_columns(database: sqlite3.Connection) -> None:
-    """Add the columns that a file of an older version lacks. Another process may do so at the same time."""
-    database.execute("BEGIN IMMEDIATE")
-    for table, column in NEW_COLUMNS:
-        names = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-        if column.split()[0] not in names:
-            database.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
-    database.execute("COMMIT")
-
-
-def now() -> str:
-    """Return the current time as it is stored: ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

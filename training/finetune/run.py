@@ -34,7 +34,7 @@ from training.data.pair_tokens import tokenize_pairs
 from training.data.tokens import TokenizedSplit, tokenize_split
 from training.export.exportable import check_exportable
 from training.finetune.base_model import load_base, load_config, load_tokenizer
-from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock
+from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock, StopWhenAsked
 from training.finetune.libraries.peft_options import check_peft_options, lora_config
 from training.finetune.libraries.trl_options import check_trl_options, trainer_config, translate_trl_errors
 from training.finetune.planning.fallback import (
@@ -51,10 +51,12 @@ from training.finetune.preference import PreferenceTrainer, check_objective, che
 from training.finetune.processes.first_process import on_first_process, part_processes
 from training.finetune.processes.launch import check_one_gpu
 from training.finetune.progress import Progress
+from training.finetune.progress_file import ProgressFile
 from training.finetune.result.write_model import gathered_weights, translate_write_errors, write_model
 from training.finetune.resume.checkpoint_folder import Checkpoint
 from training.finetune.resume.checkpoints import Checkpoints
 from training.finetune.resume.identity import Identity, recorded_identity
+from training.finetune.start import check_start, load_start
 from training.finetune.trainer import LabTrainer, SupervisedTrainer
 from training.finetune.validation.best_weights import BestWeights
 from training.finetune.validation.callback import choose_weights, measure_while_training
@@ -165,8 +167,10 @@ class Run:
         progress = Progress(recipe.name, plan.processes, seconds, recipe.objective == "dpo")
         trainer = load_trainer(recipe, plan, settings, self.tokenizer, self.rows, progress)
         saving = [SaveByTheClock(recipe.checkpoints.minutes), CompleteCheckpoint(self.checkpoints, progress, best)]
-        for callback in (progress, last, *saving, *self.callbacks):
+        for callback in (progress, ProgressFile(self.out, progress), last, *saving, *self.callbacks):
             trainer.add_callback(callback)
+        if plan.processes == 1:  # several would have to agree on a step
+            trainer.add_callback(StopWhenAsked())
         if "tensorboard" in recipe.report_to:
             trainer.add_callback(TensorBoardCallback(SummaryWriter(str(self.out / "logs"))))
         measure_while_training(trainer, best, found.folder if found else None)
@@ -177,6 +181,7 @@ def check_options(recipe: Recipe) -> None:
     """Raise LabError if the libraries don't take the recipe's options, if the processes can't share its batch, or if no
     export can carry adapter or base."""
     check_peft_options(recipe)
+    check_start(recipe)
     check_trl_options(recipe)
     check_preference_options(recipe)
     check_reports(recipe.report_to)
@@ -216,16 +221,17 @@ def load_trainer(
     """
     make: Any = PreferenceTrainer if recipe.objective == "dpo" else SupervisedTrainer
     reference = {"ref_model": load_base(recipe, plan.attention)} if has_reference(recipe) else {}
+    model = load_base(recipe, plan.attention, plan.sharded)
     with translate_trl_errors(recipe):
         trainer: LabTrainer = make(
             recipe,
             progress,
-            model=load_base(recipe, plan.attention, plan.sharded),
+            model=load_start(recipe, model) if recipe.start else model,
             processing_class=tokenizer,
             args=settings,
             train_dataset=rows.train,
             eval_dataset=rows.validation if len(rows.validation) else None,
-            peft_config=lora_config(recipe),
+            peft_config=None if recipe.start else lora_config(recipe),
             **reference,
         )
     trainer.remove_callback(PrinterCallback)
