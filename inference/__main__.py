@@ -1,4 +1,4 @@
-"""List models, ask a model and transcribe recordings in the terminal."""
+"""List models, ask a model, transcribe recordings and examine model files in the terminal."""
 
 from __future__ import annotations
 
@@ -92,6 +92,26 @@ def transcribe(
     """Transcribe a recording. With --json, add the language, its duration and the time taken (seconds)."""
     transcript = transcribe_file(Lab.from_environment(), file, language)
     print(json.dumps(asdict(transcript), ensure_ascii=False, indent=1) if as_json else transcript.text)
+
+
+@app.command()
+def doctor(
+    target: Annotated[str, typer.Argument(help="A GGUF file, a folder of safetensors, a model id, or user/repo.")],
+    against: Annotated[
+        str | None, typer.Option(help="The original that it was made from: a file, a folder, a model id, or user/repo.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine a model or an adapter: what it is, what is wrong with it, and how to fix that.
+
+    The exit code is 0 if nothing but notes was found, 3 for warnings, 4 for errors, and 2 if the file can't be found.
+    """
+    from inference.doctor.examine import Doctor
+    from inference.doctor.printed import printed
+
+    report = Doctor(Lab.from_environment(), True, lambda text: print(text, file=sys.stderr)).examine(target, against)
+    print(report.model_dump_json(indent=1) if as_json else printed(report))
+    raise typer.Exit(report.exit_code)
 
 
 def transcribe_file(lab: Lab, file: Path, language: str) -> Transcript:

@@ -42,7 +42,7 @@ WORDS = {
 CASED = {r"Listener|Listening|Served": "Transcriber, TranscriptionProgress, ResolvedModel"}
 # Text that models are asked or taught, and files that say how the old words are read.
 DATA = {
-    "training/export/parity/conversations.yaml",
+    "inference/doctor/conversations.yaml",
     "training/data/emoji/phrasing.py",
     "training/nano/conversations.py",
 }

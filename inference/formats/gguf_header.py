@@ -8,6 +8,7 @@ first bytes of a file, of a few kB in general, and stops as soon as it knows eno
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 # The tag of an adapter whose matrices contain the scaling of their layers. `training/export` writes it.
 SCALED_BY_LAYER = "scaled_by_layer"
 
-Value = str | int | float | bool | list[str] | None
+Bytes = bytes | mmap.mmap
+Value = str | int | float | bool | list[Any] | None
 
 
 class GgufFacts(BaseModel):
@@ -88,19 +90,21 @@ def adapter_facts(values: dict[str, Value]) -> GgufFacts:
 class Reader:
     """Reads values one after the other. Raises Incomplete at the end of the bytes."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._position = data, 0
+    longest_string = MAX_STRING
+
+    def __init__(self, data: Bytes) -> None:
+        self._data, self.position = data, 0
 
     def bytes(self, count: int) -> bytes:
         """The next bytes."""
-        start = self._position
+        start = self.position
         self.skip(count)
-        return self._data[start : self._position]
+        return self._data[start : self.position]
 
     def skip(self, count: int) -> None:
         """Leave out bytes."""
-        self._position += count
-        if self._position > len(self._data):
+        self.position += count
+        if self.position > len(self._data):
             raise Incomplete
 
     def number(self, kind: str) -> Any:
@@ -110,7 +114,7 @@ class Reader:
     def string(self) -> str:
         """A text. Raises ValueError if it is too long."""
         length = self.number("Q")
-        if length > MAX_STRING:
+        if length > self.longest_string:
             raise ValueError(f"a text in it has {length} bytes")
         return self.bytes(length).decode("utf-8", "replace")
 
@@ -120,13 +124,14 @@ class Reader:
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
-            return self._array()
+            return self.array()
         if kind not in FORMATS:
             raise ValueError(f"it has a value of the type {kind}")
         found: int | float | bool = self.number(FORMATS[kind])
         return found
 
-    def _array(self) -> list[str] | None:
+    def array(self) -> Any:
+        """An array: a list of texts, or None for other values."""
         kind, count = self.number("I"), self.number("Q")
         if kind == STRING and count <= MAX_STRINGS:
             return [self.string() for _ in range(count)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from inference.doctor.fixed_prompts import CONVERSATIONS
 from inference.errors import LabError
 from training.export.base_files import BaseFiles
 from training.export.formats import FILE_TYPES, NEED_IMPORTANCE
@@ -17,7 +18,7 @@ from training.export.llamacpp.quantize import quantize
 from training.export.model_folder import load_tokenizer
 from training.export.parity.limits import Cost
 from training.export.parity.measure import Measurer
-from training.export.parity.reference import CONVERSATIONS, make_references
+from training.export.parity.reference import make_references
 from training.export.steps import atomic_file, timed_step
 
 EXACT = ("f16", "f32")  # no quantization

@@ -11,14 +11,13 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-import yaml
 from transformers import PreTrainedTokenizerBase
 
+from inference.doctor.fixed_prompts import load_conversations
 from inference.engines import Message
 from inference.errors import LabError
 from training.export.model_folder import load_model
 
-CONVERSATIONS = Path(__file__).with_name("conversations.yaml")
 ANSWER_TOKENS = 24  # the longest greedy answer
 
 
@@ -43,16 +42,6 @@ class Reference:
     def logits(self) -> torch.Tensor:
         """The logits after each token but the last, float32 (tokens - 1, vocabulary), on the CPU."""
         return torch.from_numpy(np.load(self.file))
-
-
-def load_conversations() -> list[list[Message]]:
-    """The fixed conversations as chat messages."""
-    found = []
-    for entry in yaml.safe_load(CONVERSATIONS.read_text(encoding="utf-8")):
-        turns = [Message(role=("user", "assistant")[i % 2], content=text) for i, text in enumerate(entry["turns"])]
-        system = [Message(role="system", content=entry["system"])] if "system" in entry else []
-        found.append([*system, *turns])
-    return found
 
 
 def render_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[str, list[int]]:
