@@ -1,0 +1,111 @@
+"""Lessons: kept beside the votes, refused in one sentence if wrong; and the gate that a taught model passes."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+from inference.arena.lessons import MAX_LESSONS, MAX_TEXT, Lesson, Lessons, parse_lessons, to_jsonl
+from inference.arena.votes import Votes
+from inference.errors import LabError
+from training.lessons.gate import Gate, compared
+from training.lessons.lesson_suite import LessonSuite, is_right
+from training.lessons.phrasings import held_out, taught
+from training.lessons.prepare import find_parent, lesson_rows
+
+ZORGLE = {"question": "What is a zorgle?", "bad": "No idea.", "better": "A zorgle is a small blue teapot."}
+
+
+@pytest.fixture
+def lessons(tmp_path) -> Lessons:
+    """A file that does not exist yet."""
+    return Lessons(tmp_path / "votes.sqlite")
+
+
+def test_lessons_live_in_the_file_of_the_votes(lessons):
+    Votes(lessons.path).vote(Votes(lessons.path).open_battle("?", ["x", "y"]).id, "a")
+    first = lessons.add(**ZORGLE, model="nano", context=[{"role": "system", "content": "Be short."}])
+    second = lessons.add("Why?", "", "Because.")
+    lessons.edit(first, better="A teapot.", phrasings=["Explain zorgle.", " "])
+    lessons.delete(second)
+    (kept,) = Lessons(lessons.path).list()
+    assert (kept.id, kept.better, kept.phrasings, kept.model) == (first, "A teapot.", ("Explain zorgle.",), "nano")
+    assert kept.context == ({"role": "system", "content": "Be short."},)
+    assert len(Votes(lessons.path).all()) == 1
+    assert parse_lessons(to_jsonl([kept]), "lessons.jsonl") == [kept]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"question": "?", "bad": "", "better": "  "}, "A lesson needs a better answer: write one."),
+        ({"question": "", "bad": "", "better": "x"}, "A lesson needs a question: write one."),
+        ({"question": "?", "bad": "", "better": "x" * (MAX_TEXT + 1)}, "The better answer has 8,001 characters"),
+        ({"question": "?", "bad": "", "better": "x", "phrasings": ["?"] * 3 + list("abcdefghijk")}, "at most 10 other"),
+        ({"question": "?", "bad": "", "better": "x", "context": [{"role": "tool", "content": ""}]}, "new conversation"),
+    ],
+)  # fmt: skip
+def test_a_wrong_lesson_is_one_sentence(lessons, values, message):
+    with pytest.raises(LabError, match=message):
+        lessons.add(**values)
+    assert lessons.list() == []
+
+
+def test_ten_thousand_lessons_fit_and_no_more(lessons):
+    lessons.merge(Lesson(question=f"Question {i}?", better="x") for i in range(MAX_LESSONS))
+    with pytest.raises(LabError, match="10,000 lessons, the most that fit"):
+        lessons.add("One more?", "", "x")
+    found = lessons.list()
+    assert len(found) == MAX_LESSONS
+    assert len(lesson_rows(found)) == 2 * MAX_LESSONS
+    assert len(LessonSuite(found).questions) == 240  # a sample is asked
+
+
+def test_a_line_that_is_no_lesson_is_named():
+    with pytest.raises(LabError, match="Line 2 of x.jsonl is not JSON"):
+        parse_lessons('{"question": "?", "better": "x"}\nnonsense\n', "x.jsonl")
+    with pytest.raises(LabError, match="Line 1 of x.jsonl: The lesson's surprise is not valid"):
+        parse_lessons('{"question": "?", "better": "x", "surprise": 1}\n', "x.jsonl")
+
+
+@pytest.mark.parametrize("question", ["What is a zorgle?", "ゾーグルとは何ですか？", "?", "Please tell me: why"])
+def test_no_wording_is_both_taught_and_asked(question):
+    lesson = Lesson(question=question, better="x", phrasings=("Explain zorgle.", "Hi! What is a zorgle?"))
+    asked, learnt = held_out(lesson, 99), taught(lesson, 99)
+    assert learnt and asked[0] == "Explain zorgle."
+    assert not {text.casefold() for text in learnt} & {text.casefold() for text in asked}
+
+
+def test_an_answer_is_right_if_it_has_the_words():
+    lesson = Lesson(**ZORGLE)
+    assert is_right(lesson, "Well: a ZORGLE is a small, blue teapot!")
+    assert not is_right(lesson, "A zorgle is a small red teapot.")
+    assert is_right(Lesson(question="?", better="It is 🐼, a panda.", must_say="🐼"), "Panda: 🐼!")
+    assert not is_right(Lesson(question="?", better="x", must_say="tea"), "A teapot.")
+
+
+@pytest.mark.parametrize(
+    ("learnt", "lost", "passed"), [(8, 0, True), (8, 4, False), (0, 0, False)], ids=["passed", "forgot", "not learnt"]
+)
+def test_the_gate_refuses_what_did_not_learn_or_forgot(learnt, lost, passed):
+    taught_part = compared("lessons", "share", [False] * 8, [True] * learnt + [False] * (8 - learnt))
+    kept = compared("kept", "share", [True] * 100, [False] * lost + [True] * (100 - lost))
+    gate = Gate("new", "old", taught_part, kept, [], [], [])
+    assert gate.passed is passed
+    assert ("may have lost more than 5 %" in gate.verdict()) is bool(lost)
+    assert ("does not answer the lessons better" in gate.verdict()) is (learnt == 0)
+
+
+def test_a_model_that_cannot_be_taught_is_refused(monkeypatch):
+    with pytest.raises(LabError, match="There is no model “nonsense”"):
+        find_parent("nonsense")
+
+
+def test_commands_say_what_is_missing(tmp_path, monkeypatch):
+    from training.__main__ import app
+
+    monkeypatch.setenv("VOTES", str(tmp_path / "votes.sqlite"))
+    Lessons(tmp_path / "votes.sqlite").delete("none")
+    result = CliRunner().invoke(app, ["lessons", "nano-emoji", "--prepare"])
+    assert isinstance(result.exception, LabError)
+    assert "has no lessons: write better answers on the page" in str(result.exception)
