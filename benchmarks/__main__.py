@@ -35,6 +35,7 @@ BENCHMARKS = {
     "llama_server": "tokens/s of the llama.cpp engine against llama-server",
     "many_adapters": "what a hundred adapters of one base cost",
     "page_start": "seconds from `python app.py` to a page",
+    "page_in_browser": "seconds to a question box in Chromium, and what the page costs a token",
     "pytorch_engine": "tokens/s of the PyTorch engine against `generate`",
     "transcription_time": "seconds from a recording to its transcript",
     "transcription_errors": "word error rate of the embedded speech model",

@@ -85,6 +85,15 @@ document.addEventListener("click", (event) => {
   else if (event.target.closest?.("#right .toggle-button")) document.getElementById("tune")?.focus();
 });
 
+// On a phone an open sidebar covers the page: a tap beside it closes it, and does nothing else.
+document.addEventListener("click", (event) => {
+  const open = innerWidth < 769 && document.querySelector(".sidebar.open .toggle-button");
+  if (!open || event.target.closest?.(".sidebar")) return;
+  event.preventDefault();
+  event.stopPropagation();
+  open.click();
+}, true);
+
 // Gradio 6.31 marks the examples as a list whose items are buttons. Screen readers need items, or a group.
 new MutationObserver(() => {
   document.querySelector("#chat .examples[role=list]")?.setAttribute("role", "group");
