@@ -28,18 +28,25 @@ def check_template(facts: ModelFacts, report: Report) -> Encoder | None:
     except LabError as error:
         report.add("template-invalid", f"The chat template or the tokenizer can't be used: {error}")
         return None
-    check_tokens(encoder, vocabulary, report)
-    check_end(encoder, vocabulary, report)
+    if takes_a_question(encoder, report):
+        check_tokens(encoder, vocabulary, report)
+        check_end(encoder, vocabulary, report)
     return encoder
+
+
+def takes_a_question(encoder: Encoder, report: Report) -> bool:
+    """Whether the template renders a plain question. Adds a finding if it does not."""
+    try:
+        encoder.template.render([QUESTION])
+    except LabError as error:
+        report.add("template-fails", f"The chat template refuses a plain question: {error}")
+        return False
+    return True
 
 
 def check_tokens(encoder: Encoder, vocabulary: Vocabulary, report: Report) -> None:
     """Add findings about the special tokens and the BOS that a template writes."""
-    try:
-        text, ids = encoder.template.render([QUESTION]), encoder.template.encode([QUESTION])
-    except LabError as error:
-        report.add("template-fails", f"The chat template refuses a plain question: {error}")
-        return
+    text, ids = encoder.template.render([QUESTION]), encoder.template.encode([QUESTION])
     known = set(vocabulary.spellings.values())
     if unknown := sorted(set(OWN_TOKEN.findall(text)) - known):
         report.add(
