@@ -19,6 +19,7 @@ from inference.terminal import run
 from training.evaluation.command import evaluate
 from training.lessons.command import gate, lessons
 from training.recipe import Recipe, load_recipe
+from training.reproduce.command import reproduce
 from training.run_record import lacks_figures
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -184,6 +185,7 @@ def export(name: Run, formats: Formats = None, strength: Strength = 1.0) -> None
 
 
 app.command()(evaluate)
+app.command()(reproduce)
 
 
 @app.command()

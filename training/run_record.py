@@ -52,6 +52,8 @@ class PublicFields(TypedDict, total=False):
     precision: Fields
     validation: Fields
     versions: dict[str, str]
+    environment: Fields
+    reproduction: str
     # of its export and evaluation
     strength: float
     parity: dict[str, Fields]

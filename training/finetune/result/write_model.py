@@ -16,6 +16,7 @@ from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from training.finetune.base_model import load_config, load_tokenizer
 from training.finetune.preference import preference_record
+from training.finetune.result.environment import environment
 from training.finetune.result.precision import precision, saved_dtype
 from training.finetune.validation.callback import validation_record
 from training.plots import draw_loss
@@ -121,6 +122,7 @@ def run_record(trainer: LabTrainer, split: data.Split, identity: Identity) -> di
         "device": device_name(),
         "processes": trainer.args.world_size,
         "versions": {package: version(package) for package in PACKAGES},
+        "environment": environment(trainer.recipe),
     }
 
 
