@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from inference.arena.lessons import MAX_LESSONS, MAX_TEXT, Lesson, Lessons, parse_lessons, to_jsonl
 from inference.arena.votes import Votes
 from inference.errors import LabError
+from inference.lessons.lessons import MAX_LESSONS, MAX_TEXT, Lesson, Lessons, parse_lessons, to_jsonl
 from training.lessons.gate import Gate, compared
 from training.lessons.lesson_suite import LessonSuite, is_right
 from training.lessons.phrasings import held_out, taught
@@ -109,3 +109,42 @@ def test_commands_say_what_is_missing(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["lessons", "nano-emoji", "--prepare"])
     assert isinstance(result.exception, LabError)
     assert "has no lessons: write better answers on the page" in str(result.exception)
+
+
+def test_a_better_answer_on_the_page_becomes_a_lesson(lessons, monkeypatch):
+    import gradio as gr
+
+    from inference.lab import Lab
+    from inference.visitors.limits import VisitorLimits
+    from ui.tabs.lessons import LessonsTab
+    from ui.teaching.teach_panel import TeachPanel
+    from ui.voice.voice_settings import VoiceSettings
+
+    with gr.Blocks(), gr.Tab("Lessons") as tab:
+        panel = TeachPanel(Lab.from_environment(), VisitorLimits(), lessons, VoiceSettings())
+        listed = LessonsTab(lessons, tab, panel.saved)
+    history = [
+        {"role": "user", "content": "What is a zorgle?"},
+        {"role": "assistant", "content": 'No idea.\n\n<details class="figures"><summary>x</summary>y</details>'},
+    ]
+    *_, taught = panel.open(history, 1, "Be short.")
+    assert panel.save(taught, " ", "", "", "nano", 0)[1] == "A lesson needs a better answer: write one."
+    assert panel.save(taught, "A teapot.", "teapot", "Explain zorgle.\n", "nano", 0)[2] == 1
+    (lesson,) = lessons.list()
+    assert (lesson.question, lesson.bad, lesson.better) == ("What is a zorgle?", "No idea.", "A teapot.")
+    assert lesson.context == ({"role": "system", "content": "Be short."},)
+    rows, ids, status, _ = listed.show()
+    assert (rows[0][:2], ids, status[:8]) == (["What is a zorgle?", "A teapot."], [lesson.id], "1 lesson")
+    assert listed.edit(lesson.id, "", "x", "", "")[2] == "A lesson needs a question: write one."
+    assert listed.export()[0]["text"] == to_jsonl([lesson])
+    assert listed.remove(lesson.id)[:2] == ([], [])
+
+
+def test_nobody_teaches_on_a_space(tmp_path, monkeypatch):
+    from inference.lab import Lab
+    from ui.page import build
+
+    monkeypatch.setenv("SPACE_ID", "me/space")
+    page = build(Lab.from_environment(), Votes(tmp_path / "votes.sqlite"))
+    handlers = {getattr(function.fn, "__qualname__", "") for function in page.fns.values()}
+    assert not [name for name in handlers if name.startswith(("TeachPanel", "LessonsTab"))]

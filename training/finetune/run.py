@@ -33,7 +33,7 @@ from training import data
 from training.data.pair_tokens import tokenize_pairs
 from training.data.tokens import TokenizedSplit, tokenize_split
 from training.export.exportable import check_exportable
-from training.finetune.base_model import load_base, load_config, load_tokenizer
+from training.finetune.base_model import check_start, load_base, load_config, load_start, load_tokenizer
 from training.finetune.callbacks import CompleteCheckpoint, SaveByTheClock, StopWhenAsked
 from training.finetune.libraries.peft_options import check_peft_options, lora_config
 from training.finetune.libraries.trl_options import check_trl_options, trainer_config, translate_trl_errors
@@ -56,7 +56,6 @@ from training.finetune.result.write_model import gathered_weights, translate_wri
 from training.finetune.resume.checkpoint_folder import Checkpoint
 from training.finetune.resume.checkpoints import Checkpoints
 from training.finetune.resume.identity import Identity, recorded_identity
-from training.finetune.start import check_start, load_start
 from training.finetune.trainer import LabTrainer, SupervisedTrainer
 from training.finetune.validation.best_weights import BestWeights
 from training.finetune.validation.callback import choose_weights, measure_while_training

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inference.arena.lessons import Lesson
 from inference.engines import Message
 from inference.errors import LabError
+from inference.lessons.lessons import Lesson
 from training.evaluation.evaluate import RESULTS
 from training.evaluation.resolve_model import ResolvedModel, lab_for, resolve_model
 from training.evaluation.run_suite import run_suite

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from inference.arena.lessons import Lesson
 from inference.engines import Message, Sampling
+from inference.lessons.lessons import Lesson
 from training.evaluation.resolve_model import ResolvedModel
 from training.evaluation.suites import Measure, Record, Result
 from training.lessons.phrasings import HELD_OUT, held_out

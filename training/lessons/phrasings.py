@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from inference.arena.lessons import Lesson
+from inference.lessons.lessons import Lesson
 
 TAUGHT = (
     "{}", "Question: {}", "Hi! {}", "I wonder: {}", "Can you help me? {}", "{} Thanks!", "Quick question: {}",

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from inference.arena.lessons import Lesson, to_jsonl
 from inference.catalog import Catalog
 from inference.errors import LabError
+from inference.lessons.lessons import Lesson, to_jsonl
 from inference.settings import PROJECT, Settings
 from inference.validation import shorten
 from training.evaluation.resolve_model import find_run

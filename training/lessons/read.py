@@ -6,10 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from inference.arena.lessons import Lesson, Lessons, parse_lessons
-from inference.arena.lessons_hub import FILE
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
+from inference.lessons.lessons import Lesson, Lessons, parse_lessons
+from inference.lessons.lessons_hub import FILE
 
 
 def read_lessons(source: str) -> list[Lesson]:

@@ -100,7 +100,7 @@ def published_recipe(recipe: Fields, samples: bool = False) -> Fields:
         return fields | hidden | {name: published_name(fields[name]) for name in PATHS_OF_DATA if fields.get(name)}
 
     result = dict(recipe)
-    for field in ("base", "chat_template"):
+    for field in ("base", "start", "chat_template"):
         if isinstance(result.get(field), str):
             result[field] = published_name(result[field])
     if isinstance(result.get("data"), dict):

@@ -1,6 +1,6 @@
 """Lessons: better answers that people write where a model answered badly. In the SQLite file of the votes.
 
-`python -m training lessons` trains on them. `inference.arena.lessons_hub` copies them to the Hub.
+`python -m training lessons` trains on them. `inference.lessons.lessons_hub` copies them to the Hub.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from huggingface_hub import HfApi
 
-from inference.arena.lessons import Lessons, to_jsonl
 from inference.errors import LabError
 from inference.hub.client import translate_hub_errors
+from inference.lessons.lessons import Lessons, to_jsonl
 
 FILE = "lessons.jsonl"
 
