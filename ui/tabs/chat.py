@@ -21,6 +21,7 @@ from inference.catalog import Entry
 from inference.engines import Chunk
 from inference.errors import LabError, visitor_message
 from inference.lab import Lab
+from inference.lessons.lessons import Lessons
 from inference.metrics import count_rating
 from inference.visitors.limits import VisitorLimits
 from inference.visitors.values import AskValues, read
@@ -39,6 +40,7 @@ from ui.components.events import IMMEDIATE, QUIET, answering
 from ui.components.model_picker import ADD, REFRESH_NOW, ModelPicker, OwnModels
 from ui.components.running_answers import RunningAnswers
 from ui.components.visitor import visitor_of
+from ui.teaching.teach_panel import TEACH, TeachPanel
 from ui.views.context_gauge import context_gauge_html
 from ui.voice.spoken_answers import SpokenAnswers
 from ui.voice.voice_input import VoiceInput
@@ -63,8 +65,9 @@ class ChatTab:
     """The components of the tab and their events. One for the app; a visitor's state is in the page."""
 
     def __init__(
-        self, lab: Lab, limits: VisitorLimits, settings: AnswerSettings, voice_settings: VoiceSettings
-    ) -> None:
+        self, lab: Lab, limits: VisitorLimits, settings: AnswerSettings, voice_settings: VoiceSettings,
+        lessons: Lessons | None = None,
+    ) -> None:  # fmt: skip
         self.lab, self.limits, self.settings = lab, limits, settings
         self.running = RunningAnswers()
         self.picker = ModelPicker(lab)
@@ -78,6 +81,7 @@ class ChatTab:
             placeholder=self.picker.card_html(first), examples=examples_of(first), elem_id="chat",
         )  # fmt: skip
         gr.HTML('<button id="to-end" aria-label="Scroll to the end" hidden></button>', elem_classes="to-end-place")
+        self.teach = TeachPanel(lab, limits, lessons, voice_settings) if lessons else None
         self.box = Composer("Ask anything", autofocus=True)
         self.gauge = gr.HTML("", elem_classes="caption", elem_id="context")
         self.voice = VoiceInput(lab, limits, self.box, voice_settings)
@@ -111,6 +115,8 @@ class ChatTab:
         box.connect_stop(self.running, voice.running, self.spoken.running)
         self.spoken.connect()
         self.chatbot.like(self.rate, picker.current, None, **IMMEDIATE)
+        if self.teach:
+            self.teach.connect(self.chatbot, self.settings.system, picker.current)
         picker.dropdown.change(
             self.select_model, [picker.dropdown, picker.current, picker.own, self.chatbot],
             [self.chatbot, box.notice, picker.own, picker.current], **QUIET,
@@ -170,6 +176,9 @@ class ChatTab:
             self.spoken.start(request, without_notes(text_of(history[-1]["content"])), complete=True)
             yield *[gr.skip()] * 6, new_turn()
             return
+        if action == TEACH:  # `TeachPanel` opens
+            yield (gr.skip(),) * 7
+            return
         asked = max(i for i, entry in enumerate(history) if entry["role"] == "user")
         before, question = split_history(history, asked)
         yield from self.ask(request, question, before, other, own, *settings)
@@ -180,7 +189,8 @@ class ChatTab:
         ready = [e for e in self.lab.list_models() if e.id != asked.id and self.lab.state(e).kind in READY]
         ready.sort(key=lambda entry: (entry.base or entry.id) != base)
         others = [{"value": f"ask:{entry.id}", "label": f"Retry with {entry.name}"} for entry in ready[:OTHER_MODELS]]
-        return [{"value": READ_ALOUD, "label": "Read aloud"}, *others]
+        teach = [{"value": TEACH, "label": "Teach"}] if self.teach else []
+        return [{"value": READ_ALOUD, "label": "Read aloud"}, *teach, *others]
 
     def rate(self, data: gr.LikeData, model_id: str) -> None:
         """Count that a visitor likes an answer or not, for the operator's figures."""
