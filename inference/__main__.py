@@ -109,9 +109,15 @@ def doctor(
     from inference.doctor.examine import Doctor
     from inference.doctor.printed import printed
 
-    report = Doctor(Lab.from_environment(), True, lambda text: print(text, file=sys.stderr)).examine(target, against)
+    report = Doctor(Lab.from_environment(), True, report_progress=show_progress).examine(target, against)
     print(report.model_dump_json(indent=1) if as_json else printed(report))
     raise typer.Exit(report.exit_code)
+
+
+def show_progress(text: str) -> None:
+    """Show the progress of a download on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}… ", end="", file=sys.stderr, flush=True)
 
 
 def transcribe_file(lab: Lab, file: Path, language: str) -> Transcript:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import EMOJI, NANO, command
 from gguf_faults import write_faulty
+from huggingface_hub import HfApi, constants
 
 from inference.doctor.confined import Paths, examine
 from inference.doctor.examine import Doctor, examine_confined
@@ -19,6 +20,7 @@ from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from inference.formats.gguf_file import read_gguf_file
 from inference.lab import Lab
+from local_hub import LocalHub
 
 MODEL, ADAPTER = NANO / "nano-Q8_0.gguf", EMOJI / "adapter-f16.gguf"
 TEMPLATE = (NANO / "chat_template.jinja").read_text(encoding="utf-8")
@@ -137,6 +139,29 @@ def test_a_file_that_crashes_or_is_odd_is_a_finding_and_nothing_else_is_read(tmp
     assert "unreadable" in codes(examine_confined(Paths(target="odd", file=odd)))
     report = examine_confined(Paths(target="nano", file=MODEL, against="nano", original=NANO))
     assert not codes(report) and report.figures
+
+
+def test_models_of_the_hub_are_examined_also_those_that_no_engine_here_runs(tmp_path, monkeypatch):
+    """An adapter on a base that the catalog lacks, and an original that has only safetensors."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub(tmp_path / "server") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        api = HfApi(endpoint=hub.url, token=hub.token("me"))
+        for repo, folder, pattern in (
+            ("me/original", NANO, ["*.json", "*.jinja", "*.safetensors"]),
+            ("me/lora", EMOJI, ["adapter*"]),
+        ):
+            api.create_repo(repo)
+            api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=pattern)
+        doctor = Doctor(Lab.from_environment(), local_files=False)
+        assert not codes(doctor.examine("me/lora", "me/original"))
+        assert not codes(doctor.examine("nano", "me/original"))
+        with pytest.raises(LabError, match="me/nothing is not on the Hub"):
+            doctor.examine("me/nothing")
 
 
 def test_visitors_cannot_name_files_of_this_machine():

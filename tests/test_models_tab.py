@@ -125,6 +125,21 @@ def test_html_in_names_and_answers_is_shown_as_text(page):
     assert page.locator("img[src=x]").count() == 0
 
 
+def test_a_model_is_examined_and_a_fault_of_an_uploaded_file_is_named(page, tmp_path):
+    page.get_by_role("button", name="Examine a model or an adapter").click()
+    box = page.locator("#doctor")
+    box.get_by_label("Model to examine").fill("nano-emoji")
+    box.get_by_role("button", name="Examine", exact=True).click()
+    box.get_by_text("nano-emoji: nothing is wrong").wait_for(timeout=60_000)
+    assert "LoRA adapter (gguf)" in box.inner_text()
+    name = tmp_path / "<b>x.gguf"
+    name.write_bytes((PROJECT / "adapters" / "nano" / "nano-Q8_0.gguf").read_bytes()[:-1000])
+    box.locator("input[type=file]").set_input_files(name)
+    box.get_by_text("b>x.gguf").first.wait_for()
+    box.get_by_role("button", name="Examine", exact=True).click()
+    box.get_by_text("The file is truncated").wait_for(timeout=60_000)
+
+
 def test_selected_and_open_cards_stay_and_a_model_can_be_asked(page):
     open_card(page, "Nano").locator("svg.curve").wait_for()
     select(page, "Nano")

@@ -6,6 +6,7 @@ what is known is not lost if a file crashes it.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def model_in_words(facts: ModelFacts) -> dict[str, str]:
 def main(arguments: Sequence[str]) -> None:
     """Examine TARGET, the JSON of `Paths`, and send ("report", …) after each stage, then "end" or "error"."""
     channel, (target,) = connect(arguments)
+    os.nice(10)  # answers come first
     send: Callable[..., None] = channel.send
     try:
         for report in examine(Paths.model_validate_json(target)):
