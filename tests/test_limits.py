@@ -100,18 +100,17 @@ def test_the_list_and_the_ranking_work_while_40_questions_wait(limited):
     """Two long answers hold both places; the questions behind them wait, and nothing else does."""
     http = httpx2.Client(base_url=f"{limited}gradio_api", timeout=30)
     running = [Client(limited, verbose=False).submit("?", "babble", **LONG, api_name="/ask") for _ in range(2)]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not all(job.outputs() for job in running) and time.monotonic() < deadline:
         time.sleep(0.1)
     waiting = {"data": ["What does 🐼 mean?", "nano-emoji", "", 0, 64, None, 0.9]}
     for _ in range(40):
         http.post("/call/ask", json=waiting).raise_for_status()
-    started = time.monotonic()
     for endpoint in ("ranking", "models"):
         event = http.post(f"/call/{endpoint}", json={"data": []}).json()["event_id"]
         assert "event: complete" in http.get(f"/call/{endpoint}/{event}").text
     assert http.get(f"{limited}config").status_code == 200
-    assert time.monotonic() - started < 5
+    assert not any(job.done() for job in running)
     for job in running:
         job.cancel()
 
@@ -172,7 +171,7 @@ def test_visitors_who_leave_free_their_places(address):
     for thread in threads:
         thread.join(60)
     client = Client(address, verbose=False)
-    deadline, answer = time.monotonic() + 20, ""
+    deadline, answer = time.monotonic() + 60, ""
     while not answer and time.monotonic() < deadline:
         try:
             answer = client.predict("What does 🐼 mean?", "nano-emoji", api_name="/ask")

@@ -87,7 +87,8 @@ document.addEventListener("click", (event) => {
 
 // On a phone an open sidebar covers the page: a tap beside it closes it, and does nothing else.
 document.addEventListener("click", (event) => {
-  const open = innerWidth < 769 && document.querySelector(".sidebar.open .toggle-button");
+  const tap = event.detail > 0;  // not a key, and not one of the clicks above
+  const open = tap && innerWidth < 769 && document.querySelector(".sidebar.open .toggle-button");
   if (!open || event.target.closest?.(".sidebar")) return;
   event.preventDefault();
   event.stopPropagation();
