@@ -238,8 +238,8 @@ class ChatTab:
         try:
             values = read(AskValues, question=question, model=model_id, **answer_values(system, *sampling))
             entry, messages = self.picker.entry(values.model, own), to_messages(history, values.system_prompt)
-            sampling = self.lab.applicable(entry, values.sampling)
-            for chunk in self.admitted(request, self.lab.ask(entry, messages, sampling, stop.is_set)):
+            chosen = self.lab.applicable(entry, values.sampling)
+            for chunk in self.admitted(request, self.lab.ask(entry, messages, chosen, stop.is_set)):
                 answer += chunk.text
                 now = time.perf_counter()
                 reading.text, reading.complete = answer, bool(chunk.figures)
