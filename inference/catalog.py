@@ -125,6 +125,12 @@ class Catalog:
         """A catalog in which `more` bases are found that are not listed. An id of a listed entry is left out."""
         return Catalog(self.entries, [entry for entry in more if entry.id not in self])
 
+    def add_unlisted(self, more: Sequence[Entry]) -> None:
+        """Let bases be found that were converted after the catalog was read. An existing id is left out."""
+        new = [entry for entry in more if entry.id not in self]
+        self.unlisted += tuple(new)
+        self._by_id |= {entry.id: entry for entry in new}
+
     def with_entries(self, more: list[Entry]) -> Catalog:
         """A catalog with more entries: adapters after the last entry on their base, others at the end. An existing id
         is left out."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from inference.catalog import Catalog, Entry
 from inference.engines import ModelServer
 from inference.errors import LabError
+from inference.models.converted_bases import converted_entries
 from inference.models.engine_pool import EnginePool
+from inference.models.trained_models import with_trained
 
 if TYPE_CHECKING:
     from inference.hub.discovery import PublishedModels
@@ -32,7 +35,8 @@ class ModelList:
         list_private: bool = False,
         add_models: bool = True,
     ) -> None:
-        self.catalog = catalog
+        self.catalog = self._listed = catalog
+        self._trained: dict[str, Path] = {}
         self._file = catalog  # the catalog file alone
         self._engines = engines
         self.may_add = add_models and not engines.remote
@@ -62,6 +66,17 @@ class ModelList:
             return self._problem
         finally:
             self._refreshing.release()
+
+    def show_trained(self, folders: Mapping[str, Path]) -> None:
+        """List the models in these run folders by their ids, in place of those of the last call."""
+        self._trained = dict(folders)
+        self._file.add_unlisted(converted_entries())  # training may have made some
+        self._listed.add_unlisted(self._file.unlisted)
+        self._list(self._listed)
+
+    def _list(self, catalog: Catalog) -> None:
+        self._listed = catalog
+        self.catalog = catalog if self._engines.remote else with_trained(catalog, self._trained)
 
     def age_note(self) -> str:
         """A sentence with the age of the list if the Hub was unreachable at the last refresh; else ""."""
@@ -100,7 +115,7 @@ class ModelList:
         try:
             if self._engines.remote:
                 served = cast(ModelServer, self._engines.get(self._engines.default)).models()
-                self.catalog = self._file.for_server(served) if served else self._file
+                self._list(self._file.for_server(served) if served else self._file)
             elif self._published:
                 problems = self._published.refresh()
                 problems += self._merge_published()
@@ -116,7 +131,8 @@ class ModelList:
             return []
         from inference.hub.discovery import merge
 
-        self.catalog, problems = merge(
+        catalog, problems = merge(
             self._file, self._published.listing, self._engines.default_form, self._published.token
         )
+        self._list(catalog)
         return problems

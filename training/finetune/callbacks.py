@@ -1,13 +1,17 @@
-"""Callbacks that decide when a run saves its state, and that complete a saved checkpoint."""
+"""Callbacks that save the state of a run, complete a saved checkpoint, and end a run that is asked to stop."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from inference.errors import LabError
 from training.finetune.progress import Progress
 from training.finetune.resume.checkpoints import Checkpoints
 from training.finetune.validation.best_weights import BestWeights
@@ -49,3 +53,49 @@ class CompleteCheckpoint(TrainerCallback):
             self.best.add_to(self.checkpoints.staging / f"checkpoint-{state.global_step}")
             self.checkpoints.complete(state.global_step, self.progress.seconds)
         processes.wait_for_everyone()
+
+
+class StopWhenAsked(TrainerCallback):
+    """On SIGTERM, ends the run after a checkpoint of the current step. A second SIGTERM ends it at once.
+
+    It comes after the callback that completes checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None  # the handler of before
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Listen to the signal, if Python allows it in this thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, *_: object) -> None:
+        """Note the signal."""
+        self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        """Handle the signal as before."""
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> TrainerControl:
+        """Ask the trainer to save."""
+        control.should_save = control.should_save or self.asked
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """End the run. Raises LabError."""
+        if self.asked and state.global_step < state.max_steps:
+            raise LabError(f"Stopped at step {state.global_step:,}: the same command resumes the run.")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Handle the signal as before."""
+        self.restore()

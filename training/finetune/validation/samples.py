@@ -1,4 +1,4 @@
-"""Sample answers to held-out questions, for TensorBoard and trackio.
+"""Sample answers to held-out questions, for TensorBoard, trackio and the run's progress file.
 
 They show the data's own text. So they go to this machine's logs only: not to wandb, and not to a trackio Space.
 """
@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.integrations import TensorBoardCallback, TrackioCallback
 
 from training.data.tokens import IGNORED
+from training.finetune.progress_file import ProgressFile
 from training.finetune.validation.held_out_loss import evaluating
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 
 def log_samples(trainer: Trainer, samples: Sequence[Sample]) -> None:
-    """Write samples to TensorBoard and trackio, if the run reports to them on this machine."""
+    """Write samples to the progress file, and to TensorBoard and trackio if the run reports to them on this machine."""
     step = trainer.state.global_step
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
@@ -104,6 +105,8 @@ def log_samples(trainer: Trainer, samples: Sequence[Sample]) -> None:
                 text = f"**question:** {sample.question}\n\n**data:** {sample.expected}\n\n**model:** {sample.answer}"
                 callback.tb_writer.add_text(f"samples/{number}", text, step)
             callback.tb_writer.flush()
+        elif isinstance(callback, ProgressFile):
+            callback.add_samples(step, samples)
         elif isinstance(callback, TrackioCallback):
             log_to_trackio(samples, step)
 

@@ -1,0 +1,118 @@
+"""Works off the queue of jobs, one at a time and with low priority, until none is left.
+
+The page starts it: `python -m ui.training_jobs.runner FOLDER --detach`. Jobs whose runner has ended are found again by
+process number and start time. Those whose process has ended, too, resume from their checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from filelock import Timeout
+
+from inference.settings import PROJECT
+from ui.training_jobs.job import Job, JobFolder
+from ui.training_jobs.jobs import Jobs
+
+LOCK_SECONDS = 5.0  # that a runner waits for one that is about to end
+POLL_SECONDS = 0.5
+STOP_SECONDS = 60.0  # that a process has for its checkpoint
+MOST_INTERRUPTIONS = 3
+LOWEST_PRIORITY = 19
+KILLED = (
+    "The training was killed, which usually means that the memory was exhausted: resume it, with a smaller batch_size "
+    "or max_length if that happens again."
+)
+
+
+class Runner:
+    """Runs the jobs of one folder."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+
+    def run(self) -> None:
+        """Return when the queue is empty. Does nothing if another runner is alive."""
+        try:
+            with self.jobs.lock("runner").acquire(timeout=LOCK_SECONDS):
+                self.recover()
+                while waiting := [job for job in self.jobs.list() if job.state == "queued"]:
+                    self.run_job(min(waiting, key=lambda job: job.queued))
+        except Timeout:
+            return
+
+    def recover(self) -> None:
+        """Wait for processes that an earlier runner has started, then put interrupted jobs back into the queue."""
+        for job in self.jobs.list():
+            if process := job.process():
+                self.wait(job.name, process)
+        for job in self.jobs.list():
+            interruptions = job.interruptions + 1
+            if job.state == "running" and interruptions > MOST_INTERRUPTIONS:
+                message = f"The training was interrupted {interruptions} times: look for the reason, then resume it."
+                self.jobs.change(job.name, ("running",), state="failed", message=message, ended=time.time())
+            elif job.state == "running":
+                self.jobs.change(job.name, ("running",), state="queued", interruptions=interruptions)
+
+    def run_job(self, job: Job) -> None:
+        """Run a job to its end, and write how it ended."""
+        folder = JobFolder(self.jobs.folder / job.name)
+        with folder.log.open("ab") as log:
+            process = psutil.Popen(
+                [sys.executable, "-m", "training", *folder.command()],
+                cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+            started = {"pid": process.pid, "pid_started": process.create_time(), "started": time.time(), "ended": None}
+            self.jobs.change(job.name, ("queued", "stopped"), **started)
+            self.jobs.change(job.name, ("queued",), state="running", message="")
+            code = self.wait(job.name, process)
+        state, message = outcome(code, folder)
+        self.jobs.change(job.name, ("stopped",), ended=time.time())
+        self.jobs.change(job.name, ("running",), state=state, message=message, ended=time.time())
+
+    def wait(self, name: str, process: psutil.Process) -> int | None:
+        """Wait until a job's process has ended; end it if the job is stopped. Returns its exit code, if it is known."""
+        stopping: float | None = None
+        while True:
+            try:
+                return process.wait(POLL_SECONDS)
+            except psutil.TimeoutExpired:
+                job = JobFolder(self.jobs.folder / name).read()
+            if stopping is None and (job is None or job.state == "stopped"):
+                stopping = time.monotonic()
+                process.terminate()
+            elif stopping is not None and time.monotonic() - stopping > STOP_SECONDS:
+                process.kill()
+
+
+def outcome(code: int | None, folder: JobFolder) -> tuple[str, str]:
+    """The state of a job whose process ended with that exit code, and what the page says about it."""
+    if code == 0:
+        return "finished", ""
+    if code == 2:
+        return "failed", folder.last_line()
+    if code is not None and code < 0:
+        return "failed", KILLED
+    return "failed", f"The training ended with an unexpected error ({folder.last_line()}): see its output."
+
+
+def main() -> None:
+    """Run the jobs of the folder that the command line names; with `--detach` in a process of its own."""
+    folder, *detach = sys.argv[1:]
+    if detach:
+        command = [sys.executable, "-m", "ui.training_jobs.runner", folder]
+        null = subprocess.DEVNULL
+        subprocess.Popen(command, cwd=PROJECT, stdin=null, stdout=null, stderr=null, start_new_session=True)
+        return
+    if hasattr(os, "nice"):
+        os.nice(LOWEST_PRIORITY)
+    Runner(Jobs(Path(folder))).run()
+
+
+if __name__ == "__main__":
+    main()
