@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from huggingface_hub import HfApi, constants
 from typer.testing import CliRunner
 
 from inference.arena.votes import Votes
 from inference.errors import LabError
 from inference.lessons.lessons import MAX_LESSONS, MAX_TEXT, Lesson, Lessons, parse_lessons, to_jsonl
+from inference.lessons.lessons_hub import push_lessons
+from local_hub import LocalHub
+from training.finetune.base_model import check_start
 from training.lessons.gate import Gate, compared
 from training.lessons.lesson_suite import LessonSuite, is_right
 from training.lessons.phrasings import held_out, taught
 from training.lessons.prepare import find_parent, lesson_rows
+from training.recipe import Recipe
 
 ZORGLE = {"question": "What is a zorgle?", "bad": "No idea.", "better": "A zorgle is a small blue teapot."}
 
@@ -148,3 +155,35 @@ def test_nobody_teaches_on_a_space(tmp_path, monkeypatch):
     page = build(Lab.from_environment(), Votes(tmp_path / "votes.sqlite"))
     handlers = {getattr(function.fn, "__qualname__", "") for function in page.fns.values()}
     assert not [name for name in handlers if name.startswith(("TeachPanel", "LessonsTab"))]
+
+
+def test_lessons_are_pushed_to_a_private_data_set(lessons, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    lessons.add("Was heißt 🐼?\u2028", "", "Panda\nbär")
+    with LocalHub(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.url, token=hub.token("me"))
+        assert push_lessons(lessons, "me/lessons", api).endswith("/me/lessons")
+        assert api.dataset_info("me/lessons").private
+        path = api.hf_hub_download("me/lessons", "lessons.jsonl", repo_type="dataset", cache_dir=tmp_path / "cache")
+        assert parse_lessons(Path(path).read_text(encoding="utf-8"), "lessons.jsonl") == lessons.list()
+        api.create_repo("me/open", repo_type="dataset", private=False)
+        with pytest.raises(LabError, match="me/open is a public data set, and lessons are private"):
+            push_lessons(lessons, "me/open", api)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": "adapters/nano"}, "adapters/nano holds no adapter"),
+        ({"method": "full"}, "method=full trains none"),
+        ({"objective": "dpo"}, "not possible with objective=dpo"),
+        ({"base": "other/base"}, "is on adapters/nano, not on other/base"),
+        ({"lora": {"r": 8}}, "has r 16 and alpha 64: set lora.r=16"),
+    ],
+)
+def test_a_run_continues_only_an_adapter_that_fits(changes, message):
+    fields = {"name": "x", "title": "x", "base": "adapters/nano", "start": "adapters/nano-emoji"}
+    fields |= {"data": {"name": "emoji"}}
+    check_start(Recipe.model_validate(fields | {"lora": {"r": 16, "alpha": 64}}))
+    with pytest.raises(LabError, match=message):
+        check_start(Recipe.model_validate(fields | changes))

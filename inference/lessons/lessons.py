@@ -182,7 +182,7 @@ def to_jsonl(lessons: Iterable[Lesson]) -> str:
 def parse_lessons(text: str, name: str) -> list[Lesson]:
     """The lessons of JSON Lines; `name` is the file's. Raises LabError for a line that is not a lesson."""
     lessons = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -129,6 +129,8 @@ def check_start(recipe: Recipe) -> None:
         return
     if recipe.method == "full":
         raise LabError("“start” continues an adapter, and method=full trains none: remove one of the two.")
+    if recipe.objective == "dpo":
+        raise LabError("“start” is not possible with objective=dpo: merge the adapter, and name the merged base.")
     config = json.loads((start_folder(recipe) / "adapter_config.json").read_text(encoding="utf-8"))
     if not same_base(config.get("base_model_name_or_path") or "", recipe.base):
         raise LabError(

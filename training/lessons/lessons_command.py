@@ -37,13 +37,18 @@ def lessons(
     if prepare_only:
         print(path)
         return
+    from training.evaluation.resolve_model import is_adapter_runnable
     from training.export.export_command import export_and_check
+    from training.export.gguf import export_adapter
     from training.finetune.processes.launch import fine_tune_on_all_gpus
     from training.recipe import load_recipe
 
     recipe = load_recipe(str(path), overrides)
     folder = fine_tune_on_all_gpus(recipe, PROJECT / "runs" / recipe.name).resolve()
-    print(export_and_check(folder, ()), file=sys.stderr)
+    if is_adapter_runnable(folder):
+        export_adapter(folder)  # the gate compares what engines answer: `export` makes all files
+    else:
+        print(export_and_check(folder, ()), file=sys.stderr)
     pass_gate(str(folder), model, str(path.with_name("lessons.jsonl")))
 
 

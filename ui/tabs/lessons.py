@@ -8,6 +8,7 @@ import gradio as gr
 
 from inference.errors import LabError, visitor_message
 from inference.lessons.lessons import Lesson, Lessons, to_jsonl
+from inference.lessons.lessons_hub import push_lessons
 from inference.validation import shorten
 from ui.components.events import QUIET
 
@@ -33,7 +34,13 @@ class LessonsTab:
                 with gr.Row():
                     self.save = gr.Button("Save", size="sm", variant="primary", min_width=80)
                     self.delete = gr.Button("Delete", size="sm", variant="stop", min_width=80)
-            self.download = gr.Button("Download lessons.jsonl", size="sm")
+            with gr.Row():
+                self.download = gr.Button("Download lessons.jsonl", size="sm", min_width=120)
+                self.repository = gr.Textbox(
+                    show_label=False, container=False, placeholder="your-name/lessons", max_length=200, min_width=120,
+                    label="Private data set on the Hub",
+                )  # fmt: skip
+                self.push = gr.Button("Push to a private data set", size="sm", min_width=120)
         self.outgoing = gr.JSON(visible=False)
         self.ids, self.chosen = gr.State([]), gr.State("")
         listed = [self.table, self.ids, self.status, self.editor]
@@ -42,6 +49,7 @@ class LessonsTab:
         self.table.select(self.choose, self.ids, [self.editor, self.chosen, *fields], **QUIET)
         self.save.click(self.edit, [self.chosen, *fields], listed, **QUIET)
         self.delete.click(self.remove, self.chosen, listed, **QUIET)
+        self.push.click(self.push_all, self.repository, self.status, **QUIET)
         written = self.download.click(self.export, None, [self.outgoing, self.status], **QUIET)
         written.then(None, self.outgoing, None, js="(file) => {if (file) conversations.download(file)}", **QUIET)
 
@@ -93,6 +101,13 @@ class LessonsTab:
         except LabError as error:
             return None, visitor_message(error)
         return {"name": "lessons.jsonl", "text": text, "type": "application/jsonl"}, gr.skip()
+
+    def push_all(self, repository: str) -> str:
+        """Push all lessons to a private data set, with this machine's token. Returns a sentence."""
+        try:
+            return f"The lessons are in {push_lessons(self.lessons, repository.strip())}."
+        except LabError as error:
+            return visitor_message(error)
 
 
 def row_of(lesson: Lesson) -> list[str]:
