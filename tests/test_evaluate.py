@@ -17,7 +17,8 @@ from training.evaluation.evaluate import Evaluation, Request, evaluate_models, w
 from training.evaluation.evaluation_report import differences
 from training.evaluation.resolve_model import ResolvedModel, lab_for, llamacpp_files, resolve_model, weights_revision
 from training.evaluation.run_suite import answers_file, collect_answers, run_suite
-from training.evaluation.strengths import best_text, curve_of, draw_curves, measure_curve, parse_strengths
+from training.evaluation.strengths.curve_report import best_text, draw_curves
+from training.evaluation.strengths.strength_curve import curve_of, measure_curve, parse_strengths
 from training.evaluation.suites import Measure, Result
 from training.evaluation.suites.chat_suite import ChatSuite, is_refusal, repetition
 from training.evaluation.suites.emoji_suite import EmojiSuite, confusions, judge_answer

@@ -16,10 +16,10 @@ import typer
 from inference.errors import LabError
 from inference.settings import PROJECT
 from inference.terminal import run
-from training.evaluation.command import evaluate
-from training.lessons.command import gate, lessons
+from training.commands.evaluate_command import evaluate
+from training.lessons.lessons_command import gate, lessons
 from training.recipe import Recipe, load_recipe
-from training.reproduce.command import reproduce
+from training.reproduce.reproduce_command import reproduce
 from training.run_record import lacks_figures
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)

@@ -26,7 +26,8 @@ from training.evaluation.before_after import comparison_with_base
 from training.evaluation.evaluation_report import Document
 from training.evaluation.resolve_model import ResolvedModel, lab_for, recipe_of, resolve_model
 from training.evaluation.run_suite import choose_questions, run_suite
-from training.evaluation.strengths import CHART, Curve, check_strengths_apply, curve_text, draw_curves, measure_curve
+from training.evaluation.strengths.curve_report import CHART, curve_text, draw_curves
+from training.evaluation.strengths.strength_curve import Curve, check_strengths_apply, measure_curve
 from training.evaluation.suites import SUITES, Record, Result, Suite
 from training.evaluation.suites.emoji_suite import EmojiSuite
 from training.publish.card import write_card

@@ -17,7 +17,7 @@ from typing import Any
 
 from inference.errors import LabError
 from training.evaluation.statistics import Estimate, compare, estimate, holm
-from training.evaluation.strengths import curve_text
+from training.evaluation.strengths.curve_report import curve_text
 from training.evaluation.suites import Measure, Result
 from training.evaluation.suites.emoji_suite import confusions, wrong_answers
 

@@ -24,7 +24,7 @@ def evaluate(
 ) -> None:
     """Evaluate models and compare them, with 95 % intervals. Complete evaluations are added to the models' cards."""
     from training.evaluation.evaluate import RESULTS, Request, evaluate_models
-    from training.evaluation.strengths import parse_strengths
+    from training.evaluation.strengths.strength_curve import parse_strengths
 
     suite = suite or ("none" if task else "emoji")
     chosen = parse_strengths(strengths) if strengths else ()

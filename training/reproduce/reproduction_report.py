@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from training.reproduce.checks import EXPECTED, Check, worst
-from training.reproduce.outcome import Outcome
+from training.reproduce.run_comparison import Outcome
 from training.run_record import Fields, device_name
 
 

@@ -21,8 +21,8 @@ def reproduce(
     Exit code 0: the same bits, or figures within the original's intervals. 1: other figures, or it can't be trained."""
     from training.reproduce.checks import check_original, worst
     from training.reproduce.original import find_original
-    from training.reproduce.outcome import compare_runs
-    from training.reproduce.report import as_record, card_line, checks_text, outcome_text, write_report
+    from training.reproduce.reproduction_report import as_record, card_line, checks_text, outcome_text, write_report
+    from training.reproduce.run_comparison import compare_runs
     from training.reproduce.train_again import add_to_card, train_again
 
     original = find_original(name)

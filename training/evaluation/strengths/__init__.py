@@ -1,0 +1,1 @@
+"""What an adapter learnt and made the base forget, at several strengths."""
