@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from inference.catalog import Catalog, Entry, read_card
 from inference.formats.base_names import same_base
@@ -21,21 +22,26 @@ def with_trained(catalog: Catalog, folders: Mapping[str, Path]) -> Catalog:
 
 def trained_entry(name: str, folder: Path, bases: list[Entry]) -> Entry | None:
     """The entry of a run's folder: an adapter on one of `bases`, or a whole model; None if it is incomplete."""
-    card = read_card(SUMMARY, folder, None)
+    card, record = read_card(SUMMARY, folder, None), read_record(folder)
+    label = name if record.get("gate", {}).get("passed", True) else f"{name} (did not pass the gate)"
     if (folder / "adapter-f16.gguf").is_file():
-        base = find_base(folder, bases)
-        return base and Entry(name, name, base.id, "adapter-f16.gguf", card, base.examples, folder)
-    files = sorted(folder.glob("*-Q8_0.gguf")) or sorted(folder.glob("*.gguf"))
-    return Entry(name, name, None, files[0].name, card, (), folder) if files else None
+        base = find_base(str(record.get("recipe", {}).get("base", "")), bases)
+        return base and Entry(name, label, base.id, "adapter-f16.gguf", card, base.examples, folder)
+    files = [] if not record else sorted(folder.glob("*-Q8_0.gguf")) or sorted(folder.glob("*.gguf"))
+    return Entry(name, label, None, files[0].name, card, (), folder) if files else None
 
 
-def find_base(folder: Path, bases: list[Entry]) -> Entry | None:
-    """The base that a run's record names; None if it is not here."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """The run record of a run's folder; empty if it cannot be read."""
     try:
-        recipe = json.loads((folder / "run.json").read_text(encoding="utf-8"))["recipe"]
-        name = str(recipe["base"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def find_base(name: str, bases: list[Entry]) -> Entry | None:
+    """The base that a recipe names; None if it is not here."""
     path = (PROJECT / name).resolve()
     for entry in bases:
         known = (entry.weights, entry.repo, *entry.names)

@@ -9,7 +9,7 @@ import gradio as gr
 from ui.style.icons import with_icons
 
 FOLDER = Path(__file__).parent
-SHEETS = ("frame", "conversation", "composer", "drawers", "history", "compare", "models")
+SHEETS = ("frame", "conversation", "composer", "drawers", "history", "compare", "models", "train")
 
 THEME = gr.themes.Default(
     primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

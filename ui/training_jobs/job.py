@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,6 +25,7 @@ class Job(BaseModel):
         name: of the job, its folder and its model.
         state: `stopped` also while the process still saves its checkpoint.
         message: one sentence if the job failed or was interrupted; else "".
+        parent: the model that was taught lessons, with which the new one is compared; else "".
         queued: when it joined the queue, the order of which it is.
         started, ended: of the last attempt.
         pid, pid_started: the process of the last attempt. A process with another start time is another one.
@@ -35,6 +37,7 @@ class Job(BaseModel):
     name: str
     state: State
     queued: float
+    parent: str = ""
     message: str = ""
     started: float | None = None
     ended: float | None = None
@@ -73,9 +76,18 @@ class JobFolder:
         new.write_text(job.model_dump_json(indent=1), encoding="utf-8")
         os.replace(new, self.path / "job.json")
 
-    def command(self) -> list[str]:
-        """The arguments of `python -m training` that train the job, or resume it."""
-        return ["run", str(self.recipe), "--out", str(self.model)]
+    def commands(self, job: Job) -> list[list[str]]:
+        """The arguments of the `python -m training` commands that train the job, or resume it."""
+        training = ["run", str(self.recipe), "--out", str(self.model)]
+        return [training, *([["gate", str(self.model), "--against", job.parent]] if job.parent else [])]
+
+    def gate(self) -> dict[str, Any]:
+        """The result of the gate, which `training/lessons/gate.py` describes; empty if there is none."""
+        try:
+            found = json.loads((self.model / "gate.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def last_line(self) -> str:
         """The last line that the job has printed, in which a command says what is wrong."""
@@ -97,6 +109,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def new_job(name: str) -> Job:
+def new_job(name: str, parent: str) -> Job:
     """A job that joins the queue now."""
-    return Job(name=name, state="queued", queued=time.time())
+    return Job(name=name, state="queued", queued=time.time(), parent=parent)

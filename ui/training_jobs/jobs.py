@@ -58,9 +58,9 @@ class Jobs:
         path.mkdir(parents=True)
         return JobFolder(path)
 
-    def add(self, name: str) -> Job:
-        """Put a prepared job into the queue."""
-        folder, job = JobFolder(self.folder / check_name(name)), new_job(name)
+    def add(self, name: str, parent: str = "") -> Job:
+        """Put a prepared job into the queue. `parent` is the model that lessons are taught to."""
+        folder, job = JobFolder(self.folder / check_name(name)), new_job(name, parent)
         with self.lock("state"):
             folder.write(job)
         self.ensure_runner()

@@ -22,6 +22,8 @@ from ui.training_jobs.job import JobFolder
 
 PUBLISH_SECONDS = 3600
 SECONDS = 300  # for a draft or a preview; data sets of the Hub are downloaded
+LESSONS = "lessons"  # the data of a wish
+EPOCHS = re.compile(r"^epochs: ([\d.]+)", re.M)
 LONGEST_RECIPE = 20_000  # characters
 # How often the data is read, in comparison with the choice of `training new`.
 THOROUGHNESS = {"quick": 0.34, "normal": 1.0, "thorough": 2.0}
@@ -30,7 +32,8 @@ GOALS = {"Conversations": "chat", "Facts": "facts", "Style": "style", "Preferenc
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be trained. `data` is `emoji`, a Hub data set or the path of a file; `goal` and `thoroughness` are
+    """What is to be trained. `data` is `emoji`, `LESSONS`, a Hub data set or a
+    file's path; with lessons, `base` is the model to teach, by its id or folder; `goal` and `thoroughness` are
     keys of `GOALS` and `THOROUGHNESS`."""
 
     name: str
@@ -50,19 +53,38 @@ class Draft:
 
 def draft(wish: Wish) -> Draft:
     """The recipe for a wish. Raises LabError with the command's sentence if base or data can't be used."""
+    if wish.data == LESSONS:
+        path = Path(run("lessons", wish.base, "--name", wish.name, "--prepare").splitlines()[-1])
+        recipe = path.read_text(encoding="utf-8")
+        return Draft(with_epochs(recipe, epochs(recipe, wish)), f"Lessons for {Path(wish.base).name}")
     options = ["--base", wish.base, "--data", wish.data, "--card", "here", "--yes"]
     options += ["--goal", GOALS[wish.goal]] if wish.goal in GOALS else []
-    factor = THOROUGHNESS[wish.thoroughness]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.yaml"
         said = run("new", wish.name, "report_to=[]", *options, "--out", str(file))
-        if factor != 1 and (epochs := re.search(r"^epochs: ([\d.]+)", file.read_text(encoding="utf-8"), re.M)):
-            file.unlink()
-            changed = max(1.0, round(float(epochs[1]) * factor))
-            said = run("new", wish.name, "report_to=[]", f"epochs={changed}", *options, "--out", str(file))
         recipe = file.read_text(encoding="utf-8")
+        if (wanted := epochs(recipe, wish)) != recipe_epochs(recipe):
+            file.unlink()
+            said = run("new", wish.name, "report_to=[]", f"epochs={wanted}", *options, "--out", str(file))
+            recipe = file.read_text(encoding="utf-8")
     lines = [line for line in said.splitlines() if line.startswith(("Base:", "Data:", "Run:"))]
     return Draft(recipe, "\n".join(lines))
+
+
+def recipe_epochs(recipe: str) -> float:
+    """The epochs of a recipe."""
+    found = EPOCHS.search(recipe)
+    return float(found[1]) if found else 1.0
+
+
+def epochs(recipe: str, wish: Wish) -> float:
+    """The epochs for a wish, from those of the recipe as it was drafted."""
+    return max(1.0, round(recipe_epochs(recipe) * THOROUGHNESS[wish.thoroughness]))
+
+
+def with_epochs(recipe: str, number: float) -> str:
+    """A recipe with that number of epochs."""
+    return EPOCHS.sub(f"epochs: {number}", recipe)
 
 
 def check_recipe(text: str, name: str) -> str:

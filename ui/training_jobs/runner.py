@@ -62,18 +62,26 @@ class Runner:
     def run_job(self, job: Job) -> None:
         """Run a job to its end, and write how it ended."""
         folder = JobFolder(self.jobs.folder / job.name)
-        with folder.log.open("ab") as log:
-            process = psutil.Popen(
-                [sys.executable, "-m", "training", *folder.command()],
-                cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-            started = {"pid": process.pid, "pid_started": process.create_time(), "started": time.time(), "ended": None}
-            self.jobs.change(job.name, ("queued", "stopped"), **started)
-            self.jobs.change(job.name, ("queued",), state="running", message="")
-            code = self.wait(job.name, process)
+        code: int | None = 0
+        for arguments in folder.commands(job):
+            code = self.run_command(job.name, folder, arguments)
+            if code != 0:
+                break
         state, message = outcome(code, folder)
         self.jobs.change(job.name, ("stopped",), ended=time.time())
         self.jobs.change(job.name, ("running",), state=state, message=message, ended=time.time())
+
+    def run_command(self, name: str, folder: JobFolder, arguments: list[str]) -> int | None:
+        """Run one of a job's commands to its end; returns its exit code."""
+        with folder.log.open("ab") as log:
+            process = psutil.Popen(
+                [sys.executable, "-m", "training", *arguments],
+                cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+            started = {"pid": process.pid, "pid_started": process.create_time(), "ended": None}
+            self.jobs.change(name, ("queued", "running", "stopped"), **started)
+            self.jobs.change(name, ("queued",), state="running", message="", started=time.time())
+            return self.wait(name, process)
 
     def wait(self, name: str, process: psutil.Process) -> int | None:
         """Wait until a job's process has ended; end it if the job is stopped. Returns its exit code, if it is known."""
@@ -92,8 +100,9 @@ class Runner:
 
 def outcome(code: int | None, folder: JobFolder) -> tuple[str, str]:
     """The state of a job whose process ended with that exit code, and what the page says about it."""
-    if code == 0:
-        return "finished", ""
+    verdict = str(folder.gate().get("verdict", ""))
+    if code == 0 or (code == 1 and verdict):
+        return "finished", verdict
     if code == 2:
         return "failed", folder.last_line()
     if code is not None and code < 0:
