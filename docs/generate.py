@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
+from inference.doctor.explanations import EXPLANATIONS
 from inference.engines import ENGINES
 from inference.settings import PROJECT, SETTINGS
 from inference.visitors.values import SamplingValues
@@ -111,6 +112,12 @@ def sampling_table() -> None:
         (f"`{name}`", each.description or "", code(str(shown.get(each.default, each.default)))) for name, each in fields
     ]
     table(("parameter", "value", "default"), rows)
+
+
+def findings_table() -> None:
+    """What the doctor finds: name, severity, what users see, and the fix."""
+    rows = [(f"`{code}`", each.severity.value, each.effect, each.fix) for code, each in EXPLANATIONS.items()]
+    table(("finding", "severity", "what users see", "fix"), rows)
 
 
 def engine_table() -> None:

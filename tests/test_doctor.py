@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, constants
 from inference.doctor.confined import Paths, examine
 from inference.doctor.examine import Doctor, examine_confined
 from inference.doctor.explanations import EXPLANATIONS
-from inference.doctor.findings import Report
 from inference.doctor.reading.layer_names import from_gguf_order
+from inference.doctor.report import Report
 from inference.engines.chat_template.named import find_template
 from inference.errors import LabError
 from inference.formats.gguf_file import read_gguf_file

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from inference.doctor.facts import AdapterFacts, Facts, ModelFacts
-from inference.doctor.findings import Report
+from inference.doctor.report import Report
 from inference.errors import LabError
 from inference.processes.child import connect
 from inference.validation import reason_of, shorten

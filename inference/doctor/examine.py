@@ -12,7 +12,7 @@ import psutil
 
 from inference.catalog import Card, Entry
 from inference.doctor.confined import Paths
-from inference.doctor.findings import Report
+from inference.doctor.report import Report
 from inference.errors import LabError
 from inference.hub import artifacts
 from inference.hub.download import fetch

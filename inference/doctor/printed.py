@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from inference.doctor.findings import Finding, Report
+from inference.doctor.report import Finding, Report
 
 
 def printed(report: Report) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 
 from inference.doctor.checks.weights import EXACT_ERROR, relative_error
 from inference.doctor.facts import AdapterFacts, ModelFacts, Pair
-from inference.doctor.findings import Report
 from inference.doctor.reading.layer_names import from_gguf_order, is_permuted, to_gguf_order
+from inference.doctor.report import Report
 from inference.validation import shorten
 
 LARGE_SCALE = 16.0  # common adapters have 0.5 to 4

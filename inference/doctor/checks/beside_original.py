@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 
 from inference.doctor.facts import ModelFacts, Vocabulary
-from inference.doctor.findings import Report
+from inference.doctor.report import Report
 
 DEFAULT_ROPE_BASE = 10_000.0  # llama.cpp's, for a file that names none
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from inference.doctor.facts import Facts, ModelFacts, Tensor
-from inference.doctor.findings import Report, TensorType
+from inference.doctor.report import Report, TensorType
 
 SMALLEST_CONTEXT = 256  # tokens
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from inference.doctor.facts import Encoder, ModelFacts, Vocabulary
-from inference.doctor.findings import Report
 from inference.doctor.fixed_prompts import load_conversations
+from inference.doctor.report import Report
 from inference.engines import Message
 from inference.engines.chat_template.named import OWN_TOKEN, fitting_templates
 from inference.errors import LabError

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from inference.doctor.facts import ModelFacts, Tensor
-from inference.doctor.findings import Report
 from inference.doctor.reading.layer_names import KINDS, from_gguf_order, is_permuted, to_gguf_order
+from inference.doctor.report import Report
 
 EXACT_ERROR = 0.01  # relative, of 16-bit values: bfloat16 rounds by 0.2 %
 # The largest relative error (root mean square) that a quantization of at least that many bits makes. Measured on the

@@ -9,8 +9,8 @@ from inference.doctor.checks.weights import relative_error, rounding_error
 from inference.doctor.computing.llamacpp_layers import LlamaLayers
 from inference.doctor.computing.pytorch_layers import PytorchLayers
 from inference.doctor.facts import Encoder, ModelFacts
-from inference.doctor.findings import Figures, Report
 from inference.doctor.fixed_prompts import compare_distributions, load_conversations
+from inference.doctor.report import Figures, Report
 from inference.errors import LabError
 
 POSITIONS = 100  # of the fixed conversations; a 1B model takes some seconds for them on a CPU

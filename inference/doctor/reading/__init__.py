@@ -1,2 +1,3 @@
-"""Read files into facts: `gguf_facts` and `adapter_gguf` from GGUF, `folder_facts` and `adapter_folder` from
-safetensors. `layer_names` gives the layers of both one name."""
+"""Read files into facts: `gguf_facts` from GGUF, `folder_facts` from safetensors. `layer_names` has one name for a layer
+of both.
+"""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 
-from inference.doctor.findings import Finding, Report
 from inference.doctor.printed import figures_lines, verdict
+from inference.doctor.report import Finding, Report
 from ui.views.text import message_html
 
 
