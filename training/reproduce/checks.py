@@ -38,7 +38,10 @@ class Check:
 
 def check_original(original: Original) -> list[Check]:
     """All checks, in the order of their weight."""
-    return [check_data(original), *check_environment(original), *check_versions(original), *check_device(original)]
+    return [
+        check_data(original), *check_environment(original), *check_precision(original), *check_versions(original),
+        *check_device(original),
+    ]  # fmt: skip
 
 
 def worst(checks: list[Check]) -> Effect:
@@ -67,9 +70,7 @@ def check_data(original: Original) -> Check:
 
 
 def check_environment(original: Original) -> Iterator[Check]:
-    """The base's weights, the training code, the computing dtype, and the processor."""
-    from training.finetune.base_model import compute_dtype
-
+    """The base's weights, the training code, and the processor."""
     recorded: Mapping[str, Any] = original.record.get("environment") or {}
     try:
         here = environment(original.recipe)
@@ -78,12 +79,27 @@ def check_environment(original: Original) -> Iterator[Check]:
         return
     yield compared("base", recorded.get("base"), here["base"], "another run")
     yield compared("training code", recorded.get("code"), here["code"], "bits")
-    precision = original.record.get("precision") or {}
-    yield compared("computes in", precision.get("compute"), str(compute_dtype()).removeprefix("torch."), "bits")
     if original.record.get("device") == "cpu":
         yield compared("processor", recorded.get("processor"), here["processor"], "bits")
         yield compared("instructions", recorded.get("instructions"), here["instructions"], "bits")
     yield compared("Python", recorded.get("python"), here["python"], "bits")
+
+
+def check_precision(original: Original) -> Iterator[Check]:
+    """The dtype that is computed in, and the dtype of the saved weights: earlier versions trained adapters in 16 bits.
+    Without the base, nothing is said about the latter."""
+    from training.finetune.base_model import compute_dtype, load_config
+    from training.finetune.result.precision import name_of, saved_dtype
+    from training.reproduce.run_comparison import read_weights
+
+    precision = original.record.get("precision") or {}
+    yield compared("computes in", precision.get("compute"), name_of(compute_dtype()), "bits")
+    there = {name_of(weight.dtype) for weight in read_weights(original.folder).values()}
+    try:
+        here = saved_dtype(original.recipe, load_config(original.recipe).dtype)
+    except LabError:
+        return
+    yield compared("dtype of the weights", " and ".join(sorted(there)) or None, name_of(here), "bits")
 
 
 def check_versions(original: Original) -> Iterator[Check]:

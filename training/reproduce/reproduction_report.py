@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from training.reproduce.checks import EXPECTED, Check, worst
+from training.reproduce.checks import EXPECTED, UNRECORDED, Check, worst
 from training.reproduce.run_comparison import Outcome
 from training.run_record import Fields, device_name
 
@@ -57,8 +57,12 @@ def card_line(outcome: Outcome, checks: Sequence[Check]) -> str:
         f"held-out {row['metric']} {row['here']['value']:.4g}, originally {interval(row['there'])}"
         for row in outcome.figures
     )
-    different = ", ".join(check.name for check in checks if not check.equal)
-    return f"{start} {outcome.verdict}{f' ({figures})' if figures else ''}. Different: {different or 'nothing known'}."
+    unrecorded = [check.name for check in checks if check.recorded == UNRECORDED]
+    different = [check.name for check in checks if not check.equal and check.name not in unrecorded]
+    parts = [f"{start} {outcome.verdict}{f' ({figures})' if figures else ''}."]
+    parts += [f"Different: {', '.join(different)}."] if different else []
+    parts += [f"Not recorded: {', '.join(unrecorded)}."] if unrecorded else []
+    return " ".join(parts)
 
 
 def as_record(name: str, checks: Sequence[Check], outcome: Outcome | None) -> Fields:
