@@ -73,6 +73,11 @@ document.addEventListener("click", (event) => {
   if (composer && matchMedia("(hover: hover)").matches) composer.querySelector("textarea").focus();
 });
 
+// A list of models is searched by typing: what is typed replaces the name of the selected model.
+document.addEventListener("click", (event) => {
+  if (event.target.matches?.("input[role=combobox]")) event.target.select();
+});
+
 // Buttons that show an icon say their name under the mouse. Gradio's buttons have no titles.
 document.addEventListener("pointerover", (event) => {
   const button = event.target.closest?.(".round");
