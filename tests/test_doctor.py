@@ -133,10 +133,11 @@ def test_faults_of_an_adapter_are_named(tmp_path):
     assert codes(examined(EMOJI.parent / "nano-emoji-1-epoch" / ADAPTER.name, EMOJI)) == {"adapter-values"}
 
 
-def test_a_file_that_crashes_or_is_odd_is_a_finding_and_nothing_else_is_read(tmp_path):
+def test_a_file_that_is_odd_or_takes_too_long_is_a_finding(tmp_path):
     """The examination runs in a process that reads only what it is given."""
-    odd = write_faulty(MODEL, tmp_path / "odd.gguf", {"llama.block_count": "six", "tokenizer.ggml.bos_token_id": 9.5})
-    assert "unreadable" in codes(examine_confined(Paths(target="odd", file=odd)))
+    odd = write_faulty(MODEL, tmp_path / "odd.gguf", {"tokenizer.ggml.token_type": "none", "general.name": 9.5})
+    assert codes(examine_confined(Paths(target="odd", file=odd))) == {"template-invalid"}
+    assert codes(examine_confined(Paths(target="slow", file=MODEL), seconds=0)) == {"crash"}
     report = examine_confined(Paths(target="nano", file=MODEL, against="nano", original=NANO))
     assert not codes(report) and report.figures
 

@@ -69,6 +69,8 @@ def check_scale(pairs: Mapping[str, Pair], report: Report) -> None:
 def check_on_base(facts: AdapterFacts, base: ModelFacts, report: Report) -> None:
     """Add findings about an adapter that does not fit its base."""
     for layer, pair in facts.pairs.items():
+        if not LAYER.search(layer):
+            continue  # a layer of which only one form has this name
         tensor = base.tensors.get(f"{layer}.weight")
         shape = (pair.b[0], pair.a[-1]) if pair.a and pair.b else ()
         if tensor is None or tensor.shape != shape:
@@ -89,7 +91,7 @@ def check_on_base(facts: AdapterFacts, base: ModelFacts, report: Report) -> None
 
 def compare_adapters(file: AdapterFacts, original: AdapterFacts, report: Report) -> None:
     """Add findings about an adapter that is not the one that it was made from."""
-    missing = [layer for layer in original.pairs if layer not in file.pairs]
+    missing = [layer for layer in original.pairs if LAYER.search(layer) and layer not in file.pairs]
     if missing and not any(finding.code == "adapter-layers" for finding in report.findings):
         report.add("adapter-layers", f"{len(missing)} layers of the original are missing: {some(missing)}.")
     ratios, unlike, unordered = [], [], []

@@ -24,8 +24,8 @@ def compare_models(file: ModelFacts, original: ModelFacts, turn_ends: Collection
 
 
 def compare_shapes(file: ModelFacts, original: ModelFacts, report: Report) -> bool:
-    """Architecture, layers and heads. Returns whether they are equal."""
-    names = ("architecture", "layers", "heads", "kv_heads")
+    """Layers and heads. Returns whether they are equal. The two forms have other names for some architectures."""
+    names = ("layers", "heads", "kv_heads")
     pairs = {name: (getattr(file, name), getattr(original, name)) for name in names}
     wrong = {
         name.replace("kv_", "KV "): pair for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]
@@ -83,7 +83,7 @@ def compare_tokens(file: Vocabulary, original: Vocabulary, turn_ends: Collection
             f"{len(wrong):,} tokens have another spelling than in the original; the first is {file.name(wrong[0])}, "
             f"there {original.name(wrong[0])}.",
         )
-    if file.bos != original.bos or (file.adds_bos != original.adds_bos and original.bos is not None):
+    if file.adds_bos != original.adds_bos or (file.bos != original.bos and original.bos is not None):
         added = ("not added", "added")
         report.add(
             "bos",

@@ -9,6 +9,7 @@ from inference.doctor.facts import Facts, ModelFacts, Tensor
 from inference.doctor.report import Report, TensorType
 
 SMALLEST_CONTEXT = 256  # tokens
+UNIFORM = ("llama", "gemma", "gemma2", "gemma3", "granite", "phi3", "qwen2", "qwen3")
 
 
 def check_tensors(facts: Facts, report: Report) -> bool:
@@ -59,7 +60,9 @@ def kind_of(name: str) -> str:
 
 
 def check_layers(facts: ModelFacts, report: Report) -> None:
-    """Add a finding if a layer lacks a matrix that every other layer has."""
+    """Add a finding if a layer lacks a matrix that the first one has, in architectures with equal layers."""
+    if facts.architecture not in UNIFORM:
+        return
     kinds = [name.removeprefix("blk.0.") for name in facts.tensors if name.startswith("blk.0.")]
     expected = [f"blk.{number}.{kind}" for number in range(min(facts.layers or 0, 10_000)) for kind in kinds]
     if missing := [name for name in expected if name not in facts.tensors and name.endswith("weight")]:

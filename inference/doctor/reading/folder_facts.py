@@ -25,7 +25,11 @@ from inference.validation import reason_of, shorten
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
-ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}  # GGUF's names where they are not config.json's
+ARCHITECTURES = {
+    "gemma3_text": "gemma3",
+    "mistral": "llama",
+    "mixtral": "llama",
+}  # GGUF's names where they are not config.json's
 
 
 def folder_facts(folder: Path) -> Facts:

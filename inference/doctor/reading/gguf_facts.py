@@ -18,12 +18,15 @@ from inference.formats.gguf_file import GgufFile, GgufTensor, read_gguf_file
 from inference.formats.gguf_header import adapter_facts
 
 SPECIAL = (3, 4)  # LLAMA_TOKEN_TYPE_CONTROL and _USER_DEFINED in llama.h
+ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3")  # tokenizers with a BOS, see llama-vocab.cpp
 LORA_A, LORA_B = ".weight.lora_a", ".weight.lora_b"
 
 
 def gguf_facts(path: Path) -> Facts:
     """The facts of a file. Raises LabError if it is not GGUF, ends inside of its metadata, or writes no text."""
     file = read_gguf_file(path)
+    if (parts := whole(file.metadata.get("split.count"))) and parts > 1:
+        raise LabError(f"{path.name} is one of {parts} parts: join them with llama.cpp's llama-gguf-split --merge.")
     kind = file.metadata.get("general.type", "adapter" if "adapter.type" in file.metadata else "model")
     if kind not in ("model", "adapter"):
         raise LabError(f"{path.name} is a GGUF file of the type {str(kind)[:40]}: name one that writes text.")
@@ -71,7 +74,6 @@ class Values:
 
 def model(file: GgufFile, values: Values, tensors: Mapping[str, Tensor]) -> ModelFacts:
     """The facts of a complete model."""
-    number = file.architecture_value
     template = file.metadata.get("tokenizer.chat_template")
     return ModelFacts(
         path=file.path,
@@ -79,11 +81,11 @@ def model(file: GgufFile, values: Values, tensors: Mapping[str, Tensor]) -> Mode
         architecture=str(file.metadata.get("general.architecture", "unknown")),
         name=str(file.metadata.get("general.name", "")),
         tensors=tensors,
-        layers=number("block_count"),
-        heads=number("attention.head_count"),
-        kv_heads=number("attention.head_count_kv"),
-        context=number("context_length"),
-        rope_base=number("rope.freq_base"),
+        layers=whole(file.architecture_value("block_count")),
+        heads=whole(file.architecture_value("attention.head_count")),
+        kv_heads=whole(file.architecture_value("attention.head_count_kv")),
+        context=whole(file.architecture_value("context_length")),
+        rope_base=base if isinstance(base := file.architecture_value("rope.freq_base"), float) else None,
         rope_scaling=scaling(file),
         vocabulary=vocabulary(file.metadata),
         template=template if isinstance(template, str) else None,
@@ -91,6 +93,11 @@ def model(file: GgufFile, values: Values, tensors: Mapping[str, Tensor]) -> Mode
         read=values.read,
         finite=values.finite,
     )
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of the metadata; None for other values, such as a list with a number for each layer."""
+    return value if isinstance(value, int) else None
 
 
 def scaling(file: GgufFile) -> str:
@@ -111,11 +118,16 @@ def vocabulary(metadata: Mapping[str, Any]) -> Vocabulary | None:
     return Vocabulary(
         spellings=dict(enumerate(tokens)),
         special=frozenset(i for i, kind in enumerate(types) if kind in SPECIAL),
-        bos=ids["bos"],
-        pad=ids["padding"],
+        bos=whole(ids["bos"]),
+        pad=whole(ids["padding"]),
         eos=tuple(token for name in ("eos", "eot") if isinstance(token := ids[name], int)),
-        adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.model") == "llama")),
+        adds_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos_by_default(metadata))),
     )
+
+
+def adds_bos_by_default(metadata: Mapping[str, Any]) -> bool:
+    """Whether llama.cpp adds a BOS if the file does not say."""
+    return metadata.get("tokenizer.ggml.model") == "llama" or metadata.get("tokenizer.ggml.pre") in ADDS_BOS
 
 
 def encoder(path: Path) -> Encoder:

@@ -16,7 +16,7 @@ WHOLE = {"embed_tokens": "token_embd", "lm_head": "output"}
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
 # llama.cpp rotates neighbouring values of queries and keys in these architectures, and transformers the two halves of a
 # head. So the converter changes the order of their rows.
-PERMUTED = ("llama",)
+PERMUTED = ("llama", "granite")
 
 
 def gguf_name(name: str) -> str:
