@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,9 +28,6 @@ from inference.hub.client import translate_hub_errors
 from inference.settings import PROJECT
 from training.finetune.attention import PACKED
 from training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 
 def compute_dtype() -> torch.dtype:
@@ -145,12 +142,16 @@ def check_start(recipe: Recipe) -> None:
         )
 
 
-def load_start(recipe: Recipe, base: PreTrainedModel) -> PeftModel:
-    """The base with the adapter of `start` on it, ready to be trained. Raises LabError if it is not readable."""
-    from peft import PeftModel
+def load_start(recipe: Recipe, model: Any) -> None:
+    """Load the weights of `start` into the adapter of a PeftModel. Raises LabError if they do not fit it."""
+    from peft import load_peft_weights, set_peft_model_state_dict
 
+    # Not PeftModel.from_pretrained: it would distribute a base on the CPU anew.
     try:
-        return PeftModel.from_pretrained(base, start_folder(recipe), is_trainable=True)
+        weights = load_peft_weights(str(start_folder(recipe)), device="cpu")
+        result: Any = set_peft_model_state_dict(model, weights)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise LabError(f"The adapter {recipe.start} can't be loaded ({reason}): check its files.") from error
+    if result.unexpected_keys:
+        raise LabError(f"The adapter {recipe.start} has weights that this run has no place for: set peft as it did.")

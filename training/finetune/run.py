@@ -137,7 +137,6 @@ class Run:
             if plan.processes > 1:
                 raise out_of_memory(self.recipe, plan)
             smaller = smaller_plan(self.recipe, plan)
-            trainer.progress.close()
             with translate_write_errors(self.out):
                 last.save(trainer)
             print(describe_change(plan, smaller), file=sys.stderr)
@@ -155,6 +154,8 @@ class Run:
                 if not isinstance(error, torch.OutOfMemoryError) and not should_reduce_batch_size(error):
                     raise
                 return False
+            finally:
+                trainer.progress.close()  # so that an error has a line of its own
         return True
 
     def make_trainer(self, plan: Plan, found: Checkpoint | None, best: BestWeights, last: LastStep) -> LabTrainer:
@@ -220,20 +221,21 @@ def load_trainer(
     """
     make: Any = PreferenceTrainer if recipe.objective == "dpo" else SupervisedTrainer
     reference = {"ref_model": load_base(recipe, plan.attention)} if has_reference(recipe) else {}
-    model = load_base(recipe, plan.attention, plan.sharded)
     with translate_trl_errors(recipe):
         trainer: LabTrainer = make(
             recipe,
             progress,
-            model=load_start(recipe, model) if recipe.start else model,
+            model=load_base(recipe, plan.attention, plan.sharded),
             processing_class=tokenizer,
             args=settings,
             train_dataset=rows.train,
             eval_dataset=rows.validation if len(rows.validation) else None,
-            peft_config=None if recipe.start else lora_config(recipe),
+            peft_config=lora_config(recipe),
             **reference,
         )
     trainer.remove_callback(PrinterCallback)
+    if recipe.start:
+        load_start(recipe, trainer.model)
     return trainer
 
 
