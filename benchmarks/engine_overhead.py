@@ -15,8 +15,8 @@ import psutil
 
 from benchmarks.report import Figure, timed
 from benchmarks.timed_models import TimedModel, ask, nano, random_1b
-from inference.engines import Engine as AnyEngine
 from inference.engines import ActiveAdapter, Message, ModelFiles, load_engine
+from inference.engines import Engine as AnyEngine
 from inference.engines.llamacpp.engine import Engine
 from inference.engines.llamacpp.loaded_base import LoadedBase
 

@@ -72,24 +72,24 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / median(seconds(lambda: target.copy_(source), device) for _ in range(10))
 
 
-def answer_all(engine: Engine, files: Sequence[ModelFiles], count: int, tokens: int) -> int:
+def answer_all(engine: Engine, files: Sequence[ModelFiles], count: int, tokens: int, strength: float = 1.0) -> int:
     """Ask `count` questions at once, to the models in turns. Returns the number of tokens of all answers."""
     with ThreadPoolExecutor(count) as visitors:
-        asked = [visitors.submit(ask, engine, files[i % len(files)], QUESTION, tokens) for i in range(count)]
+        asked = [visitors.submit(ask, engine, files[i % len(files)], QUESTION, tokens, strength) for i in range(count)]
         return sum(answer.result().tokens for answer in asked)
 
 
 def engine_rates(engine: Engine, files: Sequence[ModelFiles], counts: tuple[int, ...], tokens: int,
-                 rounds: int) -> dict[int, tuple[float, float]]:  # fmt: skip
+                 rounds: int, strength: float = 1.0) -> dict[int, tuple[float, float]]:  # fmt: skip
     """For each count of questions: tokens/s, and the seconds of the first time."""
     rates = {}
     for count in counts:
         with timed() as first:
-            answer_all(engine, files, count, tokens)
+            answer_all(engine, files, count, tokens, strength)
         runs = []
         for _ in range(rounds):
             with timed() as watch:
-                answered = answer_all(engine, files, count, tokens)
+                answered = answer_all(engine, files, count, tokens, strength)
             runs.append(answered / watch.seconds)
         rates[count] = median(runs), first.seconds
     return rates
@@ -219,7 +219,9 @@ def measure(quick: bool) -> list[Figure]:
             answer_all(engine, base, 1, 1)
         batch = end_no_answer(engine)
         rates = engine_rates(engine, base, counts, tokens, rounds)
-        mixed = engine_rates(engine, [ModelFiles(folder, adapter) for adapter in adapters], counts, tokens, rounds)
+        adapted = [ModelFiles(folder, adapter) for adapter in adapters]
+        mixed = engine_rates(engine, adapted, counts, tokens, rounds)
+        half = engine_rates(engine, adapted, counts, tokens, rounds, strength=0.5)
         prompt = batch.runner.tokenizer.encode([Message(role="user", content=QUESTION)])
         engine.close()
         pause = longest_pause(base[0], device, counts, tokens)
@@ -232,6 +234,8 @@ def measure(quick: bool) -> list[Figure]:
                f"{plain.size / 1e6:,.0f}; {plain.bandwidth / 1e9:,.0f}; {len(batch.rows)}"),
         Figure("from the first question to its first token, with loading, s", f"{first_load.seconds:.1f}", "≤ 4"),
         Figure("longest pause of an answer while others start, s", f"{pause:.2f}", "≤ 0.3"),
+        Figure(f"two adapters at strength 0.5; questions at once: {', '.join(map(str, counts))}; tokens/s",
+               ", ".join(f"{rate:,.0f}" for rate, _ in half.values())),
         *precisions,
     ]  # fmt: skip
     for count in counts:

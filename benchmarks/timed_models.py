@@ -46,10 +46,11 @@ class Answer(NamedTuple):
     tokens_per_second: float
 
 
-def ask(engine: Engine, files: ModelFiles, question: str, max_tokens: int) -> Answer:
-    """Ask a question. An answer of fewer than two tokens has 0 tokens/s."""
+def ask(engine: Engine, files: ModelFiles, question: str, max_tokens: int, strength: float = 1.0) -> Answer:
+    """Ask a question, the adapter at that strength. An answer of fewer than two tokens has 0 tokens/s."""
     messages = [Message(role="user", content=question)]
-    *_, last = engine.stream(files, messages, Sampling(temperature=0, max_tokens=max_tokens), lambda: False)
+    sampling = Sampling(temperature=0, max_tokens=max_tokens, strength=strength)
+    *_, last = engine.stream(files, messages, sampling, lambda: False)
     assert last.figures
     figures = last.figures
     return Answer(figures.completion_tokens, figures.seconds_to_first_token or 0.0, figures.tokens_per_second or 0.0)
