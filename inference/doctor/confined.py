@@ -112,7 +112,7 @@ def examine_model(file: ModelFacts, opened: Opened, report: Report, complete: bo
     theirs = original.encoder() if original.template else None
     ends = [turn_end(theirs, original.vocabulary.special)] if theirs and original.vocabulary else []
     same = compare_models(file, original, ends, report)
-    if encoder and theirs:
+    if same and encoder and theirs:
         compare_prompts(encoder, theirs, report)
     if same and complete:
         compare_weights(file, original, report)

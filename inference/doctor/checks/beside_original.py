@@ -14,13 +14,14 @@ DEFAULT_ROPE_BASE = 10_000.0  # llama.cpp's, for a file that names none
 def compare_models(file: ModelFacts, original: ModelFacts, turn_ends: Collection[int | None], report: Report) -> bool:
     """Add the findings. `turn_ends` are the original's tokens that end a turn. Returns whether the two have the same
     layers, so that their values can be compared."""
-    same = compare_shapes(file, original, report)
+    if not compare_shapes(file, original, report):
+        return False  # all else differs, too
     compare_rope(file, original, report)
     compare_context(file, original, report)
     compare_embeddings(file, original, report)
     if file.vocabulary and original.vocabulary:
         compare_tokens(file.vocabulary, original.vocabulary, turn_ends, report)
-    return same
+    return True
 
 
 def compare_shapes(file: ModelFacts, original: ModelFacts, report: Report) -> bool:
