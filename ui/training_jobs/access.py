@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -10,7 +9,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from gradio.utils import get_space
 
 from inference.errors import LabError
 from inference.settings import variable
@@ -25,8 +23,11 @@ def is_installed() -> bool:
 
 
 def is_offered() -> bool:
-    """Whether this page has a place to train at all: not on a Space that cannot, or whose owner cannot sign in."""
-    return not on_space() or (is_installed() and bool(os.environ.get("OAUTH_CLIENT_ID")) and get_space() is not None)
+    """Whether this page has a place to train at all: not on a Space that cannot, or whose owner cannot sign in.
+
+    Without SYSTEM=spaces Gradio imitates the sign-in for developers, and everybody would be the owner.
+    """
+    return not on_space() or (is_installed() and bool(variable("OAUTH_CLIENT_ID")) and variable("SYSTEM") == "spaces")
 
 
 def on_space() -> bool:

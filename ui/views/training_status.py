@@ -6,9 +6,9 @@ import html
 from collections.abc import Sequence
 
 from ui.training_jobs.job import Job
-from ui.training_jobs.progress import Curve, RunProgress
+from ui.training_jobs.progress import RunProgress
+from ui.views.charts import thin_out
 
-MOST_POINTS = 400
 TRAINING, HELD_OUT = "training", "held out"
 SAMPLE = ("question", "expected", "answer")
 Row = dict[str, float | str]  # of the plot
@@ -54,14 +54,8 @@ def curve_rows(progress: RunProgress) -> list[Row]:
     return [
         {"step": step, "loss": loss, "kind": kind}
         for kind, curve in ((TRAINING, progress.losses), (HELD_OUT, progress.held_out))
-        for step, loss in thin_out(curve)
+        for step, loss in (thin_out(curve) if curve else ())
     ]
-
-
-def thin_out(curve: Curve) -> Curve:
-    """Return at most `MOST_POINTS` points of a curve, the last one among them."""
-    every = len(curve) // MOST_POINTS + 1
-    return [*curve[:-1][::every], *curve[-1:]]
 
 
 def samples_html(progress: RunProgress) -> str:
