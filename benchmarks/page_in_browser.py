@@ -1,13 +1,15 @@
 """How soon can a visitor use the page after its first paint, and what does the page cost a token of an answer?
 
 In Chromium on the same machine. The cost: what 300 more tokens take on the page and from the engine alone, in turns,
-and what of it the page's process computes. The rest is the browser, which visitors have on their own machines. A model
-in the nano's shape with random weights answers, because the nano's own answers end after a dozen tokens.
+and what of it the page's process computes beside what each program computes that reads the engine's answer. The rest is
+the browser, which visitors have on their own machines. A model in the nano's shape with random weights answers, because
+the nano's own answers end after a dozen tokens.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, median
@@ -100,9 +102,11 @@ def token_costs(browser: Browser, app: RunningApp, model: Path, rounds: int) -> 
         before = process.cpu_times()
         on_page = seconds_on_page(page, tokens)
         after = process.cpu_times()
+        reading = time.process_time()
         with timed() as watch:
             ask(engine, ModelFiles(model), QUESTION, tokens)
-        return on_page, after.user + after.system - before.user - before.system, watch.seconds
+        reading = time.process_time() - reading
+        return on_page, after.user + after.system - before.user - before.system - reading, watch.seconds
 
     seconds(SHORT)  # loads the model
     turns = [(seconds(LONG), seconds(SHORT)) for _ in range(rounds)]

@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from inference.catalog import Entry
-from inference.engines import Chunk
+from inference.engines import Chunk, Figures
 from inference.errors import LabError, visitor_message
 from inference.lab import Lab
 from inference.lessons.lessons import Lessons
@@ -251,10 +251,9 @@ class ChatTab:
                     continue
                 else:
                     shown = answer or waiting_html(chunk.waiting or "thinking", now - started)
+                around = around_answer(not redrawn_at, chunk.figures, reading.speaking)
                 redrawn_at = now
-                buttons = send_or_stop(running=not chunk.figures or reading.speaking)
-                gauge = context_gauge_html(chunk.figures) if chunk.figures else gr.skip()
-                yield [*history, reply | {"content": shown}], "", "", *buttons, gauge, turn
+                yield [*history, reply | {"content": shown}], *around, turn
                 turn = gr.skip()
         except LabError as error:
             reading.stop.set()
@@ -266,6 +265,15 @@ class ChatTab:
         """Yield the chunks, and count the answer among those of the visitor meanwhile."""
         with self.limits.admit(visitor_of(request)):
             yield from chunks
+
+
+def around_answer(first: bool, figures: Figures | None, speaking: bool) -> tuple[Any, ...]:
+    """Return question box, notice, buttons and gauge beside a growing answer. Only the `first` update and the last one,
+    which has `figures`, change them: each change takes time, and the visitor may be typing the next question."""
+    text = "" if first else gr.skip()
+    buttons = send_or_stop(running=not figures or speaking) if first or figures else (gr.skip(), gr.skip())
+    gauge = context_gauge_html(figures) if figures else gr.skip()
+    return text, text, *buttons, gauge
 
 
 def new_turn() -> str:
