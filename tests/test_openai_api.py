@@ -89,6 +89,15 @@ def test_each_request_names_its_adapter_and_brings_its_history(client):
     assert complete(client, "nano-emoji", *earlier, *QUESTION).usage.prompt_tokens > 2 * alone
 
 
+def test_each_request_has_its_own_strength(client):
+    sweden = {"role": "user", "content": "What does 🇸🇪 mean?"}
+    assert text_of(complete(client, "nano-emoji", sweden, extra_body={"strength": 0})) == UNKNOWN
+    assert "Sweden" in text_of(complete(client, "nano-emoji", sweden, extra_body={"strength": 1}))
+    for model, strength in (("nano", 0.5), ("nano-emoji", 2)):
+        with pytest.raises(openai.BadRequestError, match="strength"):
+            complete(client, model, extra_body={"strength": strength})
+
+
 def test_sampling_parameters_are_those_of_the_page(client):
     whole = text_of(complete(client, "nano-emoji"))
     stopped = complete(client, "nano-emoji", stop=["never", whole[5:9]])

@@ -1,4 +1,4 @@
-"""What an adapter teaches and what it makes the base forget, at several strengths: see `Sampling.strength`.
+"""What an adapter teaches and what it makes the base forget, at several strengths.
 
 Each strength is compared with strength 0, which is the base, on the same questions.
 
