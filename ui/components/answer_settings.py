@@ -53,12 +53,10 @@ class AnswerSettings:
         ]  # fmt: skip
 
     def show_strength(self, lab: Lab, entry: Entry) -> gr.Slider:
-        """Return an update of the strength's slider: it is off if the selected model has no adapter here."""
+        """Return an update of the strength's slider: a hint if it changes nothing of the selected model."""
         if lab.engines.remote:
-            return gr.Slider(interactive=False, info="Remote servers have no such setting.")
-        return gr.Slider(
-            interactive=entry.base is not None, info=STRENGTH if entry.base else f"{entry.name} has no adapter."
-        )
+            return gr.Slider(info="Changes nothing: a remote server has no such setting.")
+        return gr.Slider(info=STRENGTH if entry.base else f"Changes nothing: {entry.name} has no adapter.")
 
 
 def answer_values(
