@@ -46,7 +46,7 @@ from ui.voice.spoken_answers import SpokenAnswers
 from ui.voice.voice_input import VoiceInput
 from ui.voice.voice_settings import VoiceSettings
 
-REDRAW_SECONDS = 0.05  # between two redraws of a growing answer
+REDRAW_SECONDS = 0.08  # between two redraws of a growing answer; each takes 3 ms of this process
 EXAMPLES = 3
 READ_ALOUD = "read"
 OTHER_MODELS = 2  # that the last question can be asked instead, with one click
