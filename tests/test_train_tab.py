@@ -107,10 +107,10 @@ def test_a_model_is_trained_from_a_file_and_can_be_asked(tmp_path):
     environment = {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     with running_app(tmp_path / "log", **environment) as address, open_page(address) as page:
         page.get_by_role("tab", name="Train").click()
-        page.get_by_label("Name").fill("people")
+        page.get_by_role("textbox", name="Name", exact=True).fill("people")
         page.get_by_label("A file", exact=True).check()
-        page.locator("input[type=file]").last.set_input_files(data)
-        page.get_by_label("quick").check()
+        page.locator("#training-file input[type=file]").set_input_files(data)
+        page.get_by_label("quick", exact=True).check()
         page.get_by_role("button", name="Look at the data").click()
         page.get_by_text("60 rows (question and answer)").wait_for(timeout=120_000)
         page.get_by_role("button", name="Rows, and what is learnt of them").click()

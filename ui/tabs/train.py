@@ -62,7 +62,9 @@ class TrainTab:
         )  # fmt: skip
         lessons = [] if on_space() else [TAUGHT]  # a Space has none
         self.kind = gr.Radio([EMOJI, FILE, HUB, *lessons], value=EMOJI, label="Data")
-        self.file = gr.File(label="Conversations, questions with answers, pairs or text", visible=False)
+        self.file = gr.File(
+            label="Conversations, questions with answers, pairs or text", visible=False, elem_id="training-file"
+        )
         self.dataset = gr.Textbox(label="Data set", placeholder="user/name", max_length=200, visible=False)
         self.goal = gr.Dropdown([AUTOMATIC, *GOALS], value=AUTOMATIC, label="What to learn")
         self.dial = gr.Radio(
@@ -144,14 +146,14 @@ class TrainTab:
 
     def start_job(
         self, name: str, file: str | None, recipe: str, wish: Wish, request: gr.Request, profile: Profile
-    ) -> tuple[str, str]:
+    ) -> tuple[str, gr.Dropdown]:
         """Put the job into the queue."""
         check_owner(request, profile)
         name = check_name(name.strip())
         checked = check_recipe(recipe, name)
         keep_data(self.jobs.prepare(name), checked, file)
         self.jobs.add(name, wish.base if wish.data == LESSONS else "")
-        return f"{name} is in the queue. You can close this page: the training continues.", name
+        return f"{name} is in the queue. You can close this page: the training continues.", self.trainings.choose(name)
 
 
 def data_name(kind: str, file: str | None, dataset: str) -> str:

@@ -111,6 +111,10 @@ class Trainings:
             models,
         )
 
+    def choose(self, name: str | None) -> gr.Dropdown:
+        """Return the list of jobs with one of them selected."""
+        return gr.Dropdown([(f"{each.name} · {each.state}", each.name) for each in self.jobs.list()], value=name)
+
     def new_default(self, finished: list[str], shown: Any) -> dict[str, Any]:
         """Return the model to select: one that has just been taught lessons and has passed the gate."""
         new = set(finished) - set(shown[0]) if shown else set()
