@@ -123,5 +123,5 @@ def test_a_model_is_trained_from_a_file_and_can_be_asked(tmp_path):
         page.get_by_role("tab", name="Train").click()
         status.get_by_text("Choose people in the chat").wait_for(timeout=180_000)
         page.get_by_role("tab", name="Chat").click()
-        page.get_by_role("listbox", name="Model").click()
+        page.get_by_label("Model", exact=True).click()
         page.get_by_role("option", name="people").wait_for()

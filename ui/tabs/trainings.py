@@ -95,7 +95,7 @@ class Trainings:
         alive = bool(job and job.process())
         now = [
             finished, [(each.name, each.state) for each in jobs], job and job.model_dump(), alive, progress.step,
-            progress.steps, progress.begin, len(progress.held_out),
+            progress.steps, progress.begin, len(progress.held_out), len(progress.losses),
         ]  # fmt: skip
         if now == shown:
             return (gr.skip(),) * len(self.outputs)
@@ -127,7 +127,8 @@ class Trainings:
             hidden = [gr.Button(visible=False)] * 3
             empty = "<p>Nothing was trained yet.</p>"
             return empty, gr.LinePlot(visible=False), "", "", *hidden, gr.Accordion(visible=False)
-        rows = curve_rows(progress)
+        # The browser keeps the lines of the first drawing: it waits for both.
+        rows = curve_rows(progress) if progress.losses or progress.step >= progress.steps else []
         plot = gr.LinePlot(pd.DataFrame(rows), visible=True) if rows else gr.LinePlot(visible=False)
         waits = job.state in ("queued", "running")
         gate = gate_text(self.jobs.job_folder(job.name).gate())
