@@ -19,6 +19,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores: more threads only wait for each other
 
+from processes import run_forked
+
 from inference.engines import Message, ModelFiles, Sampling
 from inference.settings import PROJECT
 from inference.speech import SAMPLE_RATE, decode
@@ -86,7 +88,9 @@ def ask(engine, files: ModelFiles, *texts: str, sampling: Sampling = GREEDY, can
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run `python -m …` from the project as a user would."""
+    """Run `python -m …` from the project as a user would. Training in this environment starts as a fork."""
+    if arguments[0] == "training" and not environment:
+        return run_forked("-m", *arguments)
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment},
@@ -105,7 +109,7 @@ def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environmen
             cwd=folder, env={**os.environ, **environment, "PORT": str(port)}, stdout=lines, stderr=lines,
         )  # fmt: skip
     try:
-        for _ in range(600):
+        for _ in range(3000):
             assert process.poll() is None, log.read_text()
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
@@ -115,7 +119,7 @@ def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environmen
         yield f"http://127.0.0.1:{port}/"
     finally:
         process.terminate()
-        process.wait(40)
+        process.wait(300)
 
 
 def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:

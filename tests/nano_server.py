@@ -72,8 +72,8 @@ class NanoServer:
         )  # fmt: skip
 
     def wait(self) -> None:
-        """Wait until it listens, 30 s at most."""
-        deadline = time.monotonic() + 30
+        """Wait until it listens, 120 s at most."""
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:

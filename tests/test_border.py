@@ -60,7 +60,7 @@ WRONG = [
 
 def call(address: str, endpoint: str, *values: str) -> tuple[str, str]:
     """Call an endpoint with JSON texts. Returns the last event, "complete" or "error", and its data."""
-    with httpx2.Client(base_url=f"{address}gradio_api/call/{endpoint}", timeout=60) as http:
+    with httpx2.Client(base_url=f"{address}gradio_api/call/{endpoint}", timeout=300) as http:
         body = f'{{"data": [{", ".join(values)}]}}'
         sent = http.post("", content=body, headers={"Content-Type": "application/json"})
         assert sent.status_code == 200, sent.text
@@ -110,7 +110,7 @@ def test_other_endpoints_refuse_wrong_values_in_one_sentence(address, endpoint, 
 
 
 def test_the_page_refuses_what_its_components_cannot_send(address):
-    http = httpx2.Client(base_url=f"{address}gradio_api", timeout=60)
+    http = httpx2.Client(base_url=f"{address}gradio_api", timeout=300)
     config = http.get(f"{address}config").json()
     send = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "send")
     event = next(d for d in config["dependencies"] if [send, "click"] in d["targets"])

@@ -241,7 +241,7 @@ def test_a_blind_vote_shows_the_names_and_the_ranking_is_there_after_a_reload(pa
 
 
 def test_no_message_to_the_browser_identifies_the_models(address):
-    http = httpx2.Client(base_url=f"{address}gradio_api", timeout=60)
+    http = httpx2.Client(base_url=f"{address}gradio_api", timeout=300)
     config = http.get(f"{address}config").json()
     send = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "compare-send")
     event = next(d for d in config["dependencies"] if [send, "click"] in d["targets"])
@@ -289,7 +289,7 @@ def test_100_programs_vote_concurrently(address, votes_file):
     battles = [votes.open_battle("?", ["nano", "nano-emoji"], drawn=True).id for _ in range(100)]
 
     def vote(battle: str) -> str:  # plain HTTP: 100 threads in one gradio_client share a stream, and it loses events
-        with httpx2.Client(base_url=f"{address}gradio_api/call/vote", timeout=60) as program:
+        with httpx2.Client(base_url=f"{address}gradio_api/call/vote", timeout=300) as program:
             event = program.post("", json={"data": [battle, "b"]}).json()["event_id"]
             return program.get(f"/{event}").text
 

@@ -35,7 +35,7 @@ def test_an_address_has_a_number_of_questions_a_minute():
     for i in range(3):
         with limits.admit(Visitor("192.0.2.1", f"visit {i}")):
             pass
-    message = r"More than 3 questions in one minute came from your address: ask again in (59|60) seconds"
+    message = r"More than 3 questions in one minute came from your address: ask again in (5\d|60) seconds"
     with pytest.raises(LabError, match=message):
         limits.admit(Visitor("192.0.2.1", "another visit")).__enter__()
     with limits.admit(Visitor("192.0.2.2")), limits.admit(Visitor("192.0.2.1"), "recording"):
@@ -98,7 +98,7 @@ def limited(tmp_path_factory, catalog_with_a_slow_model) -> Iterator[str]:
 
 def test_the_list_and_the_ranking_work_while_40_questions_wait(limited):
     """Two long answers hold both places; the questions behind them wait, and nothing else does."""
-    http = httpx2.Client(base_url=f"{limited}gradio_api", timeout=30)
+    http = httpx2.Client(base_url=f"{limited}gradio_api", timeout=300)
     running = [Client(limited, verbose=False).submit("?", "babble", **LONG, api_name="/ask") for _ in range(2)]
     deadline = time.monotonic() + 60
     while not all(job.outputs() for job in running) and time.monotonic() < deadline:
@@ -158,7 +158,7 @@ def test_visitors_who_leave_free_their_places(address):
     body = {"data": ["?", "babble", "", 1, 4096, None, 0.9]}
 
     def leave(_: int) -> None:
-        with httpx2.Client(base_url=f"{address}gradio_api", timeout=30) as http:
+        with httpx2.Client(base_url=f"{address}gradio_api", timeout=300) as http:
             event = http.post("/call/ask", json=body).json()["event_id"]
             with http.stream("GET", f"/call/ask/{event}") as answer:
                 for line in answer.iter_lines():

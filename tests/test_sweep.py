@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +11,9 @@ import optuna
 import pytest
 import yaml
 from conftest import assert_refused, command
+from processes import Forked
 
 from inference.errors import LabError
-from inference.settings import PROJECT
 from training.data.emoji.questions import questions, selection_questions
 from training.evaluation.statistics import newcombe
 from training.evaluation.suites.emoji_suite import group
@@ -28,7 +25,7 @@ from training.sweeps.sweep_report import field_chart, write_report
 from training.sweeps.sweep_summary import Point, Run, effects, pareto_front
 from training.sweeps.trial import PruningCallback
 
-pytestmark = pytest.mark.xdist_group("sft")
+pytestmark = pytest.mark.xdist_group("sweep")
 
 OVERRIDES = {
     "data.examples": 32,
@@ -58,11 +55,11 @@ def complete_checkpoints(folder: Path) -> set[str]:
 def test_a_killed_sweep_resumes_with_two_workers_and_reports(tmp_path):
     out, copy = tmp_path / "out", tmp_path / "copy"
     arguments = ["sweep", write_sweep(tmp_path), "--out", str(out)]
-    first = subprocess.Popen([sys.executable, "-m", "training", *arguments], cwd=PROJECT, stderr=subprocess.DEVNULL)
+    first = Forked("-m", "training", *arguments)
     while not complete_checkpoints(out):
         assert first.poll() is None
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)  # kills the command only; its worker ends with it
+    first.kill()  # kills the command only; its worker ends with it
     first.wait()
     killed = open_study(load_sweep(arguments[1]), out)
     (running,) = killed.get_trials(states=[optuna.trial.TrialState.RUNNING])
@@ -120,11 +117,9 @@ def test_a_sweep_on_each_objective_runs_to_its_end(tmp_path, objective):
     path = write_sweep(
         tmp_path, recipe="emoji-nano", overrides=overrides, fields={"lora.r": [2]}, objective=objective, every=100
     )
-    done = command("training", "sweep", path, "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    report = (tmp_path / "out" / "report.md").read_text("utf-8")
+    study, report = run_in_process(path, tmp_path / "out")
     assert f"Finished runs: 1. The objective is {objective} (" in report
-    (trial,) = open_study(load_sweep(path), tmp_path / "out").get_trials()
+    (trial,) = study.get_trials()
     asked = {LOSS} if objective == LOSS else {LOSS, *GROUPS}
     assert set(trial.user_attrs["measured"]["values"]) == asked and trial.value >= 0
 

@@ -267,5 +267,5 @@ votes.vote(votes.open_battle("?", ["x", "y"], drawn=True).id, "tie")
     )  # fmt: skip
     assert "stay on this machine for now: me/votes" in process.stderr.readline()
     hub.start()
-    process.communicate("\n", timeout=60)
+    process.communicate("\n", timeout=300)
     assert [line["outcome"] for line in pushed_votes(HfApi(hub.url, hub.token("me")), tmp_path)] == ["tie"]

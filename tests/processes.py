@@ -1,0 +1,88 @@
+"""Commands in processes of their own that start at once.
+
+`python -m training` imports PyTorch and its libraries for about eight seconds. Here each command is a fork of one
+server process that has imported them: still a process with its own arguments, environment, output and exit code. A
+command with another environment for the libraries starts afresh: they read it while they are imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+from multiprocessing import forkserver
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from inference.settings import PROJECT
+
+ENVIRONMENT = dict(os.environ)  # before any test changes it
+IMPORTED = ["training.finetune.run", "training.finetune.trainer", "training.export.parity.measure", "processes"]
+context = multiprocessing.get_context("forkserver")
+
+
+def start_server() -> None:
+    """Start the server, unless it runs. Its imports go on while the caller continues."""
+    changed = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT, PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "tests")]))
+    try:
+        context.set_forkserver_preload(IMPORTED)
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(changed)
+
+
+def run_python(arguments: tuple[str, ...], environment: dict[str, str], out: str, error: str) -> None:
+    """In the fork: do what `python ARGUMENTS` does, where these begin with -m MODULE or -c CODE."""
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, path in ((1, out), (2, error)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    kind, what, *rest = arguments
+    sys.argv, sys.path[0] = [kind, *rest], str(PROJECT)
+    try:
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
+
+
+class Forked:
+    """A command in a fork of the server, with the methods of `subprocess.Popen` that tests use."""
+
+    def __init__(self, *arguments: str, out: str = os.devnull, error: str = os.devnull, **environment: str) -> None:
+        start_server()
+        self._process = context.Process(target=run_python, args=(arguments, os.environ | environment, out, error))
+        self._process.start()
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end and return the exit code. Kills it and raises TimeoutError after `timeout` seconds."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self.kill()
+            raise TimeoutError(f"the command ran longer than {timeout} s")
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+
+
+def run_forked(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run `python ARGUMENTS` in a fork to its end, 600 s at most."""
+    with TemporaryDirectory() as folder:
+        out, error = (Path(folder) / name for name in ("out", "error"))
+        process = Forked(*arguments, out=str(out), error=str(error), **environment)
+        code = process.wait(600)
+        return subprocess.CompletedProcess(arguments, code, out.read_text("utf-8"), error.read_text("utf-8"))
