@@ -1,4 +1,4 @@
-"""Spoken answers: what a listener hears of an answer, and the sound of it."""
+"""Spoken answers: what is spoken of an answer, and the sound of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def voice() -> Voice:
 
 
 @pytest.mark.parametrize(
-    ("markdown", "heard"),
+    ("markdown", "spoken"),
     [
         ("# Title\n\nHello **world**, see [the docs](https://a.b/c).", ["Title.", "Hello world, see the docs."]),
         ("Go to https://www.example.com/x?y=1#z", ["Go to example dot com."]),
@@ -42,8 +42,8 @@ def voice() -> Voice:
         ("!!! --- ***", []),
     ],
 )  # fmt: skip
-def test_a_listener_hears_words_and_no_markup(markdown, heard):
-    assert speakable(markdown) == heard
+def test_words_are_spoken_and_no_markup(markdown, spoken):
+    assert speakable(markdown) == spoken
 
 
 def test_an_answer_is_spoken_sentence_by_sentence(voice):
@@ -60,11 +60,11 @@ def test_an_answer_is_spoken_sentence_by_sentence(voice):
 
 def test_a_growing_answer_keeps_its_finished_sentences(voice):
     answer = "A panda eats bamboo. It lives in China. Its emoji is 🐼."
-    heard: list[str] = []
+    spoken: list[str] = []
     for end in range(len(answer)):
-        heard += voice.sentences(answer[:end], complete=False)[len(heard) :]
-    assert heard + voice.sentences(answer)[len(heard) :] == voice.sentences(answer)
-    assert len(heard) == 2
+        spoken += voice.sentences(answer[:end], complete=False)[len(spoken) :]
+    assert spoken + voice.sentences(answer)[len(spoken) :] == voice.sentences(answer)
+    assert len(spoken) == 2
 
 
 @pytest.mark.parametrize("hostile", ["word ", "[", "a", "*a ", "1\n- "])

@@ -1,4 +1,4 @@
-"""Turn the text of an answer into what a listener should hear: no markup, no code, formulas and emoji in words.
+"""Turn the text of an answer into words to be spoken: no markup, no code, formulas and emoji in words.
 
 Knows English only. Does not judge which language the text is in.
 """
@@ -51,7 +51,7 @@ COMMANDS = {
 
 
 def speakable(text: str) -> list[str]:
-    """The paragraphs of an answer in Markdown as a listener should hear them; empty if nothing is left to say.
+    """The paragraphs of an answer in Markdown as they are spoken; empty if nothing is left to say.
 
     Links are read by their text, bare addresses by their host, emoji by their name, short formulas in words. Thoughts
     (`<think>`) are dropped, code blocks are mentioned. Only the first `MAX_MARKDOWN` characters count.

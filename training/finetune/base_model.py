@@ -146,7 +146,7 @@ def load_start(recipe: Recipe, model: Any) -> None:
     """Load the weights of `start` into the adapter of a PeftModel. Raises LabError if they do not fit it."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    # Not PeftModel.from_pretrained: it would distribute a base on the CPU anew.
+    # Not PeftModel.from_pretrained: it would distribute a base on the CPU again.
     try:
         weights = load_peft_weights(str(start_folder(recipe)), device="cpu")
         result: Any = set_peft_model_state_dict(model, weights)

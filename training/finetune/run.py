@@ -123,7 +123,7 @@ class Run:
     callbacks: Sequence[TrainerCallback]
 
     def train(self, plan: Plan, found: Checkpoint | None) -> tuple[LabTrainer, BestWeights, Plan]:
-        """Train from a checkpoint to the end. If memory runs out, go on with a smaller plan.
+        """Train from a checkpoint to the end. If memory runs out, continue with a smaller plan.
 
         Raises OutOfMemory if several processes would have to do that.
         """

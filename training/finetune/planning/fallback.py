@@ -1,4 +1,4 @@
-"""What a run does when its memory runs out in spite of its plan: it goes on with a smaller one.
+"""What a run does when its memory runs out in spite of its plan: it continues with a smaller one.
 
 One process saves its last complete step first, so that no step is lost. Several processes can't: those that have not
 failed wait for the one that has. They end, and `processes/launch.py` starts them again from the newest checkpoint.
@@ -63,7 +63,7 @@ def largest_divisor(number: int, most: int) -> int:
 def describe_change(before: Plan, after: Plan) -> str:
     """The sentence for the terminal."""
     how = "with recomputed activations" if after.checkpointing > before.checkpointing else f"as {after.split}"
-    return f"Out of memory with {before.split}: the run goes on from its last saved step {how}, which learns the same."
+    return f"Out of memory with {before.split}: the run continues from its last saved step {how}, which learns the same."
 
 
 class LastStep(TrainerCallback):
