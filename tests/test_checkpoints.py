@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import assert_refused, command
+from processes import Forked
 
 from inference.errors import LabError
 from inference.settings import PROJECT
@@ -31,21 +31,24 @@ pytestmark = pytest.mark.xdist_group("checkpoints")
 SMALL = ["data.examples=96", "data.evaluation=4", "epochs=2", "batch_size=8", "warmup_steps=2", "checkpoints.steps=3"]
 
 
-def start(out: Path, *more: str, **environment: str) -> subprocess.Popen:
+def start(out: Path, *more: str, **environment: str) -> subprocess.Popen | Forked:
     """Start training in a process of its own, as a user would."""
+    arguments = ["-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(out), *more]
+    if not environment:
+        return Forked(*arguments)
     return subprocess.Popen(
-        [sys.executable, "-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(out), *more],
+        [sys.executable, *arguments],
         cwd=PROJECT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
 
-def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
+def kill_when(process: subprocess.Popen | Forked, reached: Callable[[], bool]) -> None:
     """Kill the process with SIGKILL as soon as `reached()` is true."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not reached():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
 
 

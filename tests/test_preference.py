@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import assert_refused, command
 from huggingface_hub import HfApi, constants
+from processes import Forked
 from safetensors.torch import load_file
 
 from inference.arena.votes import Votes
 from inference.arena.votes_hub import VotesScheduler
 from inference.errors import LabError
-from inference.settings import PROJECT
 from local_hub import LocalHub
 from training import data
 from training.data.emoji.preferences import FILE, pairs
@@ -87,12 +86,10 @@ def test_its_export_passes_the_parity_check(trained):
 
 
 def test_a_resumed_run_makes_the_same_adapter(trained, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training", "sft", "emoji-nano-dpo", *SMALL, "--out", str(tmp_path)],
-        cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = Forked("-m", "training", "sft", "emoji-nano-dpo", *SMALL, "--out", str(tmp_path))
     while not list(tmp_path.glob("checkpoints/checkpoint-*/complete.json")):
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.wait()
     train(tmp_path)

@@ -5,22 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import assert_refused, command
+from processes import Forked
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import SPLIT, two_processes
 from trl import SFTTrainer
 
 from inference.errors import LabError
-from inference.settings import PROJECT
 from training import data
 from training.evaluation.conversation_loss import load_for_scoring, row_loss
 from training.evaluation.held_out import read_held_out
@@ -87,15 +83,15 @@ def test_the_best_weights_are_the_result_and_the_curve_is_in_the_record(diverged
 
 
 def test_the_best_weights_survive_the_deletion_of_old_checkpoints_and_a_stop(diverged, tmp_path):
-    arguments = [sys.executable, "-m", "training", "sft", "emoji-nano", *DIVERGES, "--out", str(tmp_path)]
-    process = subprocess.Popen(arguments, cwd=PROJECT, env=os.environ, stderr=subprocess.DEVNULL)
+    arguments = ["training", "sft", "emoji-nano", *DIVERGES, "--out", str(tmp_path)]
+    process = Forked("-m", *arguments)
     while not list(tmp_path.glob(f"checkpoints/checkpoint-9/{COMPLETE}")):
         assert process.poll() is None
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     (tmp_path / "checkpoints" / NAME).unlink()  # as on another machine, which has the newest checkpoint only
-    done = subprocess.run(arguments, cwd=PROJECT, check=False, capture_output=True, text=True)
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert record(tmp_path)["validation"] == record(diverged)["validation"]
     assert sha256(tmp_path / "adapter_model.safetensors") == sha256(diverged / "adapter_model.safetensors")
