@@ -114,9 +114,15 @@ def test_the_page_refuses_what_its_components_cannot_send(address):
     config = http.get(f"{address}config").json()
     send = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "send")
     event = next(d for d in config["dependencies"] if [send, "click"] in d["targets"])
-    for temperature, seed, sentence in ((9, "", "The temperature can't be 9"), (0, "x", "The seed can't be “x”")):
-        data = ["What does 🐼 mean?", [], "nano-emoji", None, "", temperature, 0.9, 64, seed]
-        visit = f"border-{seed}"
+    shown = {component["id"]: component["props"] for component in config["components"]}
+    shown[event["inputs"][0]]["value"] = "What does 🐼 mean?"
+    for label, value, sentence in (
+        ("Temperature", 9, "The temperature can't be 9"),
+        ("Seed", "x", "The seed can't be “x”"),
+    ):
+        assert any(shown[i].get("label") == label for i in event["inputs"])
+        data = [value if shown[i].get("label") == label else shown[i].get("value") for i in event["inputs"]]
+        visit = f"border-{label}"
         sent = http.post("/queue/join", json={"data": data, "fn_index": event["id"], "session_hash": visit})
         sent.raise_for_status()
         with http.stream("GET", "/queue/data", params={"session_hash": visit}) as answer:

@@ -19,6 +19,7 @@ from typing import Any
 
 import gradio as gr
 import psutil
+from gradio.utils import get_function_params
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -80,10 +81,14 @@ class Page(gr.Blocks):
         by_place = dict(zip(kept, done, strict=True))
         return [by_place.get(i, gr.skip()) for i in range(len(outputs))]
 
-    async def preprocess_data(self, *arguments: Any, **options: Any) -> Any:
-        """See `gradio.Blocks.preprocess_data`. Raises gr.Error."""
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> Any:
+        """See `gradio.Blocks.preprocess_data`. Values that a call leaves out at its end have their defaults, so that
+        a program works when its endpoint gets another parameter. Raises gr.Error."""
+        if len(inputs) < len(block_fn.inputs):
+            left_out = get_function_params(block_fn.fn)[len(inputs) : len(block_fn.inputs)]
+            inputs = inputs + [default for _, has_default, default, _ in left_out if has_default]
         try:
-            return await super().preprocess_data(*arguments, **options)
+            return await super().preprocess_data(block_fn, inputs, *arguments, **options)
         except gr.Error as error:
             raise gr.Error(hide_paths(str(error.message)), print_exception=False) from None
         except Exception as error:
