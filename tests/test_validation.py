@@ -14,15 +14,15 @@ from processes import Forked
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import SPLIT, two_processes
-from trl import SFTTrainer
+from transformers import Trainer
 
 from inference.errors import LabError
 from training import data
 from training.evaluation.conversation_loss import load_for_scoring, row_loss
 from training.evaluation.held_out import read_held_out
+from training.finetune import trainer
 from training.finetune.resume.checkpoint_folder import COMPLETE
 from training.finetune.run import fine_tune
-from training.finetune.trainer import SupervisedTrainer
 from training.finetune.validation import reports
 from training.finetune.validation.best_weights import NAME
 from training.finetune.validation.callback import best_measurement, measurements_since_best, steps_between
@@ -204,9 +204,18 @@ def test_preferences_are_measured_on_held_out_pairs(tmp_path):
 
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_the_loss_on_a_gpu_is_the_mean_over_tokens_too(packing, tmp_path, monkeypatch):
-    """On a GPU, TRL's fused loss computes. It runs on a CPU, too."""
-    monkeypatch.setattr(SupervisedTrainer, "compute_loss", SFTTrainer.compute_loss)
+    """On a GPU without Liger, TRL's fused head computes the loss. It runs on a CPU, too."""
+    fused = []
+
+    def compute_loss(self, model, inputs, *arguments):
+        fused.append(inputs.get("fused_lm_head", False) and "logits_to_keep" not in inputs)
+        return transformers_loss(self, model, inputs, *arguments)
+
+    transformers_loss = Trainer.compute_loss
+    monkeypatch.setattr(Trainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(trainer, "uses_fused_head", lambda: True)
     fields = [*SMALL, "method=lora", "max_steps=2", "data.validation=7", "batch_size=3", f"packing={packing}"]
     recipe = load_recipe("emoji-nano", [*fields, "validation.steps=2", "validation.best=false"])
     out = fine_tune(recipe, tmp_path)
     assert record(out)["validation"]["losses"][-1][1] == pytest.approx(token_mean(recipe, out), rel=2e-3)
+    assert fused and all(fused)

@@ -114,6 +114,11 @@ class LabTrainer(Trainer):
         self.progress.show(logs)
 
 
+def uses_fused_head() -> bool:
+    """Whether TRL's fused head computes the loss where Liger does not: with a GPU, to save memory."""
+    return torch.cuda.is_available()
+
+
 class SupervisedTrainer(LabTrainer, SFTTrainer):
     """TRL's SFTTrainer on the rows of `training/data/tokens.py`, without its figures of each micro-batch (entropy,
     accuracy), for which it waits for the GPU."""
@@ -128,7 +133,7 @@ class SupervisedTrainer(LabTrainer, SFTTrainer):
             apply_liger_kernel(self.model, args.liger_kernel_config | {"fused_linear_cross_entropy": True})
             args.use_liger_kernel = False  # it is done
             self.loss_options = {"skip_logits": True}
-        elif torch.cuda.is_available():
+        elif uses_fused_head():
             self.loss_options = {"fused_lm_head": True}
         if self.is_nll and "fused_lm_head" not in self.loss_options:
             self.data_collator = LearntPositions(self.data_collator)
