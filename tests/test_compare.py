@@ -245,7 +245,8 @@ def test_no_message_to_the_browser_identifies_the_models(address):
     config = http.get(f"{address}config").json()
     send = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "compare-send")
     event = next(d for d in config["dependencies"] if [send, "click"] in d["targets"])
-    data = ["What does 🤞 mean?", True, "nano-emoji", "nano", "", "", 0, 0.9, 64, None, "", 40, 0, 1]
+    shown = {component["id"]: component["props"].get("value") for component in config["components"]}
+    data = ["What does 🤞 mean?", True, *(shown[i] for i in event["inputs"][2:])]
     http.post("/queue/join", json={"data": data, "fn_index": event["id"], "session_hash": "wire"}).raise_for_status()
     lines = []
     with http.stream("GET", "/queue/data", params={"session_hash": "wire"}) as answer:

@@ -153,7 +153,7 @@ def test_one_of_two_processes_that_runs_out_of_memory_makes_both_go_on_with_less
     monkeypatch.setattr(launch, "train_in_process", with_little_memory)
     out = launch.fine_tune_on_all_gpus(load_recipe("emoji-nano", [*SMALL, "trl.logging_steps=1"]), tmp_path)
     written = capfd.readouterr().err
-    assert "Out of memory with 4 × 1: the run continues from its last saved step as 2 × 2" in written
+    assert "Out of memory with 4 × 1: the run resumes from its last saved step as 2 × 2" in written
     assert "3/8" in written and recorded(out)["plan"]["out_of_memory"] == ["4 × 1"]
     assert losses(out) == pytest.approx(losses(alone), rel=2e-2)  # 16-bit sums in another order
 

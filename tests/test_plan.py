@@ -96,7 +96,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_a_smaller_plan_and_loses_no_
     gradients = Gradients()
     out = fine_tune(recipe, tmp_path / "two", callbacks=[gradients])
     written = capsys.readouterr().err
-    changes = re.findall(r"Out of memory with (.*?): the run continues from its last saved step as (.*?), which", written)
+    changes = re.findall(r"Out of memory with (.*?): the run resumes from its last saved step as (.*?), which", written)
     assert changes == [("8 × 1", "4 × 2"), ("4 × 2", "2 × 4")]
     assert gradients.steps == [1, 2, 3, 4, 5]
     one, two = (json.loads((folder / "run.json").read_text("utf-8")) for folder in (undisturbed, out))

@@ -63,7 +63,7 @@ def largest_divisor(number: int, most: int) -> int:
 def describe_change(before: Plan, after: Plan) -> str:
     """The sentence for the terminal."""
     how = "with recomputed activations" if after.checkpointing > before.checkpointing else f"as {after.split}"
-    return f"Out of memory with {before.split}: the run continues from its last saved step {how}, which learns the same."
+    return f"Out of memory with {before.split}: the run resumes from its last saved step {how}, which learns the same."
 
 
 class LastStep(TrainerCallback):
