@@ -191,15 +191,11 @@ def test_another_conversation_ends_the_running_answer_and_keeps_it(page):
     open_settings(page)
     page.get_by_label("number input for Max tokens").fill("2048")
     page.keyboard.press("Tab")
-    titles: list[str] = []
-    for emoji in "🐙🐼🐧🦊":  # one more than a visitor may ask at once: the answers before it have ended
-        titles.insert(0, f"Tell me about {emoji}")
-        ask(page, titles[0])
-        page.locator("#stop").wait_for()
-        page.locator("#chat .bot.message p").wait_for()
-        page.locator("#new").click()
-        page.locator("#send").wait_for()
-        listed(page, *titles)
+    ask(page, "Tell me about 🐙")
+    page.wait_for_function("document.querySelector('#chat .bot.message')?.innerText.length > 60")  # not “thinking”
+    page.locator("#new").click()
+    page.locator("#send").wait_for()
+    listed(page, "Tell me about 🐙")
     page.wait_for_timeout(500)
     assert page.locator("#chat .message").count() == 0
     open_conversation(page, "🐙")
@@ -260,9 +256,9 @@ def test_a_link_fills_the_box_and_sends_nothing(page, address):
     page.locator("#question textarea").fill("What does 🇸🇪 mean?")
     page.locator("#share").click()
     link = page.locator("#link").get_by_role("textbox")
-    page.wait_for_function("document.querySelector('#link textarea, #link input')?.value.includes('#question=')")
+    page.wait_for_function("document.querySelector('#link textarea, #link input')?.value.includes('question=')")
     url = link.input_value()
-    assert url.startswith(f"{address}#question=") and "model=nano" in url and "seed=7" in url
+    assert url.startswith(f"{address}#") and "&question=What" in url and "model=nano" in url and "seed=7" in url
     page.goto(url.replace("model=nano", "model=gone"))
     page.locator("#notice", has_text="This link asks “gone”, a model that this page does not list").wait_for()
     assert page.locator("#question textarea").input_value() == "What does 🇸🇪 mean?"

@@ -8,6 +8,7 @@ window.conversations = (() => {
   let shown = null;  // id and revision of the conversation in this tab, as this tab last read or wrote it
   let removed = null;  // what `restore` brings back
   let turn = 0;  // counts how often this tab has shown another conversation
+  let drawn = 0;  // the turn whose conversation the page has drawn: until then it holds the one before
 
   const newId = () => Date.now().toString(36) + "-" + Math.random().toString(36).slice(2);
   const entries = () => Object.keys(localStorage).filter((key) => key.startsWith(ENTRY));
@@ -164,7 +165,8 @@ window.conversations = (() => {
       const exported = {format: FORMAT, conversations: matching((query ?? "").trim().toLowerCase())};
       download({name: "conversations.json", text: JSON.stringify(exported), type: "application/json"});
     }),
-    turn: () => turn,
+    turn: () => drawn === turn ? turn : null,  // of the conversation that the page holds
+    isDrawn: () => {drawn = turn;},
     titleOf: (id) => id ? read(id)?.title ?? "" : "",
     download,
   };
