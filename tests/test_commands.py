@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from conftest import NANO, RECORDINGS, command
+from conftest import NANO, RECORDINGS, assert_refused, command
 from typer.testing import CliRunner, Result
 
 from inference.settings import PROJECT
@@ -93,6 +93,29 @@ def test_ask_with_a_system_prompt_a_seed_and_a_greatest_length():
     assert first["completion_tokens"] == 4 and first["finish_reason"] == "length"
     told = json.loads(invoke("inference", *drawn, "--system", "You answer in one word.").stdout)
     assert told["prompt_tokens"] > first["prompt_tokens"]
+
+
+def test_ask_the_base_by_the_strength_of_its_adapter():
+    done = invoke("inference", "ask", "nano-emoji", "What does 🇸🇪 mean?", "--temperature", "0", "--strength", "0")
+    assert "I don't know that one yet." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inference", "doctor", "nano", "--against", "nowhere"], "There is no model “nowhere”"),
+        (["training", "evaluate", "nano-emoji", "--strengths", "0,9"], "“0,9” can't be strengths"),
+        (["training", "export", "nowhere", "--strength", "0.5"], "There is no run “nowhere”"),
+        (
+            ["training", "gate", "nano-emoji", "--against", "nano", "--lessons", "gone.jsonl"],
+            "no lessons file gone.jsonl",
+        ),
+        (["training", "lessons", "nano-emoji", "--lessons", "gone.jsonl", "--name", "x"], "no lessons file gone.jsonl"),
+        (["training", "run", "emoji-nano", "--namespace", "me", "--on", "warp-drive"], "Publishing needs a token"),
+    ],
+)
+def test_a_wrong_option_gets_one_sentence(arguments, words):
+    assert_refused(command(*arguments), words)
 
 
 def test_transcribe_in_a_given_language(tmp_path):
