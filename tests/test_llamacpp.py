@@ -304,8 +304,11 @@ def test_a_short_question_is_answered_while_a_long_prompt_is_read(endless):
         next(chunk for chunk in long if chunk.waiting == "thinking")
         short = ask(engine, files, "hello", sampling=Sampling(0, max_tokens=3))[1]
         assert short.completion_tokens == 3
-        assert engine._batches[files.base].requests
-        assert list(long)[-1].figures.prompt_tokens > 3000
+        figures = list(long)[-1].figures
+        assert figures.prompt_tokens > 3000
+        assert (
+            short.seconds_to_first_token < 0.8 * figures.seconds_to_first_token
+        )  # nearly equal if one waited for the other
 
 
 def test_threads_are_physical_cores_within_the_containers_limit(tmp_path):
