@@ -306,9 +306,8 @@ def test_a_short_question_is_answered_while_a_long_prompt_is_read(endless):
         assert short.completion_tokens == 3
         figures = list(long)[-1].figures
         assert figures.prompt_tokens > 3000
-        assert (
-            short.seconds_to_first_token < 0.8 * figures.seconds_to_first_token
-        )  # nearly equal if one waited for the other
+        # Nearly equal if one had waited for the other.
+        assert short.seconds_to_first_token < 0.8 * figures.seconds_to_first_token
 
 
 def test_threads_are_physical_cores_within_the_containers_limit(tmp_path):
