@@ -140,7 +140,6 @@ def test_a_published_model_is_listed_downloaded_and_answers_also_offline(hub, ru
     refresh(page)
 
 
-@pytest.mark.xfail(reason="the change of the dropdown clears the notice, and #listing is not updated", strict=False)
 def test_a_refresh_that_fails_says_why(hub, page):
     hub.stop()
     try:

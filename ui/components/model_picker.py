@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -65,8 +65,9 @@ class ModelPicker:
             "outputs": [self.dropdown, self.list_age, notice, self.shown_choices], **QUIET,
         }  # fmt: skip
         self.dropdown.input(
-            self.run_entry, [self.dropdown, self.current, self.own], [self.dropdown, self.form, notice], **QUIET
-        )
+            self.run_entry, [self.dropdown, self.current, self.own],
+            [self.dropdown, self.form, notice, self.list_age], **QUIET,
+        )  # fmt: skip
         added = [self.dropdown, self.own, self.repository, self.add_notice, self.form]
         gr.on(
             [self.repository.submit, self.add_button.click], self.add_repository, [self.repository, self.own], added,
@@ -80,16 +81,21 @@ class ModelPicker:
         page.load(**self.update).then(**refresh).then(**self.update)
         gr.Timer(REFRESH).tick(**refresh).then(**self.update)
 
-    def run_entry(self, chosen: str, current: str, own: OwnModels) -> Iterator[tuple[Any, ...]]:
+    def run_entry(self, chosen: str, current: str, own: OwnModels) -> Iterator[Sequence[Any]]:
         """Run "Add a model" or "Refresh" if one of them was chosen, and select the model before it again."""
         if chosen == ADD:
-            yield gr.Dropdown(value=current), gr.Column(visible=True), gr.skip()
+            yield gr.Dropdown(value=current), gr.Column(visible=True), gr.skip(), gr.skip()
         elif chosen != REFRESH_NOW:
-            yield gr.skip(), gr.skip(), gr.skip()  # a generator without a step would clear its outputs
+            yield [gr.skip()] * 4  # a generator without a step would clear its outputs
         else:
-            yield gr.Dropdown(value=current), gr.skip(), "Refreshing the list of models…"
+            yield gr.Dropdown(value=current), gr.skip(), "Refreshing the list of models…", gr.skip()
             problem = self.lab.refresh()
-            yield gr.Dropdown(self.choices(own)), gr.skip(), problem
+            yield gr.Dropdown(self.choices(own)), gr.skip(), problem, self.age_html()
+
+    def age_html(self) -> gr.HTML:
+        """Update the note that says how old the list is, if the Hub is unreachable."""
+        note = self.lab.models.age_note()
+        return gr.HTML(html.escape(note), visible=bool(note))
 
     def entry(self, model_id: str, own: OwnModels) -> Entry:
         """Return the selected model from the catalog; if it left the catalog, as the visitor saw it."""
@@ -119,8 +125,7 @@ class ModelPicker:
         entry = self.entry(model_id, own) if known else self.lab.catalog.entries[0]
         choices = self.choices(own)
         dropdown, _ = self.show_state(own, shown) if known else (gr.Dropdown(choices, value=entry.id), choices)
-        note = self.lab.models.age_note()
-        list_age = gr.HTML(html.escape(note), visible=bool(note))
+        list_age = self.age_html()
         yield dropdown, list_age, gr.skip(), choices
         if model_id not in self.lab.catalog and (problem := self.lab.availability.problem(entry)):
             yield gr.skip(), list_age, problem, choices

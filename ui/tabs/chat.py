@@ -143,6 +143,9 @@ class ChatTab:
             history = [*history, model_marker(entry.name)]
         chatbot = gr.Chatbot(cast(Any, history), placeholder=self.picker.card_html(entry), examples=examples_of(entry))
         state = self.lab.state(entry)
+        if model_id == current:  # after another entry of the list, such as *Refresh*, whose notice stays
+            yield chatbot, gr.skip(), own, model_id
+            return
         yield chatbot, state.explanation, own, model_id
         if state.kind == "download" and (problem := self.lab.availability.problem(entry)):
             yield gr.skip(), problem, own, model_id
