@@ -48,6 +48,19 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.fixture
+def in_float32(monkeypatch):
+    """Computes in float32 on the CPU, so that two ways can be compared closely."""
+    import torch
+
+    from training.finetune import base_model
+    from training.finetune.libraries import trl_options
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for module in (base_model, trl_options):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
+
+
 @pytest.fixture(scope="session")
 def engine():
     """A llama.cpp engine with one thread, because two test processes share two cores."""

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from inference.errors import LabError
-from training.finetune import base_model
 from training.finetune.libraries import trl_options
 from training.finetune.planning import cards
 from training.finetune.planning.cards import CARDS
@@ -36,14 +35,6 @@ SHAPES = {
 FINETOME = np.clip(np.random.default_rng(0).lognormal(5.79, 0.8, 2000), 16, 2100).astype(int)
 
 
-@pytest.fixture
-def exact(monkeypatch):
-    """Computes in float32, so that only the order of sums differs."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for module in (base_model, trl_options):
-        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
-
-
 class Gradients(TrainerCallback):
     """Keeps the gradients of the first step, and counts steps."""
 
@@ -60,7 +51,7 @@ class Gradients(TrainerCallback):
 
 
 @pytest.mark.parametrize("packing", ["true", "false"])
-def test_a_step_learns_the_same_however_it_is_computed(packing, exact, tmp_path):
+def test_a_step_learns_the_same_however_it_is_computed(packing, in_float32, tmp_path):
     fields = [*FEW, "max_steps=1", "max_length=96", f"packing={packing}", "method=lora", "peft.init_lora_weights=false"]
     found = []
     for size in (1, 2, 8):
@@ -88,7 +79,7 @@ def limit_rows(monkeypatch, most: int, after: int) -> None:
 
 
 def test_a_run_that_runs_out_of_memory_goes_on_with_a_smaller_plan_and_loses_no_step(
-    exact, tmp_path, monkeypatch, capsys
+    in_float32, tmp_path, monkeypatch, capsys
 ):
     recipe = load_recipe("emoji-nano", [*FEW, "max_steps=5", "method=auto"])
     undisturbed = fine_tune(recipe, tmp_path / "one")
@@ -109,7 +100,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_with_a_smaller_plan_and_loses_no_
     assert fine_tune(recipe, out) == out and (out / "run.json").stat().st_mtime_ns == before  # it is finished
 
 
-def test_a_run_that_no_plan_fits_says_what_to_change(exact, tmp_path, monkeypatch):
+def test_a_run_that_no_plan_fits_says_what_to_change(in_float32, tmp_path, monkeypatch):
     limit_rows(monkeypatch, most=0, after=0)
     with pytest.raises(LabError, match="ran out of memory with one conversation at once .*: add memory=low"):
         fine_tune(load_recipe("emoji-nano", [*FEW, "max_steps=1", "method=lora"]), tmp_path)
@@ -167,7 +158,9 @@ def test_what_a_recipe_sets_is_kept(tmp_path):
         (6e9, ["speed.gradient_checkpointing=off"], "speed.gradient_checkpointing=auto"),
     ],
 )
-def test_a_run_that_cannot_fit_names_the_change_that_makes_it_fit(memory, fields, change, exact, monkeypatch, tmp_path):
+def test_a_run_that_cannot_fit_names_the_change_that_makes_it_fit(
+    memory, fields, change, in_float32, monkeypatch, tmp_path
+):
     monkeypatch.setattr(cards, "free_memory", lambda: memory)
     with pytest.raises(LabError) as error:
         plan(study_recipe("finetome-1b", tmp_path, *fields))
@@ -177,7 +170,7 @@ def test_a_run_that_cannot_fit_names_the_change_that_makes_it_fit(memory, fields
     assert plan(study_recipe("finetome-1b", tmp_path, *fields, *changes.split())).need <= memory
 
 
-def test_a_run_is_refused_before_its_weights_are_downloaded(exact, monkeypatch, tmp_path):
+def test_a_run_is_refused_before_its_weights_are_downloaded(in_float32, monkeypatch, tmp_path):
     shutil.copytree(NANO, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
     recipe = load_recipe("emoji-nano", [*FEW, f"base={tmp_path / 'base'}"])
     monkeypatch.setattr(cards, "free_memory", lambda: 0.5e9)

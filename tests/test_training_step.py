@@ -63,14 +63,6 @@ def make_trainer(recipe: Recipe, out: Path, fused: bool = False) -> SupervisedTr
     )  # fmt: skip
 
 
-@pytest.fixture
-def in_float32(monkeypatch):
-    """Computes in float32 on the CPU, so that two ways can be compared closely."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for module in (base_model, trl_options):
-        monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
-
-
 class PlainTrainer(SFTTrainer):
     """TRL's trainer as it is, with the lab's order of the rows."""
 

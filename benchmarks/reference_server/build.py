@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ import llama_cpp
 from benchmarks.report import Unavailable
 from inference.errors import LabError
 from inference.settings import cache_folder
-from training.export.llamacpp.convert import download_source
+from training.export.llamacpp.convert import download_source, unpack
 
 LIBRARIES = Path(llama_cpp.__file__).parent / "lib"
 NEEDED = (
@@ -54,19 +53,9 @@ def built_server() -> Path:
             sdist = download_source(version("llama-cpp-python"), work)
         except LabError as error:
             raise Unavailable(f"It needs llama-server. {error}") from error
-        unpack(sdist, work / "source")
+        unpack(sdist, work / "source", NEEDED)
         compile_server(work).rename(program)
     return program
-
-
-def unpack(sdist: Path, out: Path) -> None:
-    """Unpack the parts of llama.cpp that the server needs into `out`."""
-    with tarfile.open(sdist) as archive:
-        prefix = f"{archive.getnames()[0].split('/')[0]}/vendor/llama.cpp/"
-        for member in archive:
-            member.name = member.name.removeprefix(prefix)
-            if member.isfile() and member.name.startswith(NEEDED):
-                archive.extract(member, out, filter="data")
 
 
 def compile_server(work: Path) -> Path:

@@ -12,12 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from huggingface_hub import HfApi
-
 from inference.arena.votes import LETTERS, UNDECIDED, Vote, Votes
 from inference.arena.votes_hub import FILE, parse_votes
 from inference.errors import LabError
-from inference.hub.client import translate_hub_errors
+from training.data.collected import read_collected
 
 Message = dict[str, str]
 
@@ -32,16 +30,7 @@ class Pair(TypedDict):
 
 def read_votes(source: str) -> list[Vote]:
     """The votes in a SQLite file, a `votes.jsonl`, or a data set on the Hub. Raises LabError if there are none."""
-    path = Path(source)
-    if path.is_file() and path.suffix == ".jsonl":
-        return parse_votes(path.read_text(encoding="utf-8"), str(path.parent))
-    if path.is_file():
-        return Votes(path).all()
-    if path.suffix in (".sqlite", ".jsonl") or source.count("/") != 1:
-        raise LabError(f"There is no votes file {source}: name a file, or a data set such as your-name/votes.")
-    with translate_hub_errors(source, FILE):
-        downloaded = HfApi().hf_hub_download(source, FILE, repo_type="dataset")
-    return parse_votes(Path(downloaded).read_text(encoding="utf-8"), source)
+    return read_collected(source, "votes", FILE, parse_votes, lambda path: Votes(path).all())
 
 
 def pairs_of(vote: Vote) -> list[Pair]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from huggingface_hub import HfApi
-
 from inference.errors import LabError
-from inference.hub.client import translate_hub_errors
 from inference.lessons.lessons import Lesson, Lessons, parse_lessons
 from inference.lessons.lessons_hub import FILE
+from training.data.collected import read_collected
 
 
 def read_lessons(source: str) -> list[Lesson]:
@@ -22,13 +18,4 @@ def read_lessons(source: str) -> list[Lesson]:
 
 def find_lessons(source: str) -> list[Lesson]:
     """The lessons in a file or a data set, which may be none. Raises LabError if it is not there."""
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".jsonl":
-        return parse_lessons(path.read_text(encoding="utf-8"), path.name)
-    if path.is_file():
-        return Lessons(path).list()
-    if path.suffix in (".sqlite", ".jsonl") or source.count("/") != 1:
-        raise LabError(f"There is no lessons file {source}: name a file, or a data set such as your-name/lessons.")
-    with translate_hub_errors(source, FILE):
-        downloaded = HfApi().hf_hub_download(source, FILE, repo_type="dataset")
-    return parse_lessons(Path(downloaded).read_text(encoding="utf-8"), source)
+    return read_collected(source, "lessons", FILE, parse_lessons, lambda path: Lessons(path).list())

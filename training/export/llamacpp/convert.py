@@ -36,7 +36,7 @@ def converter_folder() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         unpacked = Path(temporary) / "unpacked"
-        unpack(download_source(wanted, Path(temporary)), unpacked)
+        unpack(download_source(wanted, Path(temporary)), unpacked, NEEDED)
         try:
             unpacked.rename(folder)
         except OSError:
@@ -57,13 +57,13 @@ def download_source(wanted: str, folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def unpack(sdist: Path, out: Path) -> None:
-    """Unpack the converters of an sdist into `out`."""
+def unpack(sdist: Path, out: Path, needed: tuple[str, ...]) -> None:
+    """Unpack the files of llama.cpp whose paths begin as in `needed` from an sdist into `out`."""
     with tarfile.open(sdist) as archive:
         prefix = f"{archive.getnames()[0].split('/')[0]}/vendor/llama.cpp/"
         for member in archive:
             member.name = member.name.removeprefix(prefix)
-            if member.isfile() and member.name.startswith(NEEDED):
+            if member.isfile() and member.name.startswith(needed):
                 archive.extract(member, out, filter="data")
 
 
