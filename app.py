@@ -43,6 +43,8 @@ def main() -> None:
         lab.engines.get("pytorch")  # ZeroGPU asks at the launch what will want its GPU
     votes_push = VotesPush(votes, settings.votes_repo) if settings.votes_repo else None
     signal = EndSignal()
+    if lab.models.replicas:
+        lab.models.replicas.watch()
     try:
         page.launch(
             server_port=settings.port, theme=THEME, css=CSS, head=HEAD + SCRIPT, prevent_thread_lock=True,

@@ -68,11 +68,16 @@ class Lab:
         settings = Settings.from_environment()
         catalog = Catalog.read(settings.catalog, settings.namespace).with_unlisted(converted_entries())
         engine = choose_engine(settings.engine)
-        return cls(
+        lab = cls(
             catalog, engine, settings.whisper, settings.authors, settings.collection,
             cache_bytes=settings.cache_bytes, list_private=settings.list_private, add_models=settings.add_models,
             add_models_bytes=settings.add_models_bytes,
         )  # fmt: skip
+        if lab.engines.remote:
+            from inference.replicas.replica_adapters import ReplicaAdapters
+
+            lab.models.replicas = ReplicaAdapters.from_environment(lab.downloads.cache)
+        return lab
 
     @property
     def catalog(self) -> Catalog:
@@ -135,6 +140,8 @@ class Lab:
                 )
             if sampling.strength != 1 and isinstance(files, ModelFiles) and files.adapter is None:
                 raise LabError(f"{entry.name} has no adapter that can be stronger or weaker: set the strength to 1.")
+            if self.models.replicas:
+                self.models.replicas.use(entry.id)
             engine = self.engines.for_model(entry, files, repositories)
             yield from engine.stream(files, messages, sampling, cancelled)
 
@@ -168,3 +175,5 @@ class Lab:
         """Free the models' memory and end their processes."""
         self.engines.close()
         self.transcriber.close()
+        if self.models.replicas:
+            self.models.replicas.close()

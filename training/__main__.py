@@ -212,9 +212,16 @@ def publish(
         bool, typer.Option("--dry-run", help="List what would be published, and send nothing. Needs no token.")
     ] = False,
     strength: Strength = 1.0,
+    to_fleet: Annotated[
+        bool, typer.Option("--to-fleet", help="Also load the adapter into the servers that REMOTE_REPLICAS names.")
+    ] = False,
 ) -> None:
     """Publish a run's weights, GGUF files and cards on the Hub and verify their checksums."""
     folder = run_folder(name)
+    if to_fleet:
+        from training.publish.to_fleet import Fleet
+
+        fleet = Fleet(folder)
     if strength != 1:
         from training.export.export_command import export_and_check
         from training.export.strength import with_strength
@@ -232,6 +239,8 @@ def publish(
     options = Options(private, force, include_samples)
     for line in [describe(folder, namespace, options)] if dry_run else publish_folder(folder, namespace, options):
         print(line)
+    if to_fleet and not dry_run:
+        print(fleet.load(namespace), file=sys.stderr)
 
 
 @app.command()

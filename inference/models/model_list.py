@@ -18,12 +18,16 @@ from inference.models.trained_models import with_trained
 
 if TYPE_CHECKING:
     from inference.hub.discovery import PublishedModels
+    from inference.replicas.replica_adapters import ReplicaAdapters
 
 
 class ModelList:
     """The current `catalog`, and where its entries come from. `authors` and `collection` name what is listed from the
     Hub besides the catalog file, private and gated models only if `list_private`. Visitors may name any public model if
-    `add_models`. `on_refresh` is called before each refresh."""
+    `add_models`. `on_refresh` is called before each refresh. A remote server lists its own models; `replicas` adds
+    published adapters to it."""
+
+    replicas: ReplicaAdapters | None = None
 
     def __init__(
         self,
@@ -114,16 +118,29 @@ class ModelList:
     def _refresh(self) -> str:
         try:
             if self._engines.remote:
+                problems = self._refresh_replicas()
                 served = cast(ModelServer, self._engines.get(self._engines.default)).models()
-                self._list(self._file.for_server(served) if served else self._file)
-            elif self._published:
-                problems = self._published.refresh()
-                problems += self._merge_published()
-                more = f" ({len(problems) - 1} more have problems.)" if len(problems) > 1 else ""
-                return problems[0] + more if problems else ""
+                names = list(dict.fromkeys([*served, *(self.replicas.names() if self.replicas else [])]))
+                self._list(self._file.for_server(names) if names else self._file)
+            else:
+                problems = self._published.refresh() + self._merge_published() if self._published else []
         except LabError as error:
             return str(error)
-        return ""
+        more = f" ({len(problems) - 1} more have problems.)" if len(problems) > 1 else ""
+        return problems[0] + more if problems else ""
+
+    def _refresh_replicas(self) -> list[str]:
+        """Load what was published into the replicas. Returns a sentence for each problem."""
+        if self.replicas is None:
+            return []
+        problems: list[str] = []
+        try:
+            problems += self._published.refresh() if self._published else []
+        except LabError as error:
+            problems.append(str(error))
+        listing = self._published.listing if self._published else None
+        token = self._published.token if self._published else None
+        return problems + self.replicas.refresh(listing.repositories if listing else [], self._file, token)
 
     def _merge_published(self) -> list[str]:
         """Add what was published to the list. Returns a sentence for each repository that cannot be run."""
