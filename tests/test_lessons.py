@@ -14,7 +14,7 @@ from inference.lessons.lessons import MAX_LESSONS, MAX_TEXT, Lesson, Lessons, pa
 from inference.lessons.lessons_hub import push_lessons
 from local_hub import LocalHub
 from training.finetune.base_model import check_start
-from training.lessons.gate import Gate, compared
+from training.lessons.gate_result import Gate, compared
 from training.lessons.lesson_suite import LessonSuite, is_right
 from training.lessons.phrasings import held_out, taught
 from training.lessons.prepare import find_parent, lesson_rows
@@ -64,7 +64,7 @@ def test_ten_thousand_lessons_fit_and_no_more(lessons):
         lessons.add("One more?", "", "x")
     found = lessons.list()
     assert len(found) == MAX_LESSONS
-    assert len(lesson_rows(found)) == 2 * MAX_LESSONS
+    assert len(lesson_rows(found)) == 4 * MAX_LESSONS
     assert len(LessonSuite(found).questions) == 240  # a sample is asked
 
 

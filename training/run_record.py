@@ -7,6 +7,7 @@ fields of `PublicFields`, those of `TextFields` only if the user says so, and no
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -80,6 +81,7 @@ class TextFields(TypedDict, total=False):
 
     answers: list[dict[str, str]]
     samples: list[Fields]
+    gate_answers: list[dict[str, str]]
 
 
 class RunRecord(PublicFields, TextFields):
@@ -98,8 +100,10 @@ def read_run_record(folder: Path) -> Fields:
 
 
 def write_run_record(folder: Path, run_record: Fields) -> None:
-    """Write a model folder's `run.json`."""
-    (folder / "run.json").write_text(json.dumps(run_record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a model folder's `run.json`. A process that is killed meanwhile leaves the old one."""
+    new = folder / "run.json.new"
+    new.write_text(json.dumps(run_record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(new, folder / "run.json")
 
 
 def lacks_figures(folder: Path) -> bool:

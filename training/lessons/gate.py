@@ -3,9 +3,10 @@
 Both models answer the same questions, so all differences are paired and have 95 % intervals. The candidate passes if
 
 - it answers the lessons better, in wordings that were not taught: the interval of the difference is above 0; and
-- it keeps what the parent could do: the interval of the difference is within a margin. Of emoji questions, those that
-  the parent answers right are counted, and `MARGIN_SHARE` of them may be lost. Of any other model, the loss on held-out
-  conversations may rise by `MARGIN_NATS`. Without such conversations, the loss is that of the parent's own answers.
+- it keeps what the parent could do: the interval of the difference is within a margin (see `gate_result`). Of emoji
+  questions, those that the parent answers right are counted, and a share of them may be lost. Of any other model, the
+  loss on held-out conversations may rise by a number of nats. Without such conversations, the loss is that of the
+  parent's own answers.
 
 The intervals are over wordings of these lessons; they say nothing about other lessons.
 """
@@ -14,9 +15,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from inference.engines import Message
 from inference.errors import LabError
@@ -24,80 +23,13 @@ from inference.lessons.lessons import Lesson
 from training.evaluation.evaluate import RESULTS
 from training.evaluation.resolve_model import ResolvedModel, lab_for, resolve_model
 from training.evaluation.run_suite import run_suite
-from training.evaluation.statistics import Difference, Estimate, compare, estimate
 from training.evaluation.suites import Record
+from training.lessons.gate_result import Compared, Gate, card_answers, compared
 from training.lessons.keep import is_about_emoji, own_replies, prompts, recipes_of
 from training.lessons.lesson_suite import LessonSuite
 from training.publish.card import write_card
 from training.recipe import Recipe
 from training.run_record import read_run_record, write_run_record
-
-MARGIN_SHARE = 0.05
-MARGIN_NATS = 0.1
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One part of the gate: the parent's and the candidate's mean, and their paired difference."""
-
-    questions: str
-    unit: str
-    before: Estimate
-    after: Estimate
-    difference: Difference
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The result. `learnt` has the answers to the lessons, `forgotten` the questions that only the parent answers."""
-
-    candidate: str
-    parent: str
-    lessons: Compared
-    kept: Compared
-    learnt: list[Record]
-    forgotten: list[Record]
-    notes: list[str]
-
-    @property
-    def margin(self) -> float:
-        """How much worse the candidate may be on what it should keep."""
-        return MARGIN_SHARE if self.kept.unit == "share" else MARGIN_NATS
-
-    @property
-    def is_better(self) -> bool:
-        """Whether the candidate answers the lessons better."""
-        return self.lessons.difference.low > 0
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether what the parent could do is kept within the margin."""
-        difference = self.kept.difference
-        return difference.low >= -self.margin if self.kept.unit == "share" else difference.high <= self.margin
-
-    @property
-    def passed(self) -> bool:
-        """Whether the candidate may replace the parent."""
-        return self.is_better and self.is_kept
-
-    def verdict(self) -> str:
-        """The result in one or two sentences."""
-        reasons = []
-        if not self.is_better:
-            reasons.append("it does not answer the lessons better in new wordings")
-        if not self.is_kept:
-            limit = percent(self.margin) if self.kept.unit == "share" else f"{self.margin} nats per token"
-            reasons.append(f"it may have lost more than {limit} of what {self.parent} could do")
-        if reasons:
-            return f"{self.candidate} does not pass the gate: {' and '.join(reasons)}."
-        return f"{self.candidate} passes the gate: it is better than {self.parent} on the lessons and keeps the rest."
-
-    def summary(self) -> dict[str, Any]:
-        """The figures without any text of a lesson, for the run record."""
-        return {
-            "parent": self.parent, "passed": self.passed, "margin": self.margin, "verdict": self.verdict(),
-            "table": table(self), "lessons": asdict(self.lessons), "kept": asdict(self.kept),
-        }  # fmt: skip
 
 
 def run_gate(candidate: str, parent: str, lessons: list[Lesson], out: Path = RESULTS) -> Gate:
@@ -131,13 +63,6 @@ def run_gate(candidate: str, parent: str, lessons: list[Lesson], out: Path = RES
     if after.folder:
         write_gate(gate, after.folder)
     return gate
-
-
-def compared(questions: str, unit: str, before: list[Any], after: list[Any], weights: Any = None) -> Compared:
-    """One part of the gate. With `weights`, values are summed nats and weights are tokens."""
-    return Compared(
-        questions, unit, estimate(before, weights), estimate(after, weights), compare(before, after, weights)
-    )
 
 
 def compare_kept(before: ResolvedModel, after: ResolvedModel, out: Path) -> tuple[Compared, list[Record]]:
@@ -197,49 +122,12 @@ def compare_replies(before: ResolvedModel, after: ResolvedModel) -> Compared:
 
 def write_gate(gate: Gate, folder: Path) -> None:
     """Write `gate.json` with all answers, and the figures into the run record and the card."""
-    document = gate.summary() | {"learnt": gate.learnt, "forgotten": gate.forgotten, "notes": gate.notes}
+    summary, answers = gate.summary(), {"learnt": gate.learnt, "forgotten": gate.forgotten, "notes": gate.notes}
+    text = json.dumps(summary | answers, indent=1, ensure_ascii=False) + "\n"
+    shown = card_answers(gate)
     try:
-        (folder / "gate.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        write_run_record(folder, read_run_record(folder) | {"gate": gate.summary()})
+        (folder / "gate.json").write_text(text, encoding="utf-8")
+        write_run_record(folder, read_run_record(folder) | {"gate": summary, "gate_answers": shown})
         write_card(folder)
     except OSError as error:
         raise LabError(f"{folder} can't be written ({error.strerror}): make room on the disk.") from error
-
-
-def table(gate: Gate) -> str:
-    """The figures as a Markdown table."""
-    rows = [
-        f"| {part.questions} | {figure(part, part.before)} | {figure(part, part.after)} | "
-        f"{figure(part, part.difference, '+')} | {part.difference.count} |"
-        for part in (gate.lessons, gate.kept)
-    ]
-    head = f"| questions | {gate.parent} | {gate.candidate} | difference | asked |\n|---|---|---|---|---|"
-    return "\n".join([head, *rows])
-
-
-def figure(part: Compared, value: Estimate | Difference, sign: str = "") -> str:
-    """A figure with its interval."""
-    numbers = (value.value, value.low, value.high)
-    if part.unit == "share":
-        shown = [f"{100 * number:{sign}.1f} %" for number in numbers]
-    else:
-        shown = [f"{number:{sign}.3f}" for number in numbers]
-        shown[0] += " nats per token"
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
-
-
-def percent(share: float) -> str:
-    """A share in percent, without decimals that are 0."""
-    return f"{100 * share:g} %"
-
-
-def report(gate: Gate, shown: int = 10) -> str:
-    """The result for the terminal: the figures, the verdict, and the questions that were not learnt or forgotten."""
-    parts = [table(gate), gate.verdict()]
-    wrong = [row for row in gate.learnt if not row["right"]]
-    for title, rows in (("Not learnt", wrong), ("Forgotten", gate.forgotten)):
-        if rows:
-            more = f"\n- and {len(rows) - shown} more" if len(rows) > shown else ""
-            lines = [f"- {r['question']} → {r['after']} (expected: {r['expected']})" for r in rows[:shown]]
-            parts.append(f"{title}:\n" + "\n".join(lines) + more)
-    return "\n\n".join([*parts, *gate.notes])

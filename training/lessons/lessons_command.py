@@ -65,7 +65,8 @@ def gate(
 
 def pass_gate(candidate: str, parent: str, source: str) -> None:
     """Print the gate's report. Raises typer.Exit with 1 if the candidate does not pass."""
-    from training.lessons.gate import report, run_gate
+    from training.lessons.gate import run_gate
+    from training.lessons.gate_result import report
     from training.lessons.read import read_lessons
 
     result = run_gate(candidate, parent, read_lessons(source))

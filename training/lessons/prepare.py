@@ -26,11 +26,13 @@ from training.new.choices import learning_rate
 from training.new.inspection import inspect_base
 from training.recipe import Recipe
 
-WORDINGS = 20  # of one lesson, if there are few
-LESSON_ROWS = 100  # about as many rows of lessons as there are at least
+# One pass over many wordings and many rows to keep: several passes over fewer learn and forget the same with more steps.
+WORDINGS = 60  # of one lesson, if there are few
+LEAST_WORDINGS = 4
+LESSON_ROWS = 300  # about as many rows of lessons as there are at least
 REPLAY = 3  # rows to keep for each row of a lesson
-LEAST_REPLAY = 240
-RATE = 1 / 3  # of the learning rate for a new subject
+LEAST_REPLAY, MOST_REPLAY = 720, 12_000
+RATE = 1 / 6  # of the learning rate for a new subject
 DEFAULT_LORA = {"r": 16, "alpha": 16}
 
 
@@ -77,7 +79,8 @@ def prepare(parent: Parent, lessons: list[Lesson], name: str | None = None) -> P
     lessons get a new one: MODEL-lessons, MODEL-lessons-2, and so on.
     """
     rows = lesson_rows(lessons)
-    rows += replay_rows(parent.name, parent.folder, max(REPLAY * len(rows), LEAST_REPLAY))
+    replay = min(max(REPLAY * len(rows), LEAST_REPLAY), MOST_REPLAY)
+    rows += replay_rows(parent.name, parent.folder, replay)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     stem = f"{(parent.folder.name if parent.folder else parent.name).replace('/', '-')}-lessons"
     folder = folder_for(text, name or stem, fixed=name is not None)
@@ -106,7 +109,7 @@ def folder_for(text: str, name: str, fixed: bool) -> Path:
 
 def lesson_rows(lessons: list[Lesson]) -> list[dict[str, Any]]:
     """Each lesson in several wordings, as conversations. Turns before the question are not learnt."""
-    wordings = max(2, min(WORDINGS, LESSON_ROWS // len(lessons)))
+    wordings = max(LEAST_WORDINGS, min(WORDINGS, LESSON_ROWS // len(lessons)))
     rows = []
     for lesson in lessons:
         before = [{**turn, "train": False} if turn["role"] == "assistant" else dict(turn) for turn in lesson.context]
@@ -117,7 +120,7 @@ def lesson_rows(lessons: list[Lesson]) -> list[dict[str, Any]]:
 
 
 def recipe_fields(parent: Parent, folder: Path) -> dict[str, Any]:
-    """The recipe: the parent's shape and method, a third of its learning rate, three passes."""
+    """The recipe: the parent's shape and method, a sixth of the learning rate for a new subject, one pass."""
     recipes = recipes_of(parent.folder) if parent.folder else []
     own: Recipe | None = recipes[0] if recipes else None
     shape: dict[str, Any] = {"lora": dict(DEFAULT_LORA)}
@@ -130,7 +133,7 @@ def recipe_fields(parent: Parent, folder: Path) -> dict[str, Any]:
         **({"start": parent.start} if parent.start else {}),
         "data": {"name": relative(folder / "data.jsonl"), "evaluation": 0},
         "method": own.method if own and own.method != "full" else "auto",
-        **shape, "epochs": 3.0, "batch_size": 16, "schedule": "linear", "warmup_steps": 5,
+        **shape, "epochs": 1.0, "batch_size": 16, "schedule": "linear", "warmup_steps": 5,
         "seed": 0, "report_to": ["tensorboard"],
     }  # fmt: skip
     base = inspect_base(Recipe.model_validate(fields))
