@@ -250,7 +250,8 @@ def measure_recipes(recipes: dict[str, list[str]], overrides: list[str], on_1b: 
             base, rows = write_base(Path(temporary) / "base"), write_data(Path(temporary) / "rows.jsonl", 20_000)
             overrides = [*overrides, f"base={base}", f"data.name={rows}"]
         for label, (name, *own) in recipes.items():
-            figures += compare(label, load_recipe(name, ["checkpoints.steps=100000", *own, *overrides]))
+            fixed = ["checkpoints.steps=100000", "report_to=[]", *own, *overrides]
+            figures += compare(label, load_recipe(name, fixed))
     return figures
 
 
