@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.report import Figure, Unavailable
 from benchmarks.timed_models import write_base
-from benchmarks.training_speed import BEST, write_data
+from benchmarks.training_speed import BEST, ROWS, write_data
 from inference.settings import PROJECT
 
 STEPS = 40
@@ -77,6 +77,6 @@ def measure(quick: bool) -> list[Figure]:
         work = Path(temporary)
         if quick:
             return measure_cards(["finetome-nano", *SMALL], [], work)
-        base, rows = write_base(work / "base"), write_data(work / "rows.jsonl", 20_000)
+        base, rows = write_base(work / "base"), write_data(work / "rows.jsonl", 2 * ROWS)
         shape = [f"base={base}", f"data.name={rows}", f"max_steps={STEPS}", "checkpoints.steps=100000"]
         return measure_cards(["finetome-1b-tuned", *BEST, *shape], counts, work)

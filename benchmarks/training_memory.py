@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.report import Figure, run_in_own_process
 from benchmarks.timed_models import write_base
-from benchmarks.training_speed import Clock, peak_memory, write_data
+from benchmarks.training_speed import ROWS, Clock, peak_memory, write_data
 from training.finetune.planning import cards
 from training.finetune.planning.memory import RUNTIME
 from training.finetune.run import fine_tune
@@ -91,7 +91,7 @@ def measure(quick: bool) -> list[Figure]:
         return measure_runs({"whole machine": [["finetome-nano"]]}, {"1b": [steps, *small]})
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        rows = write_data(work / "rows.jsonl", 20_000)
+        rows = write_data(work / "rows.jsonl", ROWS)
         shared = [f"max_steps={STEPS}", f"data.name={rows}", "report_to=[]"]
         bases = {"1b": write_base(work / "1b"), "3b": write_base(work / "3b", **SHAPE_3B)}
         return measure_runs(WAYS, {shape: [*shared, f"base={base}"] for shape, base in bases.items()})

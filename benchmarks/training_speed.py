@@ -39,6 +39,7 @@ GPU_RECIPES = {"finetome-1b": ["finetome-1b"], "finetome-1b-tuned": ["finetome-1
 MICRO_BATCH = 2  # of the study, for TRL and Unsloth; "best" has its whole batch at once there, too
 EXPECTED = {"finetome-1b": "≥ 20,000", "finetome-1b-tuned": "≥ 45,000", "best": "≥ 80,000"}  # tokens/s on an H100
 PRODUCT = 8192  # rows and columns of the matrices
+ROWS = 4000  # of the made data: more than the steps take
 
 
 class Speed(NamedTuple):
@@ -247,7 +248,7 @@ def measure_recipes(recipes: dict[str, list[str]], overrides: list[str], on_1b: 
     figures = []
     with tempfile.TemporaryDirectory() as temporary:
         if on_1b:
-            base, rows = write_base(Path(temporary) / "base"), write_data(Path(temporary) / "rows.jsonl", 20_000)
+            base, rows = write_base(Path(temporary) / "base"), write_data(Path(temporary) / "rows.jsonl", ROWS)
             overrides = [*overrides, f"base={base}", f"data.name={rows}"]
         for label, (name, *own) in recipes.items():
             fixed = ["checkpoints.steps=100000", "report_to=[]", *own, *overrides]
