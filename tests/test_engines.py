@@ -479,8 +479,8 @@ def test_a_likely_answer_scores_higher_and_depends_on_the_adapter(subject):
 
 
 @pytest.mark.parametrize("subject", ["remote"], indirect=True)
-def test_the_remote_engine_refuses_to_score(subject):
-    with pytest.raises(LabError, match="can't score answers: run the model here"):
+def test_llamacpps_server_cannot_score(subject):
+    with pytest.raises(LabError, match="can't score answers, because .* run the model here"):
         score(subject, subject.base, "hello", "x")
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import ssl
+import subprocess
 import threading
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import ask, command
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from nano_server import KEY, SERVED, NanoServer, free_port
 
-from inference.engines import Message, Sampling
+from inference.engines import Message, Sampling, Unavailable
+from inference.engines.remote.chat_completion import ChatCompletion
 from inference.engines.remote.engine import Engine
 from inference.errors import LabError
 
@@ -88,7 +94,11 @@ def refusal(status: int, message: str = "no", headers: dict[str, str] | None = N
 def list_models(fault: str):
     if fault == "no-list":
         return HTMLResponse("<html>hello</html>")
-    return {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]}
+    if fault == "no-models":
+        return {"object": "list", "data": [{"id": 7}, {"id": "a\nb"}, {}, {"id": "x" * 300}]}
+    base = {"id": "m", "object": "model", "created": 0, "owned_by": "x", "max_model_len": 400}
+    adapter = {**base, "id": "adapter", "parent": "m", "max_model_len": None}
+    return {"object": "list", "data": [base, adapter, {**base, "id": "whisper-1", "max_model_len": -1}]}
 
 
 @faults.post("/{fault}/v1/chat/completions")
@@ -116,9 +126,46 @@ async def complete(fault: str, request: Request):
             return refusal(400, "The prompt is too long for a context window of 1.")
         case "html":
             return HTMLResponse("<html>hello</html>")
+        case "zip":
+            return JSONResponse({}, headers={"content-encoding": "gzip"})
+        case "deep":
+            return Response("[" * 200_000, media_type="application/json")
+        case "moved":
+            return refusal(503)
+        case "long" if body["max_tokens"] > 200:
+            return refusal(400, "max_tokens=600 cannot be greater than max_model_len=400.")
+        case "no-continue" if "continue_final_message" in body:
+            return refusal(400, "Unrecognized request argument supplied: continue_final_message")
+        case "echo":
+            return JSONResponse(body)
+        case "first-breaks" if REQUESTS[fault] == 1:
+            return StreamingResponse(iter(()), media_type="text/event-stream")
+        case "tokens" | "half-tokens":
+            ids = fake_ids(
+                body["messages"], body.get("add_generation_prompt", True), body.get("continue_final_message")
+            )
+            return {"id": "1", "choices": [], **({"prompt_token_ids": ids} if fault == "tokens" else {})}
         case "silent":
             await asyncio.sleep(30)
     return StreamingResponse(parts(fault), media_type="text/event-stream")
+
+
+def fake_ids(messages: list[Message], generate: bool, unclosed: bool | None) -> list[int]:
+    """Token ids as a chat template gives them: 1 to 3 for a role, the characters, 4 for the end."""
+    roles = {"system": 1, "user": 2, "assistant": 3}
+    ids = [token for m in messages for token in (roles[m["role"]], *map(ord, m["content"]), 4)]
+    return ids[:-1] if unclosed else [*ids, 3] if generate else ids
+
+
+@faults.post("/{fault}/v1/completions")
+async def complete_tokens(fault: str, request: Request):
+    """The next token as vLLM gives it: the likelier, the longer the prompt; "b" is never the most likely one."""
+    body = await request.json()
+    (token,) = body["allowed_token_ids"]
+    name, value = f"token_id:{token}", -1.0 / len(body["prompt"])
+    top = {name: value, "token_id:9": -0.001 if token == ord("b") else -9.0}
+    logprobs = {"tokens": [name], "token_logprobs": [value], "top_logprobs": [top], "text_offset": [0]}
+    return {"id": "1", "choices": [{"index": 0, "text": "", "logprobs": logprobs, "finish_reason": "length"}]}
 
 
 async def parts(fault: str):
@@ -126,6 +173,15 @@ async def parts(fault: str):
         if fault == "not-json":
             yield "data: {hello\n\n"
             return
+        if fault == "not-utf8":
+            yield b"data: \xff\xfe\n\n"
+            return
+        if fault == "object":
+            yield event({"a": 1})
+            return
+        for _ in range(100 if fault == "flood" else 0):
+            yield b"x" * 1_000_000
+            await asyncio.sleep(0)
         for text in ["Hello", " 🇸", "🇪"]:
             yield event(text)
         if fault == "break":
@@ -135,11 +191,20 @@ async def parts(fault: str):
         if fault == "error":
             yield 'data: {"error": {"message": "out of memory"}}\n\n'
             return
+        if fault == "garbage":
+            yield "data: {hello\n\n"
+            return
+        for _ in range(10_000 if fault == "talks" else 0):
+            yield event("")
+            yield event(" more")
         while fault in ("stall", "endless"):
             await asyncio.sleep(0.1)
             yield ": ping\n\n" if fault == "stall" else event(" more")
         yield event("!", "stop")
         usage = {"prompt_tokens": 22, "completion_tokens": 9, "total_tokens": 31}
+        if fault.startswith("lie"):
+            usage |= {"lie-1": {"completion_tokens": 10**12}, "lie-2": {"prompt_tokens": "many"},
+                      "lie-3": {"prompt_tokens": 401}, "lie-4": {"completion_tokens": -1}}[fault]  # fmt: skip
         yield event(usage={**usage, "prompt_tokens_details": {"cached_tokens": 7}}) if fault != "no-usage" else ""
         yield "data: [DONE]\n\n"
     finally:
@@ -179,7 +244,13 @@ def faulty():
         ("429", "too many requests .*in 300 s"),
         ("500", "internal error .status 500"),
         ("400", "refuses the request .status 400, what is Bearer …"),
-        ("html", "did not answer as OpenAI's API specifies"),
+        ("html", "did not answer as OpenAI's API specifies: REMOTE_URL may lead to a web page"),
+        ("zip", "did not answer as OpenAI's API specifies"),
+        ("deep", "did not answer as OpenAI's API specifies"),
+        ("flood", "did not answer as OpenAI's API specifies"),
+        ("not-utf8", "did not answer as OpenAI's API specifies"),
+        ("object", "did not answer as OpenAI's API specifies"),
+        ("no-models", "serves no model “m”: choose one of none"),
         ("no-list", "did not answer as OpenAI's API specifies"),
         ("not-json", "did not answer as OpenAI's API specifies"),
         ("silent", "sent nothing for 1 s"),
@@ -195,17 +266,31 @@ def test_each_error_has_a_message_without_the_key(faulty, caplog, fault, message
     assert raised.value.__cause__ is None and raised.value.__context__ is None
 
 
-@pytest.mark.parametrize("fault", ["break", "no-end", "error", "stall"])
-def test_the_text_before_an_interruption_is_kept(faulty, fault):
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("break", "ended the stream"),
+        ("no-end", "ended the stream"),
+        ("error", "ended the stream"),
+        ("garbage", "sent something else than OpenAI's API specifies"),
+        ("stall", "sent nothing for 1 s"),
+    ],
+)
+def test_the_text_before_an_interruption_is_kept(faulty, fault, message):
     chunks = []
-    with pytest.raises(LabError, match="in the middle of the answer"):
+    with pytest.raises(LabError, match=f"{message} in the middle of the answer: what came is kept, continue it"):
         for chunk in faulty(fault).stream("m", [Message(role="user", content="hello")], Sampling(0), lambda: False):
             chunks.append(chunk.text)
     assert "".join(chunks) == "Hello 🇸🇪"
     assert REQUESTS[fault] == 1
 
 
-@pytest.mark.parametrize(("fault", "times"), [("503-twice", 3), ("429-once", 2)])
+def test_a_server_that_never_ends_is_stopped(faulty):
+    with pytest.raises(LabError, match="sent more than the most tokens that were requested, and was stopped"):
+        ask(faulty("talks"), "m", "hello")
+
+
+@pytest.mark.parametrize(("fault", "times"), [("503-twice", 3), ("429-once", 2), ("first-breaks", 2)])
 def test_retries_before_the_first_token_and_shows_it(faulty, fault, times):
     question = [Message(role="user", content="hello")]
     chunks = list(faulty(fault).stream("m", question, Sampling(0), lambda: False))
@@ -219,6 +304,80 @@ def test_figures_come_from_the_server_if_it_counts_tokens(faulty):
     assert (figures.prompt_tokens, figures.cached_tokens, figures.completion_tokens) == (22, 7, 9)
     same, figures = ask(faulty("no-usage"), "m", "hello")
     assert answer == same == "Hello 🇸🇪!" and figures.completion_tokens == 4
+
+
+@pytest.mark.parametrize("fault", ["lie-1", "lie-2", "lie-3", "lie-4"])
+def test_token_counts_that_cannot_be_true_are_not_shown(faulty, fault):
+    _, figures = ask(faulty(fault), "m", "hello")
+    assert (figures.prompt_tokens, figures.cached_tokens, figures.completion_tokens) == (0, 0, 4)
+    assert "token counts can't be true" in figures.note
+
+
+def test_the_context_is_the_one_that_the_server_lists(faulty):
+    engine = faulty("long")
+    assert engine.models() == ["m", "adapter"]
+    for model in engine.models():
+        assert ask(engine, model, "hello", sampling=Sampling(0))[1].context_tokens == 400
+    assert REQUESTS["long"] == 4  # 256 tokens are refused, 128 are not
+
+
+def test_an_answer_is_continued(faulty):
+    question, begun = Message(role="user", content="hello"), Message(role="assistant", content="Hell")
+    sent = ChatCompletion("m", [question, begun], Sampling()).arguments()
+    assert sent["extra_body"] == {"continue_final_message": True, "add_generation_prompt": False}
+    assert "extra_body" not in ChatCompletion("m", [question], Sampling()).arguments()
+    with pytest.raises(LabError, match="can't continue an answer: ask again"):
+        list(faulty("no-continue").stream("m", [question, begun], Sampling(0), lambda: False))
+
+
+def test_an_answer_is_scored_token_by_token(faulty):
+    question = [Message(role="user", content="hi")]
+    score = faulty("tokens").score("m", question, "ab")
+    assert score.tokens == 3 and not score.greedy  # a, b, and the token that ends the answer
+    assert score.log_likelihood == pytest.approx(-1 / 5 - 1 / 6 - 1 / 7)
+    assert faulty("tokens").score("m", question, "aa").greedy
+    for fault in ("half-tokens", "ok", "no-continue"):
+        with pytest.raises(LabError, match=r"127.0.0.1:\d+ (can't score answers|did not answer as)"):
+            faulty(fault).score("m", question, "ab")
+    with pytest.raises(LabError, match="serves no model “n”"):
+        faulty("tokens").score("n", question, "ab")
+
+
+def test_the_message_about_a_lost_server_has_the_time_of_the_last_answer(faulty):
+    engine = faulty("moved")
+    engine._messages.answered_at = 0.0
+    with pytest.raises(Unavailable, match=r"status 503. .its last answer ended at 00:00 UTC.: ask again later"):
+        ask(engine, "m", "hello")
+
+
+def self_signed(folder: Path) -> list[Path]:
+    """A certificate and its key, signed by nobody else."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    options = ["-x509", "-nodes", "-newkey", "rsa:2048", "-subj", "/CN=other.example", "-days", "1"]
+    subprocess.run(["openssl", "req", *options, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    return [certificate, key]
+
+
+def test_a_certificate_that_does_not_fit_and_a_server_without_tls(faulty, tmp_path):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*self_signed(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def refuse() -> None:
+            with suppress(OSError):
+                context.wrap_socket(listener.accept()[0], server_side=True)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(LabError, match="certificate of 127.0.0.1:.* is not accepted .self-signed certificate"):
+            ask(Engine(f"https://127.0.0.1:{port}"), "m", "hello")
+        assert time.monotonic() - started < 2  # it does not try again
+        thread.join()
+    plain = faulty("ok")._client._url.replace("http://", "https://")
+    with pytest.raises(LabError, match="does not use TLS: check the port in REMOTE_URL, or begin it with http://"):
+        ask(Engine(plain), "m", "hello")
 
 
 def test_the_oldest_turns_are_dropped_if_the_context_is_too_short(faulty):
@@ -252,7 +411,7 @@ def test_closing_the_engine_cancels_an_answer_and_the_next_question_opens_it_aga
     assert any(chunk.text for chunk in chunks)
     engine.close()
     assert list(chunks)[-1].figures.finish_reason == "cancelled"
-    assert not engine.in_memory("m") and engine.models() == ["m"] and engine.in_memory("m")
+    assert not engine.in_memory("m") and "m" in engine.models() and engine.in_memory("m")
 
 
 def test_the_environment_is_checked(monkeypatch):

@@ -108,7 +108,7 @@ Model = ModelFiles | str  # files on this disk, or the name of a model on a serv
 class Figures:
     """The token counts and the speed of one answer. `tokens_per_second` is measured after the first token. It is None
     for an answer of fewer than two tokens. `context_tokens` is how many tokens the model reads, prompt and answer
-    together; None if a server does not say."""
+    together; None if a server does not say. `note` is a sentence about the answer, such as which engine took over."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -118,6 +118,7 @@ class Figures:
     finish_reason: Literal["stop", "length", "cancelled"]
     dropped_turns: int = 0
     context_tokens: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,10 @@ class AnswerScore:
     greedy: bool
 
 
+class Unavailable(LabError):
+    """The server of an engine does not answer now. Another engine may answer, or the same one later."""
+
+
 class Engine(Protocol):
     """One way to run a model. Each engine's module has a class `Engine` with these methods."""
 
@@ -155,7 +160,7 @@ class Engine(Protocol):
     def stream(
         self, model: Any, messages: Sequence[Message], sampling: Sampling, cancelled: Callable[[], bool]
     ) -> Iterator[Chunk]:
-        """Answer the last message.
+        """Answer the last message. If it is the assistant's, continue it.
 
         Args:
             model: a `Model` in the form that the engine takes.

@@ -8,85 +8,77 @@ else: a raised error holds neither the client's exceptions nor the key.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import CancelledError
 
 import openai
 
 from inference.engines import AnswerScore, Chunk, Message, Sampling
 from inference.engines.remote.address import check_key, check_url
-from inference.engines.remote.chat_completion import ChatCompletion
+from inference.engines.remote.chat_completion import CONTINUE, ChatCompletion
+from inference.engines.remote.listing import ModelListing, read_listing
 from inference.engines.remote.openai_client import Client
+from inference.engines.remote.scoring import FIELDS, NoScores, score_answer
 from inference.engines.remote.server_errors import (
     MAX_ATTEMPTS,
     SERVER_ERRORS,
     ErrorMessages,
     StreamEnded,
     UnexpectedResponse,
+    is_too_long,
     refused_fields,
     retry_delay,
     unknown_model,
+    unwrapped,
 )
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
+from inference.settings import read_integer
 
-SILENCE = 60.0  # seconds without a token until an answer counts as stalled
+SILENCE = 60  # seconds until the first token of an answer, REMOTE_TIMEOUT
+PAUSE = 20.0  # seconds between two tokens until an answer counts as stalled
 LIST_TIMEOUT = 10.0  # seconds for the list of models
-LIST_MAX_AGE = 5.0  # seconds for which the list of models is used again
 POLL = 0.05  # seconds between two checks of `cancelled`
-
-
-@dataclass(frozen=True)
-class ModelListing:
-    """The server's models or the error that was raised, and when (`time.monotonic`)."""
-
-    at: float
-    models: tuple[str, ...] = ()
-    error: LabError | None = None
-
-    @property
-    def recent(self) -> bool:
-        """Whether it is used again."""
-        return time.monotonic() - self.at <= LIST_MAX_AGE
+STRENGTH = "A remote server has no setting for an adapter's strength: set the strength to 1."
 
 
 class Engine:
     """Asks the OpenAI-compatible server at `url` ("https://host/v1"; /v1 is added to a bare host).
 
-    `silence` is the timeout in seconds without a token. Raises LabError if the URL or the key is not valid.
+    `silence` is the timeout in seconds until the first token; between two tokens it is at most PAUSE. Raises LabError
+    if the URL or the key is not valid.
     """
 
     def __init__(self, url: str, api_key: str | None = None, silence: float = SILENCE) -> None:
         url, self.host = check_url(url)
         key = check_key(api_key)
         self._client = Client(url, key)
-        self._messages = ErrorMessages(self.host, silence, key)
-        self._silence = silence
+        self._silence, self._pause = silence, min(silence, PAUSE)
+        self._messages = ErrorMessages(self.host, silence, self._pause, key)
         self._listing: ModelListing | None = None
         self._listing_lock = threading.Lock()
 
     @classmethod
     def from_environment(cls) -> Engine:
-        """The server at REMOTE_URL, with the key REMOTE_API_KEY if it is set. Raises LabError without a URL."""
+        """The server at REMOTE_URL, with the key REMOTE_API_KEY and the timeout REMOTE_TIMEOUT if they are set. Raises
+        LabError without a URL."""
         url = os.environ.get("REMOTE_URL")
         if not url:
             raise LabError("REMOTE_URL is not set: set it to an OpenAI-compatible server, such as https://host/v1.")
-        return cls(url, os.environ.get("REMOTE_API_KEY"))
+        return cls(url, os.environ.get("REMOTE_API_KEY"), read_integer("REMOTE_TIMEOUT", 1, 3600) or SILENCE)
 
     def models(self) -> list[str]:
-        """The names of the server's models, at most LIST_MAX_AGE seconds old. Raises LabError if the server is
-        unreachable."""
+        """The names of the server's models, a few seconds old at most. Raises LabError if the server is unreachable."""
         with self._listing_lock:
             listing = self._listing
             if listing is None or not listing.recent:
                 listing = self._client.submit(self._list_models).result()
         if listing.error:
-            raise LabError(str(listing.error))  # a new one, because each raise adds to an exception's traceback
+            raise type(listing.error)(str(listing.error))  # a new one: each raise adds to an exception's traceback
         return list(listing.models)
 
     def in_memory(self, model: str) -> bool:
@@ -104,7 +96,7 @@ class Engine:
         """See `inference.engines.Engine.stream`. If the server ends the stream in the middle of an answer, all text
         that came is yielded before LabError is raised."""
         if sampling.strength != 1:
-            raise LabError("A remote server has no setting for an adapter's strength: set the strength to 1.")
+            raise LabError(STRENGTH)
         yield Chunk(waiting="thinking")
         completion, text = ChatCompletion(model, list(messages), sampling), TextStream(sampling.stop)
         request = self._client.submit(lambda client: self._answer(client, completion))
@@ -140,25 +132,34 @@ class Engine:
         yield Chunk(figures=completion.figures(stopped))
 
     def score(self, model: str, messages: Sequence[Message], answer: str, strength: float = 1.0) -> AnswerScore:
-        """Raises LabError, because OpenAI's chat API gives no probabilities of a given answer."""
-        raise LabError(f"{self.host} can't score answers: run the model here, with ENGINE=llamacpp or pytorch.")
+        """See `inference.engines.Engine.score`. Raises LabError if the server does not say how likely a token is."""
+        if strength != 1:
+            raise LabError(STRENGTH)
+        request = self._client.submit(lambda client: self._score(client, model, messages, answer))
+        try:
+            outcome = request.result()
+        except CancelledError:
+            outcome = LabError("The engine was closed before the answer was scored: try again.")
+        if isinstance(outcome, LabError):
+            raise outcome
+        return outcome
 
     async def _list_models(self, client: openai.AsyncOpenAI) -> ModelListing:
         """Read the list of models within LIST_TIMEOUT. Errors become part of the listing."""
         try:
             async with asyncio.timeout(LIST_TIMEOUT):
-                return await self._read_models(client)
+                self._listing = await read_listing(client)
         except SERVER_ERRORS as error:
-            self._listing = ModelListing(time.monotonic(), error=self._messages.not_listed(error))
-            return self._listing
+            self._listing = ModelListing(error=self._messages.not_listed(unwrapped(error)))
+        return self._listing
 
-    async def _read_models(self, client: openai.AsyncOpenAI) -> ModelListing:
-        try:
-            page = await client.models.list()
-            models = tuple(model.id for model in page.data)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UnexpectedResponse from error
-        self._listing = ModelListing(time.monotonic(), models)
+    async def _listed(self, client: openai.AsyncOpenAI, model: str) -> ModelListing:
+        """The list of models, with `model` in it. Raises LabError if it is not."""
+        # Some servers (llama_cpp.server) answer with another model if they do not know the name.
+        if self._listing is None or not self._listing.recent or not self._listing.models:
+            self._listing = await read_listing(client)
+        if model not in self._listing.models:
+            raise unknown_model(self.host, model, self._listing.models)
         return self._listing
 
     async def _answer(self, client: openai.AsyncOpenAI, completion: ChatCompletion) -> None:
@@ -168,9 +169,11 @@ class Engine:
         while True:
             try:
                 await self._attempt(client, completion)
+                self._messages.answered_at = time.time()
                 completion.inbox.put(None)
                 return
-            except SERVER_ERRORS as error:
+            except SERVER_ERRORS as wrapped:
+                error = unwrapped(wrapped)
                 if isinstance(error, openai.APIConnectionError):
                     self._listing = None  # the server is unreachable, so the list of models is outdated
                 if completion.adapt(error):
@@ -187,30 +190,52 @@ class Engine:
     async def _attempt(self, client: openai.AsyncOpenAI, completion: ChatCompletion) -> None:
         """Request the answer once. Raises one of SERVER_ERRORS."""
         async with asyncio.timeout(self._silence) as timeout:
-            # Some servers (llama_cpp.server) answer with another model if they do not know the name.
-            listing = self._listing
-            if listing is None or not listing.recent or not listing.models:
-                listing = await self._read_models(client)
+            listing = await self._listed(client, completion.model)
             completion.models = list(listing.models)
-            if completion.model not in completion.models:
-                raise unknown_model(self.host, completion.model, completion.models)
+            completion.context = listing.contexts.get(completion.model)
             try:
                 stream = await client.chat.completions.create(**completion.arguments())
                 async with stream:
                     async for event in stream:
-                        timeout.reschedule(asyncio.get_running_loop().time() + self._silence)
-                        completion.receive(event)
-            except json.JSONDecodeError as error:
+                        if completion.receive(event):
+                            timeout.reschedule(asyncio.get_running_loop().time() + self._pause)
+            except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
                 raise UnexpectedResponse from error
         if completion.finish is None:
             is_stream = stream.response.headers.get("content-type", "").startswith("text/event-stream")
             raise StreamEnded if is_stream else UnexpectedResponse
+
+    async def _score(
+        self, client: openai.AsyncOpenAI, model: str, messages: Sequence[Message], answer: str
+    ) -> AnswerScore | LabError:
+        """The score, or what went wrong: an exception that is raised here would hold the client's."""
+        patient = client.with_options(max_retries=MAX_ATTEMPTS - 1)
+        try:
+            async with asyncio.timeout(self._silence):
+                await self._listed(client, model)
+            scored = await score_answer(patient, model, messages, answer, self._silence)
+            self._messages.answered_at = time.time()
+            return scored
+        except NoScores:
+            pass
+        except SERVER_ERRORS as wrapped:
+            error = unwrapped(wrapped)
+            if isinstance(error, openai.APIStatusError) and is_too_long(error):
+                return LabError(f"The answer to score is too long for the model at {self.host}. Shorten it.")
+            if not refused_fields(error, FIELDS):
+                return self._messages.not_answered(error)
+        return LabError(
+            f"{self.host} can't score answers, because it gives no probabilities of given tokens as vLLM does: run the "
+            "model here with ENGINE=llamacpp or pytorch."
+        )
 
     def _translate(self, error: Exception, completion: ChatCompletion) -> LabError:
         if completion.received:
             return self._messages.interrupted(error)
         if isinstance(error, openai.NotFoundError) and completion.models:
             return unknown_model(self.host, completion.model, completion.models)
+        if completion.continues and refused_fields(error, CONTINUE):
+            return LabError(f"{self.host} can't continue an answer: ask again.")
         if refused := refused_fields(error, completion.beyond_openai):
             return LabError(f"{self.host} does not take {refused[0]}: set it to its default.")
         return self._messages.not_answered(error)

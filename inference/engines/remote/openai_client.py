@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import httpx2
 import openai
 
+from inference.engines.remote.server_errors import UnexpectedResponse
+
 CONNECT_TIMEOUT = 5.0  # seconds
+MAX_BYTES = 64_000_000  # of one response: the probabilities of 100,000 tokens have fewer
 
 T = TypeVar("T")
 
@@ -26,6 +30,33 @@ class Connection:
     client: openai.AsyncOpenAI
     loop: asyncio.AbstractEventLoop
     thread: threading.Thread
+
+
+class BoundedBody(httpx2.AsyncByteStream):
+    """The body of a response. Raises UnexpectedResponse after MAX_BYTES, so that no server can fill the memory."""
+
+    def __init__(self, body: httpx2.AsyncByteStream) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        received = 0
+        async for part in self._body:
+            received += len(part)
+            if received > MAX_BYTES:
+                raise UnexpectedResponse
+            yield part
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._body.aclose()
+
+
+async def bound(response: httpx2.Response) -> None:
+    """Bound a response whose body is not read yet. Raises UnexpectedResponse for a compressed one, which can grow a
+    thousandfold."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise UnexpectedResponse
+    response.stream = BoundedBody(cast(httpx2.AsyncByteStream, response.stream))
 
 
 class Client:
@@ -63,6 +94,8 @@ class Client:
             max_retries=0,  # the engine retries, so that the visitor can see and stop it
             # The engine has its own timeout without a token, because servers send comments to keep the stream alive.
             timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT),
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound]}),
         )
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="remote engine", daemon=True)
