@@ -2,7 +2,7 @@
 # make deploy SPACE=user/name OPTIONS="--hardware t4-small --secret HF_TOKEN"
 BIN := .venv/bin
 
-.PHONY: app test lint types docs demo bench bench-gpu deploy
+.PHONY: app test lint types docs demo bench bench-gpu deploy fleet fleet-stop fleet-restart test-fleet
 
 app: .venv/app.done
 	$(BIN)/python app.py
@@ -32,6 +32,20 @@ bench-gpu: .venv/dev.done
 
 deploy: .venv/app.done
 	$(BIN)/python -m training deploy $(SPACE) $(OPTIONS)
+
+# The fleet ends with this make, however that ends.
+fleet: .venv/app.done .venv-fleet/fleet.done
+	setpriv --pdeathsig TERM -- .venv-fleet/bin/python -m fleet start
+
+fleet-stop fleet-restart: .venv-fleet/fleet.done
+	.venv-fleet/bin/python -m fleet $(@:fleet-%=%)
+
+test-fleet: .venv/dev.done .venv-fleet/fleet.done
+	$(BIN)/python -m pytest -n 0 tests/test_fleet.py tests/test_fleet_vllm.py
+
+.venv-fleet/fleet.done: requirements-fleet.txt fleet/locked.txt scripts/setup
+	scripts/setup $< .venv-fleet --no-deps
+	touch $@
 
 .venv/app.done: requirements.txt
 .venv/train.done: requirements.txt requirements-train.txt

@@ -13,14 +13,15 @@ import pytest
 
 from inference.settings import PROJECT
 
-ROOMS = ("inference", "training", "ui")
+ROOMS = ("fleet", "inference", "training", "ui")
 HELPERS_OF_TESTS = {"tests", "conftest", "gguf_faults", "nano_server"}
 # What the modules below a folder, or a module, must not import: app → ui → inference ← training.
 FORBIDDEN = {
-    "app.py": {"training", "local_hub", "benchmarks"},
-    "ui": {"torch", "transformers", "llama_cpp", "whisper", "app", "training", "local_hub", "benchmarks"},
-    "inference": {"gradio", "app", "ui", "training", "local_hub", "benchmarks"},
-    "training": {"gradio", "app", "ui", "benchmarks"},
+    "app.py": {"fleet", "training", "local_hub", "benchmarks"},
+    "ui": {"torch", "transformers", "llama_cpp", "whisper", "app", "fleet", "training", "local_hub", "benchmarks"},
+    "inference": {"gradio", "app", "ui", "fleet", "training", "local_hub", "benchmarks"},
+    "training": {"gradio", "app", "ui", "fleet", "benchmarks"},
+    "fleet": {"torch", "gradio", "app", "ui", "training", "local_hub", "benchmarks"},
     "local_hub": {"app", "ui", "inference", "training", "benchmarks"},
     "benchmarks": {"local_hub"},
     "scripts": {"app", "ui", "inference", "training", "local_hub", "benchmarks"},

@@ -1,0 +1,78 @@
+"""Start and end vLLM servers, a router and the page: `python -m fleet start`."""
+
+from __future__ import annotations
+
+import os
+import time
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import typer
+
+from fleet import commands, supervisor
+from fleet.settings import FleetSettings
+from inference.terminal import run
+
+START_POLL = 1.0  # seconds
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def start() -> None:
+    """Start the replicas, the router and the page. Ctrl-C ends them."""
+    settings = FleetSettings.read()
+    print(f"Starting {len(settings.replica_urls)} replicas. This takes a minute. Logs: {settings.state}", flush=True)
+    supervisor.start(settings)
+
+
+@app.command()
+def stop() -> None:
+    """End the fleet that runs, and what a killed one has left."""
+    supervisor.stop(FleetSettings.read())
+
+
+@app.command()
+def status() -> None:
+    """Show which processes run, and since when."""
+    print(supervisor.supervisorctl(FleetSettings.read(), "status"), end="")
+
+
+@app.command(hidden=True)
+def replica(number: int) -> None:
+    """Become a replica. supervisord calls this."""
+    settings = FleetSettings.read()
+    supervisor.kill_left(settings, f"replica-{number}")
+    become(commands.replica_command(settings, number), commands.replica_environment(settings))
+
+
+@app.command(hidden=True)
+def router() -> None:
+    """Become the router. supervisord calls this."""
+    become(commands.router_command(FleetSettings.read()), {})
+
+
+@app.command(hidden=True)
+def page() -> None:
+    """Wait until the router answers, then become the page. supervisord calls this."""
+    settings = FleetSettings.read()
+    while not answers(f"{settings.router_url}/v1/models"):
+        time.sleep(START_POLL)
+    become(commands.page_command(), commands.page_environment(settings))
+
+
+def answers(url: str) -> bool:
+    """Whether `url` answers with status 200."""
+    try:
+        with urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def become(command: list[str], variables: dict[str, str]) -> None:
+    """Replace this process."""
+    os.execvpe(command[0], command, {**os.environ, **variables})
+
+
+if __name__ == "__main__":
+    run(app)

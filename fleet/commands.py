@@ -1,0 +1,76 @@
+"""The commands of the fleet's processes and their environments: a replica, the router, the page.
+
+`compose.yaml` has the same commands for GPUs; a test compares them.
+"""
+
+from __future__ import annotations
+
+from fleet.settings import FleetSettings, port
+from inference.settings import PROJECT
+
+
+def replica_command(settings: FleetSettings, number: int) -> list[str]:
+    """vLLM's server for the replica `number`, counted from 1."""
+    return [
+        "python3", "-m", "vllm.entrypoints.openai.api_server",  # `vllm serve` wants the package to be named vllm
+        "--model", settings.model,
+        "--served-model-name", settings.name,
+        "--host", settings.listen,
+        "--port", str(port(settings.replica_urls[number - 1])),
+        "--dtype", "bfloat16",
+        "--max-model-len", str(settings.context),
+        "--gpu-memory-utilization", f"{settings.gpu_memory:g}",
+        "--enable-lora",
+        "--max-loras", str(settings.max_loras),
+        "--max-lora-rank", str(settings.max_lora_rank),
+        "--enable-prompt-tokens-details",  # cached tokens, for the figures below an answer
+        "--lora-modules", *settings.lora_modules,
+    ]  # fmt: skip
+
+
+def replica_environment(settings: FleetSettings) -> dict[str, str]:
+    """What vLLM reads from the environment."""
+    return {
+        "OMP_NUM_THREADS": str(settings.threads),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else each replica takes the same cores
+        "VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_cache_gb:g}",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def router_command(settings: FleetSettings) -> list[str]:
+    """vLLM's router in front of the replicas. Equal beginnings go to the replica that has them in its prefix cache.
+
+    A replica that does not answer two checks, 2 s apart, gets no more questions until it answers one again.
+    """
+    return [
+        "vllm-router",
+        "--host", settings.listen,
+        "--port", str(port(settings.router_url)),
+        "--worker-urls", *settings.replica_urls,
+        "--policy", "cache_aware",
+        "--balance-abs-threshold", "4",  # questions by which the load of replicas may differ
+        "--health-check-interval-secs", "2",
+        "--health-check-timeout-secs", "2",
+        "--health-failure-threshold", "2",
+        "--health-success-threshold", "1",
+        "--worker-startup-check-interval", "1",
+        "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def page_command() -> list[str]:
+    """The page, in the environment that `make` sets up for it."""
+    return [str(PROJECT / ".venv" / "bin" / "python"), "app.py"]
+
+
+def page_environment(settings: FleetSettings) -> dict[str, str]:
+    """The page gets its answers from the router, and loads published adapters into each replica."""
+    return {
+        "PORT": str(settings.page_port),
+        "ENGINE": "remote",
+        "REMOTE_URL": f"{settings.router_url}/v1",
+        "REMOTE_REPLICAS": ",".join(settings.replica_urls),
+        "REMOTE_ADAPTERS": str(settings.state / "adapters"),
+    }
