@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from inference.validation import shorten
 from training.evaluation.statistics import Difference, Estimate, compare, estimate
 from training.evaluation.suites import Record
 
 SHOWN = 10  # questions of a kind, in the terminal and in the card
+LENGTH = 120  # characters of a text in them
 MARGIN_SHARE = 0.05
 MARGIN_NATS = 0.1
 
@@ -121,7 +121,7 @@ def report(gate: Gate) -> str:
     for title, rows in (("Not learnt", wrong), ("Forgotten", gate.forgotten)):
         if rows:
             more = f"\n- and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-            lines = [f"- {r['question']} → {shorten(r['after'])} (expected: {r['expected']})" for r in rows[:SHOWN]]
+            lines = [f"- {r['question']} → {cut(r['after'])} (expected: {cut(r['expected'])})" for r in rows[:SHOWN]]
             parts.append(f"{title}:\n" + "\n".join(lines) + more)
     return "\n\n".join([*parts, *gate.notes])
 
@@ -132,7 +132,13 @@ def card_answers(gate: Gate) -> list[dict[str, str]]:
     kinds = {"learnt": right, "not learnt": wrong, "forgotten": gate.forgotten}
     fields = ("question", "expected", "before", "after")
     return [
-        {"what": what} | {name: shorten(str(row[name])) for name in fields}
+        {"what": what} | {name: cut(str(row[name])) for name in fields}
         for what, rows in kinds.items()
         for row in rows[:SHOWN]
     ]
+
+
+def cut(text: str) -> str:
+    """A text in one line, cut to `LENGTH` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= LENGTH else line[: LENGTH - 1] + "…"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import closing
@@ -26,6 +27,7 @@ from training.run_record import read_run_record
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 GREEDY = Sampling(temperature=0, max_tokens=128)
+SENTENCES = re.compile(r".*[.!?。！？]", re.DOTALL)  # all complete ones
 Row = dict[str, Any]
 
 
@@ -88,9 +90,15 @@ def own_answers(model: str, questions: list[str]) -> list[Row]:
 
 
 def own_replies(model: ResolvedModel, questions: list[str]) -> list[tuple[str, str]]:
-    """The questions with the model's greedy answers. Empty answers are left out."""
-    answers = [model.ask([Message(role="user", content=question)], GREEDY)[0].strip() for question in questions]
-    return [(question, answer) for question, answer in zip(questions, answers, strict=True) if answer]
+    """The questions with the model's greedy answers. A long answer ends after its last complete sentence; an answer
+    without one is left out."""
+    replies = []
+    for question in questions:
+        answer, figures = model.ask([Message(role="user", content=question)], GREEDY)
+        found = answer if figures.finish_reason == "stop" else "".join(SENTENCES.findall(answer))
+        if found.strip():
+            replies.append((question, found.strip()))
+    return replies
 
 
 def is_about_emoji(recipes: list[Recipe], record: Mapping[str, Any]) -> bool:

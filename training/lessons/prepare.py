@@ -7,6 +7,7 @@ lessons' rows. An adapter is continued; a model with all weights gets a new adap
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from training.new.choices import learning_rate
 from training.new.inspection import inspect_base
 from training.recipe import Recipe
 
-# One pass over many wordings and many rows to keep: several passes over fewer learn and forget the same with more steps.
+# One pass over many wordings and many rows to keep. Three passes over a third of them learn and forget as much.
 WORDINGS = 60  # of one lesson, if there are few
 LEAST_WORDINGS = 4
 LESSON_ROWS = 300  # about as many rows of lessons as there are at least
 REPLAY = 3  # rows to keep for each row of a lesson
 LEAST_REPLAY, MOST_REPLAY = 720, 12_000
-RATE = 1 / 6  # of the learning rate for a new subject
+BATCH, STEPS = 16, 45  # about as many steps as there are at least, by passing over few rows several times
+RATE = 1 / 6  # of the learning rate for a new subject, if an adapter is continued
 DEFAULT_LORA = {"r": 16, "alpha": 16}
 
 
@@ -89,7 +91,7 @@ def prepare(parent: Parent, lessons: list[Lesson], name: str | None = None) -> P
         (folder / "lessons.jsonl").write_text(to_jsonl(lessons), encoding="utf-8")
         (folder / "data.jsonl").write_text(text, encoding="utf-8")
         path = folder / f"{folder.name}.yaml"
-        path.write_text(recipe_text(recipe_fields(parent, folder), len(lessons)), encoding="utf-8")
+        path.write_text(recipe_text(recipe_fields(parent, folder, len(rows)), len(lessons)), encoding="utf-8")
     except OSError as error:
         raise LabError(f"{folder} can't be written ({error.strerror}): make room on the disk.") from error
     return path
@@ -119,8 +121,9 @@ def lesson_rows(lessons: list[Lesson]) -> list[dict[str, Any]]:
     return rows
 
 
-def recipe_fields(parent: Parent, folder: Path) -> dict[str, Any]:
-    """The recipe: the parent's shape and method, a sixth of the learning rate for a new subject, one pass."""
+def recipe_fields(parent: Parent, folder: Path, rows: int) -> dict[str, Any]:
+    """The recipe: the parent's shape, one pass or several, and a learning rate that an adapter of the parent survives.
+    A new adapter starts at zero and takes the rate for a new subject."""
     recipes = recipes_of(parent.folder) if parent.folder else []
     own: Recipe | None = recipes[0] if recipes else None
     shape: dict[str, Any] = {"lora": dict(DEFAULT_LORA)}
@@ -132,13 +135,13 @@ def recipe_fields(parent: Parent, folder: Path) -> dict[str, Any]:
         "name": folder.name, "title": folder.name.title(), "base": parent.base,
         **({"start": parent.start} if parent.start else {}),
         "data": {"name": relative(folder / "data.jsonl"), "evaluation": 0},
-        "method": own.method if own and own.method != "full" else "auto",
-        **shape, "epochs": 1.0, "batch_size": 16, "schedule": "linear", "warmup_steps": 5,
-        "seed": 0, "report_to": ["tensorboard"],
+        "method": "auto",  # even if the parent was trained in 4 bits: nano-emoji kept more with a base in 16
+        **shape, "epochs": float(math.ceil(STEPS * BATCH / rows)), "batch_size": BATCH, "schedule": "linear",
+        "warmup_steps": 5, "seed": 0, "report_to": ["tensorboard"],
     }  # fmt: skip
     base = inspect_base(Recipe.model_validate(fields))
     template = {"chat_template": base.chat_template} if base.chat_template and "chat_template" not in shape else {}
-    return fields | template | {"learning_rate": learning_rate(base.parameters, RATE)}
+    return fields | template | {"learning_rate": learning_rate(base.parameters, RATE if parent.start else 1)}
 
 
 def recipe_text(fields: dict[str, Any], lessons: int) -> str:
