@@ -1,12 +1,20 @@
-"""The entry point of the Space: `python app.py` reads the settings, builds the page and launches it.
+"""Launch the page: `python app.py`
 
-No model is loaded before the first question.
+It takes no options: its settings are environment variables, such as `PORT=7861 python app.py`. docs/settings.md lists
+them. No model is loaded before the first question. A Space starts this program, too.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+
+if __name__ == "__main__" and len(sys.argv) > 1:  # before the imports, which take seconds
+    if sys.argv[1] in ("-h", "--help"):
+        print(__doc__.strip())
+        sys.exit()
+    print(f"app.py takes no options, such as {sys.argv[1]}: `python app.py --help` says more.", file=sys.stderr)
+    sys.exit(2)
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 

@@ -120,6 +120,7 @@ def test_commands_say_what_is_missing(tmp_path, monkeypatch):
 
 def test_a_better_answer_on_the_page_becomes_a_lesson(lessons, monkeypatch):
     import gradio as gr
+    from test_train_tab import request
 
     from inference.lab import Lab
     from inference.visitors.limits import VisitorLimits
@@ -135,16 +136,17 @@ def test_a_better_answer_on_the_page_becomes_a_lesson(lessons, monkeypatch):
         {"role": "assistant", "content": 'No idea.\n\n<details class="figures"><summary>x</summary>y</details>'},
     ]
     *_, taught = panel.open(history, 1, "Be short.")
-    assert panel.save(taught, " ", "", "", "nano", 0)[1] == "A lesson needs a better answer: write one."
-    assert panel.save(taught, "A teapot.", "teapot", "Explain zorgle.\n", "nano", 0)[2] == 1
+    here = request()
+    assert panel.save(taught, " ", "", "", "nano", 0, here)[1] == "A lesson needs a better answer: write one."
+    assert panel.save(taught, "A teapot.", "teapot", "Explain zorgle.\n", "nano", 0, here)[2] == 1
     (lesson,) = lessons.list()
     assert (lesson.question, lesson.bad, lesson.better) == ("What is a zorgle?", "No idea.", "A teapot.")
     assert lesson.context == ({"role": "system", "content": "Be short."},)
-    rows, ids, status, _ = listed.show()
+    rows, ids, status, _ = listed.show(here)
     assert (rows[0][:2], ids, status[:8]) == (["What is a zorgle?", "A teapot."], [lesson.id], "1 lesson")
-    assert listed.edit(lesson.id, "", "x", "", "")[2] == "A lesson needs a question: write one."
-    assert listed.export()[0]["text"] == to_jsonl([lesson])
-    assert listed.remove(lesson.id)[:2] == ([], [])
+    assert listed.edit(lesson.id, "", "x", "", "", here)[2] == "A lesson needs a question: write one."
+    assert listed.export(here)[0]["text"] == to_jsonl([lesson])
+    assert listed.remove(lesson.id, here)[:2] == ([], [])
 
 
 def test_nobody_teaches_on_a_space(tmp_path, monkeypatch):

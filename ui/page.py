@@ -58,10 +58,10 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
             with gr.Tab("Compare", elem_classes="page"):
                 compare = CompareTab(lab, votes, limits, settings, voice_settings)
             with gr.Tab("Models", elem_classes="page") as models:
-                ModelsTab(lab, chat.picker, tabs, models)
+                ModelsTab(lab, chat.picker, tabs, models, limits)
             if lessons and chat.teach:
                 with gr.Tab("Lessons", elem_classes="page") as taught:
-                    LessonsTab(lessons, taught, chat.teach.saved)
+                    LessonsTab(lessons, taught, chat.teach.saved).connect_page(page)
             train = None
             if is_offered():
                 with gr.Tab("Train", elem_classes="page", visible=False) as training:
@@ -69,6 +69,8 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
         if train:
             train.connect_page(page)
         conversations.connect(chat, page)
+        picker = chat.picker
+        conversations.started.then(picker.select_default, [chat.chatbot, picker.dropdown], picker.dropdown, **QUIET)
         for running in (chat.running, chat.voice.running, chat.spoken, compare.running, compare.voice.running):
             page.unload(running.close_visit)
         if chat.teach:

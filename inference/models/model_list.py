@@ -41,6 +41,7 @@ class ModelList:
     ) -> None:
         self.catalog = self._listed = catalog
         self._trained: dict[str, Path] = {}
+        self._default = ""
         self._file = catalog  # the catalog file alone
         self._engines = engines
         self.may_add = add_models and not engines.remote
@@ -71,9 +72,15 @@ class ModelList:
         finally:
             self._refreshing.release()
 
-    def show_trained(self, folders: Mapping[str, Path]) -> None:
-        """List the models in these run folders by their ids, in place of those of the last call."""
-        self._trained = dict(folders)
+    @property
+    def default(self) -> Entry:
+        """The model of a new visit: a taught model that is better than the one it came from, or else the first one."""
+        return self.catalog[self._default] if self._default in self.catalog else self.catalog.entries[0]
+
+    def show_trained(self, folders: Mapping[str, Path], default: str = "") -> None:
+        """List the models in these run folders by their ids, in place of those of the last call. One of them can be
+        the default."""
+        self._trained, self._default = dict(folders), default
         self._file.add_unlisted(converted_entries())  # training may have made some
         self._listed.add_unlisted(self._file.unlisted)
         self._list(self._listed)

@@ -23,7 +23,9 @@ from inference.errors import LabError
 from inference.metrics import count_refusal
 from inference.settings import Settings
 
-WORDS = {"question": "ask again", "recording": "send it again", "text": "send it again"}
+WORDS = {
+    "question": "ask again", "recording": "send it again", "text": "send it again", "examination": "try again",
+}  # fmt: skip
 RUNNING_SECONDS = 5  # until one of the visitor's questions may have ended
 
 
@@ -91,8 +93,8 @@ class VisitorLimits:
 
     @contextmanager
     def admit(self, visitor: Visitor, what: str = "question") -> Iterator[None]:
-        """Count a "question", a "recording", or a "text" to be spoken, as under way inside the block. Raises TooMany if
-        it is one too many."""
+        """Count a "question", a "recording", a "text" to be spoken, or an "examination" of a model file, as under way
+        inside the block. Raises TooMany if it is one too many."""
         key = what, visitor.key
         with self._lock:
             if self.at_once and self._running[key] >= self.at_once:

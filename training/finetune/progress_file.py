@@ -5,6 +5,7 @@
 | `begin`, `steps`, `time` | training begins or resumes at step `begin` of `steps`: later steps in the file are void |
 | `step`, `loss`, `tokens_per_second`, `seconds` | a logged step; `seconds` is the training time so far |
 | `step`, `held_out_loss` | a measurement |
+| `step`, `seconds` | training has ended or stopped at that step |
 | `step`, `samples` | answers to held-out questions, each with `question`, `expected` and `answer` |
 
 Losses are in nats per token. `time` is in seconds since 1970. The samples are the data's own text, so the file is not
@@ -54,6 +55,13 @@ class ProgressFile(TrainerCallback):
             self.write(step=state.global_step, loss=finite(logs["loss"]), tokens_per_second=speed, seconds=seconds)
         if "eval_loss" in logs:
             self.write(step=state.global_step, held_out_loss=finite(logs["eval_loss"]))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the last step, which may not be a logged one."""
+        if state.is_world_process_zero:
+            self.write(step=state.global_step, seconds=round(self.progress.seconds, 1))
 
     def add_samples(self, step: int, samples: Sequence[Sample]) -> None:
         """Write the sample answers of a measurement."""

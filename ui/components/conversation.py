@@ -14,6 +14,7 @@ from typing import Any
 from inference.engines import Figures, Message
 
 ChatEntry = dict[str, Any]  # a message of the chatbot: "role" and "content"
+MAX_NOTE = 300  # characters of a note
 NOTE = re.compile(r"\s*<(span|details) class=\"(?:figures|marker)\">.*?</\1>", re.DOTALL)
 
 
@@ -44,6 +45,14 @@ def to_messages(history: Sequence[ChatEntry], system_prompt: str) -> list[Messag
     return messages
 
 
+def begun_answer(history: Sequence[ChatEntry]) -> str:
+    """Return the last answer as far as it came; "" if it is only a thought. The space at its end is left out, because
+    chat templates drop it, and the model then writes it again."""
+    last = history[-1]
+    is_thought = bool((last.get("metadata") or {}).get("title"))
+    return "" if is_thought else without_notes(text_of(last["content"])).rstrip()
+
+
 def model_marker(name: str) -> ChatEntry:
     """Return the line that marks the place from which another model answers."""
     return {"role": "assistant", "content": f'<span class="marker">Model changed to {html.escape(name)}</span>'}
@@ -57,6 +66,14 @@ def waiting_html(status: str, seconds: float) -> str:
 def with_figures(answer: str, model: str, figures: Figures) -> str:
     """Return an answer with its figures."""
     return f"{answer}\n\n{figures_html(model, figures)}"
+
+
+def with_problem(answer: str, problem: str) -> str:
+    """Return the beginning of an answer with the sentence that says why it is not complete. The sentence is kept with
+    the conversation as figures are."""
+    more = "Continue it below, or ask again."
+    line = f'<details class="figures"><summary>{html.escape(problem)}</summary>{more}</details>'
+    return f"{answer}\n\n{line}"
 
 
 def figures_html(model: str, figures: Figures) -> str:
@@ -73,6 +90,8 @@ def figures_html(model: str, figures: Figures) -> str:
         line.append("cut at the length limit")
     if figures.finish_reason == "cancelled":
         line.append("stopped")
+    if figures.note:
+        line.append(html.escape(figures.note[:MAX_NOTE]))
     counted = f"The prompt has {figures.prompt_tokens} tokens, {figures.cached_tokens} of them reused."
     more = counted if figures.prompt_tokens else "The number of prompt tokens is unknown."
     return f'<details class="figures"><summary>{" · ".join(line)}</summary>{more}</details>'

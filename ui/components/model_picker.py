@@ -32,6 +32,7 @@ class ModelPicker:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         first = lab.catalog.entries[0]
+        self.first = first.id
         with gr.Row(elem_classes="top-bar", elem_id="model-bar"):
             self.dropdown = gr.Dropdown(
                 self.choices({}), value=first.id, label="Model", show_label=False, container=False, scale=1,
@@ -104,6 +105,12 @@ class ModelPicker:
     def is_known(self, model_id: str, own: OwnModels) -> bool:
         """Return whether a model is in the catalog or one of the visitor's own."""
         return model_id in self.lab.catalog or model_id in own
+
+    def select_default(self, history: list[Any], chosen: str) -> Any:
+        """Select the default model when a page is opened without a conversation. It changes while the app runs."""
+        default, first = self.lab.models.default, self.first
+        unchanged = history or chosen != first or default.id == first
+        return gr.skip() if unchanged else gr.Dropdown(self.choices({}), value=default.id)
 
     def card_html(self, entry: Entry) -> str:
         """Return the facts of a model as they are now."""

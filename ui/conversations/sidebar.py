@@ -88,12 +88,13 @@ class ConversationSidebar:
             change.then(draft, **drafted).then(**self.step("save", self.outgoing))
         # Another conversation is shown: the running answer ends, and what it has so far is kept.
         leaving: dict[str, Any] = {"fn": self.stop, "cancels": chat.answers, **drafted}
+        self.started = page.load(**self.step("start"))
         for shown in (
             self.new.click(**leaving).then(**self.step("leave", self.outgoing)),
             self.list.input(**leaving).then(**self.step("open", self.list, self.outgoing)),
             self.delete.click(**leaving).then(**self.step("remove", self.list)),
             self.undo.click(**leaving).then(**self.step("restore", self.outgoing)),
-            page.load(**self.step("start")),
+            self.started,
         ):
             shown.then(None, js="() => conversations.isDrawn()", **QUIET)
         self.changed.click(**self.step("list"))

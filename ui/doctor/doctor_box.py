@@ -12,7 +12,9 @@ from inference.doctor.examine import Doctor
 from inference.errors import LabError, visitor_message
 from inference.lab import Lab
 from inference.settings import variable
+from inference.visitors.limits import VisitorLimits
 from ui.components.events import QUIET
+from ui.components.visitor import visitor_of
 from ui.doctor.doctor_report import report_html
 from ui.views.text import message_html
 
@@ -22,7 +24,8 @@ EXAMINATION_SECONDS = 180.0
 class DoctorBox:
     """Examine any model file or adapter. On a Space visitors name models of the list and of the Hub, and no paths."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, limits: VisitorLimits) -> None:
+        self._limits = limits
         self._doctor = Doctor(lab, local_files=variable("SPACE_ID") is None, seconds=EXAMINATION_SECONDS)
         with gr.Accordion("Examine a model or an adapter", open=False, elem_id="doctor"):
             gr.Markdown("What is it, what is wrong with it, and how is that fixed? Nothing of the file is run.")
@@ -38,13 +41,15 @@ class DoctorBox:
             [examine.click, target.submit, against.submit], self.examine, [target, against, upload], report, **options
         )
 
-    def examine(self, target: str, against: str, upload: str | None) -> Iterator[str]:
+    def examine(self, request: gr.Request, target: str, against: str, upload: str | None) -> Iterator[str]:
         """Show the report on an uploaded file, or else on the model that is named."""
         if not upload and not target.strip():
             yield "<p role=status>Nothing is named: type a model of this list, or user/repo.</p>"
             return
         yield "<p role=status>Examining…</p>"
         try:
-            yield report_html(self._doctor.examine(Path(upload) if upload else target.strip(), against.strip() or None))
+            with self._limits.admit(visitor_of(request), "examination"):
+                file = Path(upload) if upload else target.strip()
+                yield report_html(self._doctor.examine(file, against.strip() or None))
         except LabError as error:
             yield f"<p role=status>{message_html(visitor_message(error))}</p>"

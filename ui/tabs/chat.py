@@ -25,15 +25,18 @@ from inference.lessons.lessons import Lessons
 from inference.metrics import count_rating
 from inference.visitors.limits import VisitorLimits
 from inference.visitors.values import AskValues, read
+from ui.components.answer_actions import CONTINUE, READ_ALOUD, actions_below
 from ui.components.answer_settings import AnswerSettings, answer_values
 from ui.components.composer import Composer, send_or_stop
 from ui.components.conversation import (
     ChatEntry,
+    begun_answer,
     model_marker,
     text_of,
     to_messages,
     waiting_html,
     with_figures,
+    with_problem,
     without_notes,
 )
 from ui.components.events import IMMEDIATE, QUIET, answering
@@ -48,9 +51,6 @@ from ui.voice.voice_settings import VoiceSettings
 
 REDRAW_SECONDS = 0.08  # between two redraws of a growing answer; each takes 3 ms of this process
 EXAMPLES = 3
-READ_ALOUD = "read"
-OTHER_MODELS = 2  # that the last question can be asked instead, with one click
-READY = ("in memory", "ready")
 LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True}, {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
@@ -173,7 +173,7 @@ class ChatTab:
     def run_action(
         self, data: gr.SelectData, request: gr.Request, history: History, model_id: str, own: OwnModels, *settings: Any
     ) -> Iterator[ChatUpdate]:
-        """Run an action below the last answer: read it aloud, or ask another model the same question instead."""
+        """Run an action below the last answer: read it aloud, continue it, or ask another model the same question."""
         action, _, other = str(data.value).partition(":")
         if action == READ_ALOUD:
             self.spoken.start(request, without_notes(text_of(history[-1]["content"])), complete=True)
@@ -184,16 +184,15 @@ class ChatTab:
             return
         asked = max(i for i, entry in enumerate(history) if entry["role"] == "user")
         before, question = split_history(history, asked)
+        if action == CONTINUE:
+            begun, back = begun_answer(history), (history, gr.skip())
+            yield from self.answer(request, question, history[:-1], begun, back, model_id, own, *settings)
+            return
         yield from self.ask(request, question, before, other, own, *settings)
 
-    def actions(self, asked: Entry) -> list[dict[str, str]]:
-        """Return the actions below an answer of the model `asked`: read it aloud, and other models that are ready."""
-        base = asked.base or asked.id
-        ready = [e for e in self.lab.list_models() if e.id != asked.id and self.lab.state(e).kind in READY]
-        ready.sort(key=lambda entry: (entry.base or entry.id) != base)
-        others = [{"value": f"ask:{entry.id}", "label": f"Retry with {entry.name}"} for entry in ready[:OTHER_MODELS]]
-        teach = [{"value": TEACH, "label": "Teach"}] if self.teach else []
-        return [{"value": READ_ALOUD, "label": "Read aloud"}, *teach, *others]
+    def actions(self, asked: Entry, cut: bool = False) -> list[dict[str, str]]:
+        """Return the actions below an answer of the model `asked`. One that was `cut` can be continued."""
+        return actions_below(self.lab, asked, cut, teach=bool(self.teach))
 
     def rate(self, data: gr.LikeData, model_id: str) -> None:
         """Count that a visitor likes an answer or not, for the operator's figures."""
@@ -221,26 +220,24 @@ class ChatTab:
         for step in self.ask(request, question, history, *settings):
             yield *step, None
 
-    def ask(
-        self,
-        request: gr.Request,
-        question: str,
-        history: History,
-        model_id: str,
-        own: OwnModels,
-        aloud: bool,
-        system: str,
-        *sampling: Any,
-    ) -> Iterator[ChatUpdate]:
-        """Stream an answer. On an error, the question goes back into the box and the conversation is as before."""
+    def ask(self, request: gr.Request, question: str, history: History, *settings: Any) -> Iterator[ChatUpdate]:
+        """Stream an answer. On an error before its first token, the question goes back into the box."""
+        asked = [*history, {"role": "user", "content": question}]
+        yield from self.answer(request, question, asked, "", (history, question), *settings)
+
+    def answer(
+        self, request: gr.Request, question: str, history: History, begun: str, back: tuple[History, Any],
+        model_id: str, own: OwnModels, aloud: bool, system: str, *sampling: Any,
+    ) -> Iterator[ChatUpdate]:  # fmt: skip
+        """Stream an answer below `history`, which ends with the question, after the text `begun` of it. On an error,
+        the text that came is kept; if none came, conversation and box become what `back` says."""
         stop, reading = self.running.start(request), self.spoken.start(request)
         turn = new_turn() if aloud else gr.skip()
-        before = history
-        history = [*history, {"role": "user", "content": question}]
         answer, started, redrawn_at = "", time.perf_counter(), 0.0
         try:
             values = read(AskValues, question=question, model=model_id, **answer_values(system, *sampling))
-            entry, messages = self.picker.entry(values.model, own), to_messages(history, values.system_prompt)
+            entry = self.picker.entry(values.model, own)
+            messages = to_messages([*history, {"role": "assistant", "content": begun}], values.system_prompt)
             chosen = self.lab.applicable(entry, values.sampling)
             for chunk in self.admitted(request, self.lab.ask(entry, messages, chosen, stop.is_set)):
                 answer += chunk.text
@@ -248,19 +245,26 @@ class ChatTab:
                 reading.text, reading.complete = answer, bool(chunk.figures)
                 reply: ChatEntry = {"role": "assistant"}
                 if chunk.figures:
-                    shown = with_figures(answer, entry.name, chunk.figures)
-                    reply["options"] = self.actions(entry)
+                    shown = with_figures(begun + answer, entry.name, chunk.figures)
+                    reply["options"] = self.actions(entry, bool(answer) and chunk.figures.finish_reason != "stop")
                 elif now - redrawn_at < REDRAW_SECONDS:
                     continue
                 else:
-                    shown = answer or waiting_html(chunk.waiting or "thinking", now - started)
+                    shown = begun + answer or waiting_html(chunk.waiting or "thinking", now - started)
                 around = around_answer(not redrawn_at, chunk.figures, reading.speaking)
                 redrawn_at = now
                 yield [*history, reply | {"content": shown}], *around, turn
                 turn = gr.skip()
         except LabError as error:
             reading.stop.set()
-            yield before, question, visitor_message(error), *send_or_stop(running=False), gr.skip(), gr.skip()
+            problem = visitor_message(error)
+            if answer:
+                kept = with_problem(begun + answer, problem)
+                reply = {"role": "assistant", "content": kept, "options": self.actions(entry, cut=True)}
+                around = gr.skip(), "", *send_or_stop(running=False), gr.skip()
+                yield [*history, reply], *around, gr.skip()
+            else:
+                yield *back, problem, *send_or_stop(running=False), gr.skip(), gr.skip()
         finally:
             reading.complete = True  # also if the event is cancelled
 

@@ -16,6 +16,7 @@ from inference.catalog import Entry
 from inference.errors import LabError, visitor_message
 from inference.lab import Lab
 from inference.run_records import RunRecord
+from inference.visitors.limits import VisitorLimits
 from ui.components.events import QUIET
 from ui.components.model_details import ModelDetails
 from ui.components.model_picker import ModelPicker, OwnModels
@@ -28,7 +29,7 @@ from ui.views.text import message_html
 class ModelsTab:
     """The components of the tab `tab` of `tabs`. The button on a card selects its model in `picker`."""
 
-    def __init__(self, lab: Lab, picker: ModelPicker, tabs: gr.Tabs, tab: gr.Tab) -> None:
+    def __init__(self, lab: Lab, picker: ModelPicker, tabs: gr.Tabs, tab: gr.Tab, limits: VisitorLimits) -> None:
         self.lab, self.picker, self.tabs, self.details = lab, picker, tabs, ModelDetails(lab)
         ids, self.visits = gr.State([]), gr.State(0)  # of this tab
         with gr.Column(elem_classes="scroll"):
@@ -37,7 +38,7 @@ class ModelsTab:
                 inputs=[ids, picker.own], triggers=[ids.change], concurrency_limit=8, show_progress="hidden"
             )
             render(self.render_cards)
-            DoctorBox(lab)
+            DoctorBox(lab, limits)
         tab.select(self.list_models, [self.visits, picker.own], [ids, self.visits], **QUIET)
 
     def list_models(self, visits: int, own: OwnModels) -> tuple[list[str], int]:

@@ -6,6 +6,7 @@ On the own machine it is there for whoever sits at it, on a Space for its owner 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ class TrainTab:
     def make_draft(
         self, name: str, base: str, kind: str, file: str | None, dataset: str, goal: str, dial: str, recipe: str,
         drafted: Wish | None, request: gr.Request, profile: Profile,
-    ) -> tuple[Any, Any, Any]:  # fmt: skip
+    ) -> Iterator[tuple[Any, Any, Any]]:  # fmt: skip
         """Draft the recipe, unless the one in the box was drafted for this very wish and may have been edited."""
         check_owner(request, profile)
         if not base:
@@ -131,12 +132,19 @@ class TrainTab:
         if kind == TAUGHT and base in {job.name for job in self.jobs.list()}:
             base = str(self.jobs.job_folder(base).model)
         wish = Wish(check_name(name.strip()), base, data_name(kind, file, dataset), GOALS.get(goal) and goal, dial)
+        self.jobs.check_free(wish.name)  # the lessons of a training have a folder of its name
         if wish.name in self.lab.catalog:
             raise LabError(f"There is a model “{wish.name}” already: choose another name.")
         if wish == drafted and recipe.strip():
-            return gr.skip(), gr.skip(), gr.skip()
-        made = draft(wish)
-        return made.recipe, made.summary.replace("\n", "  \n"), wish
+            yield gr.skip(), gr.skip(), gr.skip()
+            return
+        yield gr.skip(), "Reading the base and the data…", gr.skip()
+        try:
+            made = draft(wish)
+        except LabError:
+            yield gr.skip(), "", gr.skip()
+            raise
+        yield made.recipe, made.summary.replace("\n", "  \n"), wish
 
     def show_rows(self, recipe: str, request: gr.Request, profile: Profile) -> str:
         """Show the rows in a frame that runs no script. Their text is a stranger's."""

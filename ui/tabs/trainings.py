@@ -10,14 +10,14 @@ import pandas as pd
 from inference.errors import LabError
 from inference.lab import Lab
 from inference.settings import REPOSITORY_NAME
-from inference.validation import shorten
 from ui.components.events import QUIET
 from ui.components.model_picker import ModelPicker, OwnModels
 from ui.training_jobs.access import check_owner
-from ui.training_jobs.job import Job
+from ui.training_jobs.job import Job, JobFolder
 from ui.training_jobs.jobs import Jobs
 from ui.training_jobs.progress import RunProgress, read_progress
 from ui.training_jobs.recipes import publish
+from ui.views.gate_report import gate_html
 from ui.views.training_status import HELD_OUT, TRAINING, curve_rows, samples_html, status_html
 
 REFRESH_SECONDS = 2.0
@@ -40,7 +40,7 @@ class Trainings:
             visible=False, elem_id="loss-curve",
         )  # fmt: skip
         self.samples = gr.HTML("", elem_classes="run-record")
-        self.gate = gr.Markdown("", elem_id="gate")
+        self.gate = gr.HTML("", elem_id="gate")
         with gr.Row():
             self.stop = gr.Button("Stop", size="sm", min_width=70, visible=False)
             self.resume = gr.Button("Resume", size="sm", min_width=70, visible=False)
@@ -74,13 +74,13 @@ class Trainings:
             **PUBLISHING,
         )  # fmt: skip
 
-    def list_finished(self) -> set[str]:
-        """Put the finished models into the list of models; returns their names."""
+    def list_finished(self) -> None:
+        """Put the finished models into the list of models. The newest that has passed the gate is the default."""
         finished = {
-            job.name: self.jobs.job_folder(job.name).model for job in self.jobs.list() if job.state == "finished"
+            job.name: JobFolder(self.jobs.folder / job.name) for job in self.jobs.list() if job.state == "finished"
         }
-        self.lab.models.show_trained(finished)
-        return set(finished)
+        passed = [name for name, folder in finished.items() if folder.gate().get("passed")]
+        self.lab.models.show_trained({name: folder.model for name, folder in finished.items()}, *passed[:1])
 
     def show(
         self, name: str | None, shown: Any, own: OwnModels, request: gr.Request, profile: Profile
@@ -90,7 +90,7 @@ class Trainings:
         self.jobs.ensure_runner()
         jobs = self.jobs.list()
         job = next((job for job in jobs if job.name == name), jobs[0] if jobs else None)
-        progress = read_progress(self.jobs.folder / job.name / "model") if job else RunProgress()
+        progress = read_progress(self.jobs.job_folder(job.name).model) if job else RunProgress()
         finished = sorted(each.name for each in jobs if each.state == "finished")
         alive = bool(job and job.process())
         now = [
@@ -117,9 +117,8 @@ class Trainings:
 
     def new_default(self, finished: list[str], shown: Any) -> dict[str, Any]:
         """Return the model to select: one that has just been taught lessons and has passed the gate."""
-        new = set(finished) - set(shown[0]) if shown else set()
-        passed = [name for name in new if self.jobs.job_folder(name).gate().get("passed")]
-        return {"value": passed[0]} if passed else {}
+        new, default = set(finished) - set(shown[0] if shown else finished), self.lab.models.default.id
+        return {"value": default} if default in new else {}
 
     def parts(self, job: Job | None, progress: RunProgress, jobs: list[Job], alive: bool) -> tuple[Any, ...]:
         """Return the updates for one job."""
@@ -131,7 +130,7 @@ class Trainings:
         rows = curve_rows(progress) if progress.losses or progress.step >= progress.steps else []
         plot = gr.LinePlot(pd.DataFrame(rows), visible=True) if rows else gr.LinePlot(visible=False)
         waits = job.state in ("queued", "running")
-        gate = gate_text(self.jobs.job_folder(job.name).gate())
+        gate = gate_html(self.jobs.job_folder(job.name).gate(), job.name)
         return (
             status_html(job, progress, jobs), plot, samples_html(progress), gate,
             gr.Button(visible=waits),
@@ -172,19 +171,6 @@ class Trainings:
             raise LabError("Look at the list of what would be published first.")
         result = publish(self.jobs.job_folder(name), check_account(namespace), dry_run=False)
         return result, gr.Button(interactive=False)
-
-
-def gate_text(gate: dict[str, Any]) -> str:
-    """What the gate found, as Markdown: the figures, and the questions that were not learnt or forgotten."""
-    if not gate:
-        return ""
-    parts = [str(gate.get("table", ""))]
-    wrong = [row for row in gate.get("learnt", []) if not row["right"]]
-    for title, rows in (("Not learnt", wrong), ("Forgotten", gate.get("forgotten", []))):
-        parts += (
-            [f"**{title}**\n\n" + "\n".join(f"- {shorten(row['question'], 200)}" for row in rows[:10])] if rows else []
-        )
-    return "\n\n".join(parts)
 
 
 def check_account(name: str) -> str:

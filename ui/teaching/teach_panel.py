@@ -16,6 +16,7 @@ from inference.visitors.limits import VisitorLimits
 from ui.components.composer import Composer
 from ui.components.conversation import ChatEntry, text_of, to_messages, without_notes
 from ui.components.events import IMMEDIATE, QUIET
+from ui.training_jobs.access import check_owner
 from ui.voice.voice_input import VoiceInput
 from ui.voice.voice_settings import VoiceSettings
 
@@ -28,7 +29,7 @@ class TeachPanel:
 
     def __init__(self, lab: Lab, limits: VisitorLimits, lessons: Lessons, voice_settings: VoiceSettings) -> None:
         self.lessons = lessons
-        with gr.Column(visible=False, elem_id="teach") as self.panel:
+        with gr.Column(visible=False, elem_classes="popover", elem_id="teach") as self.panel:
             self.title = gr.Markdown("")
             self.box = Composer("The better answer", prefix="teach-")
             with gr.Accordion("More", open=False):
@@ -78,10 +79,11 @@ class TeachPanel:
         return gr.Column(visible=True), title, "", "", "", "", taught
 
     def save(
-        self, taught: Taught, better: str, must_say: str, phrasings: str, model: str, saved: int
+        self, taught: Taught, better: str, must_say: str, phrasings: str, model: str, saved: int, request: gr.Request
     ) -> tuple[Any, str, Any]:
         """Store the lesson and close the panel; or say what is wrong."""
         try:
+            check_owner(request, None)
             if not taught:
                 raise LabError("There is no question to teach: choose Teach below an answer.")
             self.lessons.add(
@@ -89,7 +91,7 @@ class TeachPanel:
             )
         except LabError as error:
             return gr.skip(), visitor_message(error), gr.skip()
-        gr.Info("The lesson is saved. Train on it with `python -m training lessons`.")
+        gr.Info("The lesson is saved. Train on your lessons in the Train tab.")
         return gr.Column(visible=False), "", saved + 1
 
 

@@ -1,4 +1,4 @@
-"""Who may train from the page: on this machine whoever sits at it, on a Space its owner alone."""
+"""Who may teach and train from the page: on this machine whoever sits at it, on a Space its owner alone."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def on_space() -> bool:
 
 
 def check_owner(request: gr.Request, profile: gr.OAuthProfile | None) -> None:
-    """Raise LabError unless who sends the request may train. Every event handler of the tab calls it."""
+    """Raise LabError unless who sends the request may train. Every event handler of the tabs calls it."""
     if on_space():
         if not (is_offered() and profile and is_space_owner(profile)):
             raise LabError("Only the owner of this Space can train here: sign in with that account.")
     elif not is_local(request):
-        raise LabError("Training is only possible on the machine that runs this page: open it there.")
+        raise LabError("Teaching and training are only possible on the machine that runs this page: open it there.")
 
 
 def may_train(request: gr.Request, profile: gr.OAuthProfile | None) -> bool:

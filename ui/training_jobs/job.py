@@ -28,6 +28,7 @@ class Job(BaseModel):
         parent: the model that was taught lessons, with which the new one is compared; else "".
         queued: when it joined the queue, the order of which it is.
         started, ended: of the last attempt.
+        command: of the last attempt, the one of `python -m training` that it has come to: "run" or "gate"; else "".
         pid, pid_started: the process of the last attempt. A process with another start time is another one.
         interruptions: how often the job's process and its runner ended together, such as by a restart.
     """
@@ -41,6 +42,7 @@ class Job(BaseModel):
     message: str = ""
     started: float | None = None
     ended: float | None = None
+    command: str = ""
     pid: int | None = None
     pid_started: float | None = None
     interruptions: int = 0
@@ -61,7 +63,8 @@ class JobFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.recipe, self.model, self.log = path / "recipe.yaml", path / "model", path / "output.log"
+        self.recipe, self.log = path / "recipe.yaml", path / "output.log"
+        self.model = path / path.name  # commands call a model by its folder
 
     def read(self) -> Job | None:
         """The state; None if there is none or if it is damaged."""

@@ -47,11 +47,16 @@ class Jobs:
         found = [job for path in paths if path.is_dir() and (job := JobFolder(path).read())]
         return sorted(found, key=lambda job: job.queued, reverse=True)
 
-    def prepare(self, name: str) -> JobFolder:
-        """A new folder for a job's recipe and data. Raises LabError if the name is taken or there are too many."""
+    def check_free(self, name: str) -> Path:
+        """The folder for a new job of that name. Raises LabError if the name is taken."""
         path = self.folder / check_name(name)
         if JobFolder(path).read() is not None:
             raise LabError(f"There is a training “{name}” already: choose another name, or delete it.")
+        return path
+
+    def prepare(self, name: str) -> JobFolder:
+        """A new folder for a job's recipe and data. Raises LabError if the name is taken or there are too many."""
+        path = self.check_free(name)
         if len(self.list()) >= MOST_JOBS:
             raise LabError(f"There are {MOST_JOBS} trainings, the most that are kept: delete one.")
         shutil.rmtree(path, ignore_errors=True)  # one that was not started

@@ -78,7 +78,7 @@ class Runner:
                 [sys.executable, "-m", "training", *arguments],
                 cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-            started = {"pid": process.pid, "pid_started": process.create_time(), "ended": None}
+            started = {"pid": process.pid, "pid_started": process.create_time(), "command": arguments[0], "ended": None}
             self.jobs.change(name, ("queued", "running", "stopped"), **started)
             self.jobs.change(name, ("queued",), state="running", message="", started=time.time())
             return self.wait(name, process)
@@ -100,9 +100,10 @@ class Runner:
 
 def outcome(code: int | None, folder: JobFolder) -> tuple[str, str]:
     """The state of a job whose process ended with that exit code, and what the page says about it."""
-    verdict = str(folder.gate().get("verdict", ""))
-    if code == 0 or (code == 1 and verdict):
-        return "finished", verdict
+    gate = folder.gate()
+    if code == 0 or (code == 1 and gate):
+        now = "It is the default model now." if gate.get("passed") else "It is in the list of models, marked."
+        return "finished", f"{gate['verdict']} {now}" if gate else ""
     if code == 2:
         return "failed", folder.last_line()
     if code is not None and code < 0:

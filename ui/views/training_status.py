@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from pathlib import Path
 
 from ui.training_jobs.job import Job
 from ui.training_jobs.progress import RunProgress
@@ -26,6 +27,10 @@ def status_text(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
         return f"Saving a checkpoint at step {progress.step:,}." if job.process() else f"{done}. Stopped."
     if job.state == "finished":
         return f"Finished in {duration((job.ended or 0) - (job.started or 0))}. Choose {job.name} in the chat."
+    if job.command == "gate":
+        return (
+            f"Training is done. Comparing the model with {Path(job.parent).name}: the lessons, and what it should keep."
+        )
     if progress.steps and progress.step >= progress.steps:
         return "Training is done. Writing and checking the model."
     speed = f", {progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
