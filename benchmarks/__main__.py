@@ -43,10 +43,11 @@ BENCHMARKS = {
     "training_cards": "tokens/s on several GPUs against one",
     "training_memory": "memory and speed of a run's plan, whole card, memory: low, and as on a T4",
     "adapter_precision": "what a bfloat16 adapter loses against a float32 one",
+    "fleet": "questions/s of one and two vLLM servers, and what a killed one costs",
     "fuzz": "damaged and hostile inputs of each kind",
     "soak": "many visitors at once, good and bad ones",
 }
-LONG = ("fuzz", "soak")  # they run if they are named, or with --quick
+LONG = ("fleet", "fuzz", "soak")  # they run if they are named, or with --quick
 GPU = (
     "training_speed",
     "training_memory",

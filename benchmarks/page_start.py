@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,14 +10,13 @@ import urllib.request
 from statistics import median
 
 from benchmarks.report import Figure, timed
+from benchmarks.running_app import free_port
 from inference.settings import PROJECT
 
 
 def seconds_to_page() -> float:
     """Start the app on a free port and ask until the page answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with timed() as watch:
         app = subprocess.Popen(
             [sys.executable, "app.py"], cwd=PROJECT, env={**os.environ, "PORT": str(port)}, stdout=subprocess.DEVNULL

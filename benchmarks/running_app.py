@@ -34,6 +34,13 @@ PROCESSES = (
 )
 
 
+def free_port() -> int:
+    """A free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class RunningApp:
     """`python app.py`, from `with` to its end. Its folders are temporary, and it reaches nothing but this machine.
     `environment` adds to the variables of this process."""
@@ -41,9 +48,7 @@ class RunningApp:
     def __init__(self, **environment: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="running-app-")
         self.log = Path(self._folder.name) / "log"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         own = {
             "PORT": str(port), "HF_ENDPOINT": UNREACHABLE, "HTTPS_PROXY": UNREACHABLE, "HUB_NAMESPACE": "",

@@ -18,7 +18,10 @@ def test_each_benchmark_gives_figures(name):
     try:
         figures = measure(name, quick=True)
     except Unavailable as reason:
-        needed = {"transcription_errors": "espeak-ng", "llama_server": "llama-server", "page_in_browser": "Chromium"}
+        needed = {
+            "transcription_errors": "espeak-ng", "llama_server": "llama-server", "page_in_browser": "Chromium",
+            "fleet": "vLLM",
+        }  # fmt: skip
         assert needed[name] in str(reason)
         return
     assert figures and all(re.search(r"\d", figure.value) for figure in figures)
