@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import typer
 
-from fleet import commands, supervisor
+from fleet import commands, rolling, supervisor
 from fleet.settings import FleetSettings
 from inference.terminal import run
 
@@ -29,6 +29,13 @@ def start() -> None:
 def stop() -> None:
     """End the fleet that runs, and what a killed one has left."""
     supervisor.stop(FleetSettings.read())
+
+
+@app.command()
+def restart() -> None:
+    """Restart one replica after the other. The others answer meanwhile."""
+    for line in rolling.restart(FleetSettings.read()):
+        print(line, flush=True)
 
 
 @app.command()
@@ -61,12 +68,14 @@ def page() -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether `url` answers with status 200."""
+    """Whether `url` answers, if only that it wants a key."""
     try:
-        with urlopen(url, timeout=5) as response:
-            return bool(response.status == 200)
+        urlopen(url, timeout=5).close()
+    except HTTPError as error:
+        return error.code < 500
     except (URLError, OSError):
         return False
+    return True
 
 
 def become(command: list[str], variables: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ def replica_command(settings: FleetSettings, number: int) -> list[str]:
         "--max-loras", str(settings.max_loras),
         "--max-lora-rank", str(settings.max_lora_rank),
         "--enable-prompt-tokens-details",  # cached tokens, for the figures below an answer
+        "--shutdown-timeout", "10",  # seconds for running answers; supervisord.conf kills it after 12
         "--lora-modules", *settings.lora_modules,
     ]  # fmt: skip
 
@@ -36,6 +37,7 @@ def replica_environment(settings: FleetSettings) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": f"{settings.kv_cache_gb:g}",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
+        **({"VLLM_API_KEY": settings.api_key} if settings.api_key else {}),
     }
 
 
@@ -56,7 +58,6 @@ def router_command(settings: FleetSettings) -> list[str]:
         "--health-failure-threshold", "2",
         "--health-success-threshold", "1",
         "--worker-startup-check-interval", "1",
-        "--log-level", "warning",
     ]  # fmt: skip
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
 from inference.errors import LabError
-from inference.settings import PROJECT
+from inference.settings import PROJECT, variable
 
 SETTINGS_FILE = PROJECT / "fleet" / "cpu.env"
 
@@ -25,6 +25,7 @@ class FleetSettings:
         kv_cache_gb: GB of each replica on a CPU.
         gpu_memory: a share from 0 to 1.
         state: the folder of logs and of adapters that are loaded later.
+        api_key: REMOTE_API_KEY, which the replicas demand if it is set.
     """
 
     model: str
@@ -41,6 +42,7 @@ class FleetSettings:
     kv_cache_gb: float
     gpu_memory: float
     state: Path
+    api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def read(cls, file: Path = SETTINGS_FILE) -> FleetSettings:
@@ -77,6 +79,7 @@ class FleetSettings:
             kv_cache_gb=number("KV_CACHE_GB", 0.1, 1e4),
             gpu_memory=number("GPU_MEMORY", 0.01, 1),
             state=PROJECT / text("STATE"),
+            api_key=variable("REMOTE_API_KEY"),
         )
 
 
