@@ -1,23 +1,28 @@
 """Commands in processes of their own that start at once.
 
 `python -m training` imports PyTorch and its libraries for about eight seconds. Here each command is a fork of one
-server process that has imported them: still a process with its own arguments, environment, output and exit code. A
-command with another environment for the libraries starts afresh: they read it while they are imported.
+server process that has imported them: still a process with its own arguments, environment, output and exit code. So are
+the converters and the comparisons that an export starts, also in a fork. Benchmarks, notebooks, jobs and the app start
+them as a user's commands do.
 """
 
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from huggingface_hub import constants, hf_api
+
 from inference.settings import PROJECT
+from training.export.llamacpp import convert
 
 ENVIRONMENT = dict(os.environ)  # before any test changes it
 IMPORTED = ["training.finetune.run", "training.finetune.trainer", "training.export.parity.measure", "processes"]
@@ -37,10 +42,29 @@ def start_server() -> None:
         os.environ.update(changed)
 
 
-def run_python(arguments: tuple[str, ...], environment: dict[str, str], out: str, error: str) -> None:
-    """In the fork: do what `python ARGUMENTS` does, where these begin with -m MODULE or -c CODE."""
+def fork_converters() -> None:
+    """Let the exports of this process run llama.cpp's converters as forks."""
+    convert.run_python = run_forked
+
+
+def read_environment(environment: dict[str, str]) -> None:
+    """In the fork: take another environment, also for the libraries that read it while they are imported."""
+    import datasets.config
+
     os.environ.clear()
     os.environ.update(environment)
+    importlib.reload(constants)
+    importlib.reload(datasets.config)
+    hf_api.api.endpoint = constants.ENDPOINT
+
+
+def run_python(arguments: tuple[str, ...], environment: dict[str, str], out: str, error: str) -> None:
+    """In the fork: do what `python ARGUMENTS` does, where these begin with -m MODULE, -c CODE or -P SCRIPT."""
+    if environment != os.environ:
+        read_environment(environment)
+    # Without this, a fork's own processes would come from a new server, which imports everything again.
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running
+    fork_converters()
     for number, path in ((1, out), (2, error)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     kind, what, *rest = arguments
@@ -48,6 +72,8 @@ def run_python(arguments: tuple[str, ...], environment: dict[str, str], out: str
     try:
         if kind == "-m":
             runpy.run_module(what, run_name="__main__", alter_sys=True)
+        elif kind == "-P":
+            runpy.run_path(what, run_name="__main__")
         else:
             exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
     finally:

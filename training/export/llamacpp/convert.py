@@ -67,11 +67,15 @@ def unpack(sdist: Path, out: Path, needed: tuple[str, ...]) -> None:
                 archive.extract(member, out, filter="data")
 
 
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with `arguments` to its end."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
 def run_converter(script: str, *arguments: str) -> None:
     """Run one of the converters. Raises LabError with the converter's own reason if it fails."""
     # -P: else Python searches the script's folder first and takes a module of this package for one of its own.
-    command = [sys.executable, "-P", str(CONVERTER), str(converter_folder()), script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_python("-P", str(CONVERTER), str(converter_folder()), script, *arguments)
     if done.returncode:
         # The last exception ended the script; its first error message explains the others.
         reasons = EXCEPTION.findall(done.stderr)[-1:] or ERROR.findall(done.stderr)[:1] or ["no reason given"]

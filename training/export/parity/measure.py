@@ -73,7 +73,9 @@ class Measurer:
         """Compare a GGUF model, with an adapter or without. `template` is the chat template of a file that has none.
         Raises LabError if it cannot be loaded or run, also if llama.cpp aborts."""
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a forked child would share PyTorch's threads
+            # A fork of this process would share PyTorch's threads: a server that has only imported the libraries forks.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
             arguments = (*self._arguments, self._log.name)
             self._pool = ProcessPoolExecutor(1, context, initializer=prepare, initargs=arguments)
         try:
