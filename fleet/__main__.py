@@ -48,14 +48,19 @@ def status() -> None:
 def replica(number: int) -> None:
     """Become a replica. supervisord calls this."""
     settings = FleetSettings.read()
-    supervisor.kill_left(settings, f"replica-{number}")
-    become(commands.replica_command(settings, number), commands.replica_environment(settings))
+    become(
+        settings,
+        f"replica-{number}",
+        commands.replica_command(settings, number),
+        commands.replica_environment(settings),
+    )
 
 
 @app.command(hidden=True)
 def router() -> None:
     """Become the router. supervisord calls this."""
-    become(commands.router_command(FleetSettings.read()), {})
+    settings = FleetSettings.read()
+    become(settings, "router", commands.router_command(settings), {})
 
 
 @app.command(hidden=True)
@@ -64,7 +69,7 @@ def page() -> None:
     settings = FleetSettings.read()
     while not answers(f"{settings.router_url}/v1/models"):
         time.sleep(START_POLL)
-    become(commands.page_command(), commands.page_environment(settings))
+    become(settings, "page", commands.page_command(), commands.page_environment(settings))
 
 
 def answers(url: str) -> bool:
@@ -78,8 +83,10 @@ def answers(url: str) -> bool:
     return True
 
 
-def become(command: list[str], variables: dict[str, str]) -> None:
-    """Replace this process."""
+def become(settings: FleetSettings, name: str, command: list[str], variables: dict[str, str]) -> None:
+    """Replace this process, after what a killed one has left."""
+    supervisor.kill_left(settings, name)
+    supervisor.remember(settings, name)
     os.execvpe(command[0], command, {**os.environ, **variables})
 
 

@@ -17,7 +17,7 @@ def replica_command(settings: FleetSettings, number: int) -> list[str]:
         "--served-model-name", settings.name,
         "--host", settings.listen,
         "--port", str(port(settings.replica_urls[number - 1])),
-        "--dtype", "bfloat16",
+        "--dtype", settings.dtype,
         "--max-model-len", str(settings.context),
         "--gpu-memory-utilization", f"{settings.gpu_memory:g}",
         "--enable-lora",
@@ -70,8 +70,10 @@ def page_environment(settings: FleetSettings) -> dict[str, str]:
     """The page gets its answers from the router, and loads published adapters into each replica."""
     return {
         "PORT": str(settings.page_port),
+        "GRADIO_SERVER_NAME": settings.listen,
         "ENGINE": "remote",
         "REMOTE_URL": f"{settings.router_url}/v1",
-        "REMOTE_REPLICAS": ",".join(settings.replica_urls),
+        "REMOTE_REPLICAS": " ".join(settings.replica_urls),
         "REMOTE_ADAPTERS": str(settings.state / "adapters"),
+        "REMOTE_MAX_ADAPTERS": str(settings.max_loras),
     }

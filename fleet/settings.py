@@ -31,6 +31,7 @@ class FleetSettings:
     model: str
     name: str
     lora_modules: tuple[str, ...]
+    dtype: str
     context: int
     max_loras: int
     max_lora_rank: int
@@ -68,6 +69,7 @@ class FleetSettings:
             model=text("MODEL"),
             name=text("NAME"),
             lora_modules=tuple(text("LORA_MODULES").split()),
+            dtype=text("DTYPE"),
             context=int(number("CONTEXT", 16, 1e7)),
             max_loras=int(number("MAX_LORAS", 1, 1000)),
             max_lora_rank=int(number("MAX_LORA_RANK", 1, 512)),

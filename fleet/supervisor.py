@@ -1,7 +1,7 @@
 """Starts and ends the fleet: supervisord with `supervisord.conf`, and the processes that something killed left behind.
 
-vLLM's server has child processes that outlive it if it is killed. Every process of a fleet inherits FLEET_STATE, and
-supervisord gives each one SUPERVISOR_PROCESS_NAME: by these the left ones are found.
+vLLM's server has child processes that outlive it if it is killed, and hold its memory. They stay in its process group,
+which each of the fleet's processes notes in the folder of logs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,7 @@ from inference.settings import PROJECT
 
 CONFIGURATION = PROJECT / "fleet" / "supervisord.conf"
 BIN = Path(sys.executable).parent
+CLOCK_CHANGE = 2.0  # seconds by which the start of one process may differ between two looks
 END_TIMEOUT = 40.0  # seconds; supervisord kills a process that has not ended after 20
 
 
@@ -76,25 +77,30 @@ def supervisor_pid(settings: FleetSettings) -> int | None:
     return int(answer) if answer.isdecimal() else None
 
 
-def left(settings: FleetSettings, name: str | None = None) -> Iterator[psutil.Process]:
-    """The processes of this fleet, or those of its process `name`, without this process and those that started it."""
-    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    for process in psutil.process_iter():
-        try:
-            variables = process.environ()
-        except psutil.Error:  # another user's, or it has ended
-            continue
-        same = variables.get("FLEET_STATE") == str(settings.state)
-        if same and process.pid not in ours and name in (None, variables.get("SUPERVISOR_PROCESS_NAME")):
-            yield process
+def remember(settings: FleetSettings, name: str) -> None:
+    """Note that this process is the fleet's process `name`. supervisord made it the leader of a process group."""
+    (settings.state / f"{name}.group").write_text(f"{os.getpid()} {psutil.Process().create_time()}", encoding="utf-8")
 
 
-def kill_left(settings: FleetSettings, name: str | None = None) -> None:
-    """Kill what `left` finds, and wait until the memory is free."""
-    processes = list(left(settings, name))
+def kill_left(settings: FleetSettings, name: str = "*") -> None:
+    """Kill what is left of the fleet's process `name`, or of all, and wait until its memory is free."""
+    processes = [process for file in settings.state.glob(f"{name}.group") for process in group(file)]
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     psutil.wait_procs(processes, timeout=10)
+
+
+def group(file: Path) -> list[psutil.Process]:
+    """The processes of a noted group that still run, without this one."""
+    number, created = file.read_text(encoding="utf-8").split()
+    with suppress(psutil.NoSuchProcess):
+        # The kernel gives a number away only when no process of its group is left.
+        if abs(psutil.Process(int(number)).create_time() - float(created)) > CLOCK_CHANGE:
+            return []
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getpgid(process.pid) == int(number) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return [process for process in found if process.pid != os.getpid()]
