@@ -41,7 +41,7 @@ fleet-stop fleet-restart: .venv-fleet/fleet.done
 	.venv-fleet/bin/python -m fleet $(@:fleet-%=%)
 
 test-fleet: .venv/dev.done .venv-fleet/fleet.done
-	$(BIN)/python -m pytest -n 0 tests/test_fleet.py tests/test_fleet_vllm.py
+	$(BIN)/python -m pytest -n 0 tests/test_engines.py tests/test_fleet_vllm.py -k vllm
 
 .venv-fleet/fleet.done: requirements-fleet.txt fleet/locked.txt scripts/setup
 	scripts/setup $< .venv-fleet --no-deps

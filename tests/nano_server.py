@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from conftest import EMOJI, NANO, ONE_EPOCH
+from fleet_run import free_port
 
 from inference.settings import PROJECT
 
@@ -39,13 +40,6 @@ Body.model_rebuild(force=True)
 from llama_cpp.server.__main__ import main
 main()
 """
-
-
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class NanoServer:

@@ -14,7 +14,7 @@ import pytest
 from inference.settings import PROJECT
 
 ROOMS = ("fleet", "inference", "training", "ui")
-HELPERS_OF_TESTS = {"tests", "conftest", "gguf_faults", "nano_server"}
+HELPERS_OF_TESTS = {"tests", "conftest", "fleet_run", "gguf_faults", "nano_server"}
 # What the modules below a folder, or a module, must not import: app → ui → inference ← training.
 FORBIDDEN = {
     "app.py": {"fleet", "training", "local_hub", "benchmarks"},

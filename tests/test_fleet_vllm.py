@@ -1,0 +1,104 @@
+"""A fleet of real vLLM servers: the page answers, and killed, hanging and restarted parts cost no question."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from urllib.request import Request, urlopen
+
+import pytest
+from fleet_run import START_SECONDS, Visitors, get, started_fleet, wait_for
+
+from inference.engines.remote.engine import Engine
+
+pytestmark = pytest.mark.xdist_group("engines")
+
+
+@pytest.fixture
+def engine(fleet):
+    engine = Engine(fleet.settings.router_url, None)
+    yield engine
+    engine.close()
+
+
+def assert_none_lost(visitors: Visitors) -> None:
+    """Only answers that had begun may end with an error, which says that what came is kept."""
+    assert len(visitors.outcomes) > 10
+    lost = [outcome for outcome in visitors.outcomes if outcome.error and not outcome.first]
+    assert not lost, lost
+    assert all("what came is kept" in outcome.error for outcome in visitors.outcomes if outcome.error)
+
+
+def test_the_page_answers_by_the_base_and_both_adapters(fleet):
+    def answer(model: str) -> str:
+        body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": "What does 🇸🇪 mean?"}]}
+        request = Request(f"{fleet.page}/v1/chat/completions", json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        with urlopen(request, timeout=60) as response:
+            return str(json.load(response)["choices"][0]["message"]["content"])
+
+    assert "know" in answer("nano")
+    assert "Sweden" in answer("nano-emoji") and "🇸🇪" in answer("nano-emoji-1-epoch")
+
+
+def test_a_second_fleet_is_refused(fleet):
+    done = fleet.command("start")
+    assert done.returncode == 2 and "already running: end it with `make fleet-stop`" in done.stderr
+
+
+def test_a_killed_replica_costs_no_question_without_a_first_token_and_returns(fleet, engine):
+    killed = fleet.leader("replica-1")
+    with Visitors(engine, 4) as visitors:
+        time.sleep(3)
+        killed.send_signal(signal.SIGKILL)
+        wait_for(lambda: fleet.leader("replica-1") != killed, 30)
+        time.sleep(3)
+        wait_for(lambda: fleet.is_healthy(1), START_SECONDS)
+    assert_none_lost(visitors)
+    names = [process.name() for process in fleet.running()]
+    assert names.count("VLLM::EngineCor") == 2  # nothing of the killed one holds memory
+
+
+def test_a_replica_that_hangs_gets_no_questions_until_it_responds(fleet, engine):
+    processes = [each for each in fleet.running() if os.getpgid(each.pid) == fleet.leader("replica-2").pid]
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: not fleet.is_healthy(2), 15)
+        with Visitors(engine, 4) as visitors:
+            time.sleep(5)
+        assert_none_lost(visitors)
+        assert not [outcome for outcome in visitors.outcomes if outcome.error]
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+    wait_for(lambda: fleet.is_healthy(2), 30)
+
+
+def test_a_killed_router_costs_no_question(fleet, engine):
+    router = fleet.leader("router")
+    with Visitors(engine, 4) as visitors:
+        time.sleep(2)
+        router.send_signal(signal.SIGKILL)
+        wait_for(lambda: fleet.leader("router") != router and get(f"{fleet.settings.router_url}/health"), 30)
+        time.sleep(2)
+    assert_none_lost(visitors)
+
+
+def test_a_rolling_restart_cuts_no_answer(fleet, engine):
+    before = [fleet.leader(f"replica-{number}") for number in (1, 2)]
+    with Visitors(engine, 3) as visitors:
+        done = fleet.command("restart")
+    assert done.returncode == 0 and "Replica 2 restarted" in done.stdout, done.stderr
+    assert not [outcome for outcome in visitors.outcomes if outcome.error]
+    assert not set(before) & {fleet.leader(f"replica-{number}") for number in (1, 2)}
+
+
+def test_nothing_is_left_when_the_parent_is_killed(tmp_path, monkeypatch):
+    with started_fleet(tmp_path / "state", monkeypatch) as fleet:
+        wait_for(lambda: "VLLM::EngineCor" in [process.name() for process in fleet.running()], START_SECONDS)
+        fleet.process.kill()
+        fleet.process.wait()
+        wait_for(lambda: not fleet.running(), 30)
