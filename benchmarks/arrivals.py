@@ -134,7 +134,7 @@ class Steps:
 
     def __init__(self, engine: Engine, questions: list[Question], quick: bool) -> None:
         self._engine, self._questions = engine, questions
-        self._seconds, self._count, self._factor, self._most = (2.0, 8, 2.0, 2) if quick else (12.0, 48, 1.15, 10)
+        self._seconds, self._count, self._factor, self._most = (2.0, 8, 2.0, 2) if quick else (10.0, 48, 1.2, 8)
 
     def climb(self) -> Step:
         """The last step that holds; the first one if none does."""

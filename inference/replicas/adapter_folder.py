@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from inference.errors import LabError
 from inference.hub.artifacts import ADAPTER_FILES
@@ -24,9 +26,9 @@ class SharedAdapter(BaseModel):
     """An adapter in the folder: the `name` and the `base` under which servers list it and its base, and its commit on
     the Hub."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*(/[\w.-]+)?$")]
     base: str
-    commit: str
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class AdapterFolder:
@@ -64,13 +66,15 @@ class AdapterFolder:
                 for name in ADAPTER_FILES:
                     shutil.copyfile(source / name, partial / name)  # a copy: files of the Hub's cache are links
                 check_adapter(partial, adapter.name)
-                partial.rename(target)
+                try:
+                    partial.rename(target)
+                except OSError:
+                    if not target.is_dir():  # else another process was faster
+                        raise
             facts = home / f".{FACTS}-{os.getpid()}"
             facts.write_text(adapter.model_dump_json(), encoding="utf-8")
             facts.replace(home / FACTS)
         except OSError as error:
-            if target.is_dir():
-                return  # another process was faster
             raise LabError(
                 f"The folder of adapters {self.folder} cannot be written ({error.strerror}): set REMOTE_ADAPTERS to "
                 "another folder, or free space."
@@ -79,8 +83,9 @@ class AdapterFolder:
             shutil.rmtree(partial, ignore_errors=True)
 
     def touch(self, adapter: SharedAdapter) -> None:
-        """Record that an adapter is used now."""
-        os.utime(self._home(adapter.name) / FACTS)
+        """Record that an adapter is used now. Does nothing if it has just been removed."""
+        with suppress(OSError):
+            os.utime(self._home(adapter.name) / FACTS)
 
     def remove_unused(self, loaded: Iterable[str]) -> None:
         """Delete older commits, except those at the paths that are `loaded`."""

@@ -27,6 +27,7 @@ from inference.replicas.adapter_folder import AdapterFolder, SharedAdapter
 from inference.replicas.replica import Replica, Unreachable
 from inference.settings import read_count, variable
 
+ADAPTER_WEIGHTS = artifacts.ADAPTER_FILES[1]
 WATCH_INTERVAL = 2.0  # seconds; a replica that restarted has its adapters after that
 
 
@@ -122,9 +123,11 @@ class ReplicaAdapters:
         for known in self._folder.adapters():
             if (known.name, known.commit) == (name, repository.commit):
                 return known
+        if not repository.is_adapter or ADAPTER_WEIGHTS not in repository.sizes:
+            artifacts.refuse_pickle(repository.id, repository.sizes)
+            raise LabError(f"{repository.id} has no {ADAPTER_WEIGHTS}, which servers load: publish it with that file.")
         entry = replace(to_entry(repository, catalog, "safetensors"), anonymous=token is False)
-        if entry.base is None:
-            raise LabError(f"{repository.id} is a complete model and not an adapter: start a server with it.")
+        assert entry.base is not None  # it is an adapter
         for _ in fetch([artifacts.needed_files(entry, "safetensors")], self._cache, self._ended.is_set):
             pass
         copy = artifacts.copy_of(entry, "safetensors")

@@ -62,9 +62,15 @@ def retry_after(error: openai.APIStatusError) -> float | None:
         return None
 
 
-def retry_delay(error: Exception, attempt: int) -> float | None:
-    """Seconds until the next attempt; None if a retry is useless."""
+class UnknownModel(LabError):
+    """The server does not have the model."""
+
+
+def retry_delay(error: Exception, attempt: int, has_answered: bool = False) -> float | None:
+    """Seconds until the next attempt; None if a retry is useless. `has_answered`: whether the model answered before."""
     backoff = FIRST_DELAY * 2 ** (attempt - 1)
+    if has_answered and isinstance(error, UnknownModel | openai.NotFoundError):
+        return backoff  # a replica that restarted: the page loads its adapters within seconds
     if isinstance(error, openai.APIStatusError):
         if error.status_code != 429 and error.status_code < 500:
             return None
@@ -105,11 +111,11 @@ def tls_problem(error: Exception) -> bool:
     return any(isinstance(each, ssl.SSLError) for each in causes(error)) and not certificate_problem(error)
 
 
-def unknown_model(host: str, model: str, models: Sequence[str]) -> LabError:
+def unknown_model(host: str, model: str, models: Sequence[str]) -> UnknownModel:
     """The error for a model that the server does not have; `models` are those that it lists."""
     names = [name for name in models if name != model]  # the server may have removed it after the list was read
     choices = ", ".join(names) or "none"
-    return LabError(f"{host} serves no model “{shorten(model)}”{nearest(model, names)}: choose one of {choices}.")
+    return UnknownModel(f"{host} serves no model “{shorten(model)}”{nearest(model, names)}: choose one of {choices}.")
 
 
 def refused_fields(error: Exception, fields: Iterable[str]) -> list[str]:
