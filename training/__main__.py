@@ -219,7 +219,7 @@ def publish(
     """Publish a run's weights, GGUF files and cards on the Hub and verify their checksums."""
     folder = run_folder(name)
     if to_fleet:
-        from training.publish.to_fleet import Fleet
+        from training.commands.to_fleet import Fleet
 
         fleet = Fleet(folder)
     if strength != 1:
