@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from inference import metrics
 from inference.catalog import Catalog, Entry
@@ -18,12 +19,14 @@ from inference.hub.client import Cancelled
 from inference.models.availability import Availability, State
 from inference.models.converted_bases import converted_entries
 from inference.models.engine_pool import EnginePool
+from inference.models.fallback import Fallback
 from inference.models.local_models import LocalModels
 from inference.models.model_downloads import ModelDownloads
 from inference.models.model_list import ModelList
+from inference.models.server_check import ServerCheck
 from inference.settings import Settings
 from inference.shutdown import Shutdown
-from inference.speech import Transcriber, Transcript, TranscriptionProgress
+from inference.speech import ServedTranscriber, Transcriber, Transcript, TranscriptionProgress
 from inference.visitors.values import check_messages, check_sampling
 from inference.voice import Voice
 
@@ -37,7 +40,7 @@ class Lab:
     `engine_name` is one of `inference.engines.ENGINES`, `whisper` a Whisper model's name or path. What `authors` and
     `collection` have published on the Hub joins the catalog, private models only if `list_private`. Downloads take
     `cache_bytes` of the disk at most; None is no limit. Visitors may add models if `add_models`, which take
-    `add_models_bytes` of it at most."""
+    `add_models_bytes` of it at most. With `fallback`, llama.cpp answers when a remote server does not."""
 
     def __init__(
         self,
@@ -50,15 +53,18 @@ class Lab:
         list_private: bool = False,
         add_models: bool = True,
         add_models_bytes: int | None = None,
+        fallback: bool = False,
     ) -> None:
         self.engines = EnginePool(engine_name, catalog)
+        self.fallback = Fallback(catalog) if fallback and self.engines.remote else None
+        self.server_check = ServerCheck(catalog)
         self.local = LocalModels(catalog, self.engines)
         self.downloads = ModelDownloads(self.local, self.engines, cache_bytes, add_models_bytes)
         self.availability = Availability(self.engines, self.local, self.downloads)
         self.models = ModelList(
             catalog, self.engines, self.downloads.check_for_updates, authors, collection, list_private, add_models
         )
-        self.transcriber = Transcriber(whisper)
+        self.transcriber = ServedTranscriber(whisper, self.server) if self.engines.remote else Transcriber(whisper)
         self.voice = Voice()
         self.shutdown = Shutdown()
 
@@ -71,7 +77,7 @@ class Lab:
         lab = cls(
             catalog, engine, settings.whisper, settings.authors, settings.collection,
             cache_bytes=settings.cache_bytes, list_private=settings.list_private, add_models=settings.add_models,
-            add_models_bytes=settings.add_models_bytes,
+            add_models_bytes=settings.add_models_bytes, fallback=settings.fallback,
         )  # fmt: skip
         if lab.engines.remote:
             from inference.replicas.replica_adapters import ReplicaAdapters
@@ -90,8 +96,19 @@ class Lab:
 
     def refresh(self, at_most_every: float = 0) -> str:
         """Refresh the list of models: see `ModelList.refresh`. Downloads are compared with the Hub when they are
-        asked the next time."""
-        return self.models.refresh(at_most_every)
+        asked the next time. The models of a remote server are checked in the background."""
+        problem = self.models.refresh(at_most_every)
+        if self.engines.remote and not problem:
+            self.server_check.start(self.server())
+        return problem
+
+    def server(self) -> Any:
+        """The engine that asks the remote server. Raises LabError if its settings are not valid."""
+        return self.engines.get(self.engines.default)
+
+    def list_note(self) -> str:
+        """A sentence about the list: that it is old, or that the models of a remote server may be other ones; or ""."""
+        return self.models.age_note() or self.server_check.note
 
     def entry(self, model_id: str) -> Entry:
         """The entry of that id or Hub repository. Raises LabError if there is none."""
@@ -143,7 +160,10 @@ class Lab:
             if self.models.replicas:
                 self.models.replicas.use(entry.id)
             engine = self.engines.for_model(entry, files, repositories)
-            yield from engine.stream(files, messages, sampling, cancelled)
+            if self.fallback:
+                yield from self.fallback.answer(self.server(), entry, messages, sampling, cancelled)
+            else:
+                yield from engine.stream(files, messages, sampling, cancelled)
 
     def download(self, entry: Entry, cancelled: Callable[[], bool]) -> Iterator[str]:
         """Download what `entry` needs, if anything; yields progress as text. Raises LabError and Cancelled."""
@@ -174,6 +194,8 @@ class Lab:
     def close(self) -> None:
         """Free the models' memory and end their processes."""
         self.engines.close()
+        if self.fallback:
+            self.fallback.close()
         self.transcriber.close()
         if self.models.replicas:
             self.models.replicas.close()

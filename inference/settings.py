@@ -47,6 +47,7 @@ SETTINGS = (
     Setting("REMOTE_ADAPTERS", "", "Folder of these adapters. It has the same path on the replicas."),
     Setting("REMOTE_MAX_ADAPTERS", "8", "Most of these adapters on a replica. The least recently used are unloaded."),
     Setting("REMOTE_TIMEOUT", "60", "Seconds to wait for the first token of an answer of that server."),
+    Setting("FALLBACK", "no", "`llamacpp`: when that server does not answer, llama.cpp on this machine does."),
     Setting("HUB_NAMESPACE", "", "Hub account that replaces `{namespace}` in the catalog's repository names."),
     Setting("HUB_AUTHORS", "", "Hub accounts, separated by commas. Their models of this project join the dropdown."),
     Setting("HUB_COLLECTION", "", "Hub collection (`user/title-0123…`). Its models join the dropdown in the same way."),
@@ -105,6 +106,7 @@ class Settings:
     port: int = 7860
     whisper: str = "base"
     engine: str = "auto"
+    fallback: bool = False
     authors: tuple[str, ...] = ()
     collection: str | None = None
     list_private: bool = False
@@ -131,6 +133,7 @@ class Settings:
             port=read_port(),
             whisper=variable("WHISPER_MODEL") or cls.whisper,
             engine=variable("ENGINE") or cls.engine,
+            fallback=read_choice("FALLBACK", ("no", "llamacpp")) == "llamacpp",
             authors=tuple(filter(None, re.split(r"[,\s]+", variable("HUB_AUTHORS") or ""))),
             collection=variable("HUB_COLLECTION"),
             list_private=read_choice("LIST_PRIVATE", ("0", "1")) == "1",

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 from conftest import EMOJI, GREEDY, NANO, ONE_EPOCH, ask
+from fleet_run import Fleet
 from nano_server import KEY, SERVED, NanoServer
 
 from inference.engines import AnswerScore, Engine, Figures, Message, Model, ModelFiles, Sampling
@@ -143,9 +144,23 @@ def remote() -> Iterator[Subject]:
         server.stop()
 
 
+@contextmanager
+def vllm(fleet: Fleet) -> Iterator[Subject]:
+    """vLLM's server: two of them behind their router."""
+    from inference.engines.remote.engine import Engine
+
+    engine = Engine(fleet.settings.router_url, None)
+    unknown = {"no model “nano-emojy” .did you mean “nano-emoji”": "nano-emojy"}
+    yield Subject(engine, *SERVED, lambda _: unknown)
+    engine.close()
+
+
 ENGINES = {"llamacpp": llamacpp, "isolated": isolated, "pytorch": pytorch, "zerogpu": zerogpu, "remote": remote}
-# For engines that run the models themselves. The server of the remote one decides on the order of answers.
-local_engines = pytest.mark.parametrize("subject", [name for name in ENGINES if name != "remote"], indirect=True)
+ENGINES |= {"vllm": vllm}
+# For engines that run the models themselves. The server of a remote one decides on the order of answers.
+LOCAL = [name for name in ENGINES if name not in ("remote", "vllm")]
+local_engines = pytest.mark.parametrize("subject", LOCAL, indirect=True)
+scoring_engines = pytest.mark.parametrize("subject", [*LOCAL, "vllm"], indirect=True)
 
 
 def broken_folders(folder: Path) -> dict[str, ModelFiles]:
@@ -203,7 +218,8 @@ def broken_folders(folder: Path) -> dict[str, ModelFiles]:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    with ENGINES[request.param]() as made:
+    fleet = [request.getfixturevalue("fleet")] if request.param == "vllm" else []
+    with ENGINES[request.param](*fleet) as made:
         yield made
 
 
@@ -272,7 +288,7 @@ def test_each_strength_in_a_batch_gives_its_own_answer_and_reads_no_other_ones_c
         assert dict(zip(STRENGTHS, together, strict=True)) == alone
 
 
-@pytest.mark.parametrize("subject", ["remote"], indirect=True)
+@pytest.mark.parametrize("subject", ["remote", "vllm"], indirect=True)
 def test_a_remote_server_takes_no_strength(subject):
     with pytest.raises(LabError, match="set the strength to 1"):
         ask(subject.engine, subject.emoji, "hello", sampling=at_strength(0.5))
@@ -442,7 +458,7 @@ def score(subject: Subject, files: Model, question: str, answer: str) -> AnswerS
     return subject.engine.score(files, [Message(role="user", content=question)], answer)
 
 
-@local_engines
+@scoring_engines
 def test_scores_equal_those_of_a_forward_pass(subject):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -466,7 +482,7 @@ def test_scores_equal_those_of_a_forward_pass(subject):
             assert scored.greedy == bool((logits.argmax(-1) == ids[begin:]).all())
 
 
-@local_engines
+@scoring_engines
 def test_a_likely_answer_scores_higher_and_depends_on_the_adapter(subject):
     question = "What does 🇸🇪 mean?"
     flags = (f"🇸🇪 is the flag of {land}." for land in ("Sweden", "Suriname"))
@@ -484,7 +500,19 @@ def test_llamacpps_server_cannot_score(subject):
         score(subject, subject.base, "hello", "x")
 
 
-@local_engines
+@scoring_engines
+@pytest.mark.parametrize("tokens", [1, 6])
+def test_an_answer_that_was_cut_is_continued(subject, tokens):
+    question = Message(role="user", content="What does 🐼 mean?")
+    complete, _ = ask(subject.engine, subject.emoji, question["content"])
+    cut, figures = ask(subject.engine, subject.emoji, question["content"], sampling=Sampling(0, max_tokens=tokens))
+    assert figures.finish_reason == "length"
+    messages = [question, Message(role="assistant", content=cut)] if cut else [question]
+    rest = subject.engine.stream(subject.emoji, messages, GREEDY, lambda: False)
+    assert cut + "".join(chunk.text for chunk in rest) == complete
+
+
+@scoring_engines
 def test_an_answer_that_is_too_long_to_score_is_refused(subject):
     with pytest.raises(LabError, match="too long.*reads at most 512"):
         score(subject, subject.base, "hello", "x y " * 2_000)

@@ -11,8 +11,10 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ask, command
@@ -20,10 +22,16 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from nano_server import KEY, SERVED, NanoServer, free_port
 
-from inference.engines import Message, Sampling, Unavailable
+from inference.catalog import Catalog
+from inference.engines import Chunk, Figures, Message, Sampling, Unavailable
 from inference.engines.remote.chat_completion import ChatCompletion
 from inference.engines.remote.engine import Engine
 from inference.errors import LabError
+from inference.lab import Lab
+from inference.models.server_check import ServerCheck, known_answers
+from inference.settings import Settings
+from inference.visitors.limits import VisitorLimits
+from ui.components.conversation import without_notes
 
 pytestmark = pytest.mark.xdist_group("engines")
 
@@ -114,6 +122,8 @@ async def complete(fault: str, request: Request):
             return refusal(429, headers={"retry-after": "300"})
         case "429-once" if REQUESTS[fault] == 1:
             return refusal(429, headers={"retry-after": "1"})
+        case "404-later" if REQUESTS[fault] == 2:
+            return refusal(404, "The model `m` does not exist.")
         case "503-twice" if REQUESTS[fault] <= 2:
             return refusal(503)
         case "strict" if extra := {"top_k", "min_p", "repeat_penalty"} & set(body):
@@ -299,6 +309,12 @@ def test_retries_before_the_first_token_and_shows_it(faulty, fault, times):
     assert sum("trying again" in (chunk.waiting or "") for chunk in chunks) == times - 1
 
 
+def test_a_replica_that_restarted_has_time_to_load_its_adapters(faulty):
+    engine = faulty("404-later")
+    answers = [ask(engine, "m", "hello")[0] for _ in range(2)]
+    assert answers == ["Hello 🇸🇪!"] * 2 and REQUESTS["404-later"] == 3
+
+
 def test_figures_come_from_the_server_if_it_counts_tokens(faulty):
     answer, figures = ask(faulty("ok"), "m", "hello")
     assert (figures.prompt_tokens, figures.cached_tokens, figures.completion_tokens) == (22, 7, 9)
@@ -427,3 +443,111 @@ def test_the_environment_is_checked(monkeypatch):
     monkeypatch.setenv("REMOTE_API_KEY", f"{KEY}\nsecond line")
     with pytest.raises(LabError, match="REMOTE_API_KEY holds"):
         Engine.from_environment()
+
+
+@pytest.fixture
+def page(faulty, monkeypatch):
+    """Makes the chat tab of a page whose server has the given fault. Its model is called "m"."""
+    import gradio as gr
+
+    from ui.components.answer_settings import AnswerSettings
+    from ui.tabs.chat import ChatTab
+    from ui.voice.voice_settings import VoiceSettings
+
+    def make(fault: str) -> ChatTab:
+        monkeypatch.setattr(Engine, "from_environment", lambda: faulty(fault))
+        lab = Lab(Catalog.read(Settings().catalog), "remote")
+        assert lab.refresh() == ""
+        with gr.Blocks():
+            return ChatTab(lab, VisitorLimits(), AnswerSettings(), VoiceSettings())
+
+    return make
+
+
+def settings_of(model: str = "m") -> list:
+    """The values of the chat tab's settings."""
+    return [model, {}, False, "", 0, 0.9, 64, "", ""]
+
+
+VISIT = SimpleNamespace(session_hash="visit", client=None, headers={})
+
+
+def test_a_visitor_keeps_what_came_and_can_continue_it(page):
+    tab = page("break")
+    *_, (history, box, *_) = tab.ask(VISIT, "hello", [], *settings_of())
+    question, answer = history
+    assert answer["content"].startswith("Hello 🇸🇪\n\n") and "in the middle of the answer" in answer["content"]
+    assert answer["options"][0] == {"value": "continue", "label": "Continue"}
+    assert question["content"] == "hello" and box == {"__type__": "update"}
+    tab = page("ok")
+    chosen = SimpleNamespace(value="continue")
+    *_, (continued, *_) = tab.run_action(chosen, VISIT, history, *settings_of())
+    assert without_notes(continued[-1]["content"]).strip() == "Hello 🇸🇪Hello 🇸🇪!" and len(continued) == 2
+    assert continued[-1]["options"][0]["label"] == "Read aloud"
+    failing = page("no-continue")
+    *_, (unchanged, _, notice, *_) = failing.run_action(chosen, VISIT, history, *settings_of())
+    assert unchanged == history and "can't continue an answer" in notice
+
+
+def test_a_question_without_a_first_token_goes_back_into_the_box(page):
+    *_, (history, box, notice, *_) = page("404").ask(VISIT, "hello", [], *settings_of())
+    assert (history, box) == ([], "hello") and "serves no model" in notice
+
+
+class Server:
+    """A server that answers with the same text, or raises an error."""
+
+    host = "host"
+
+    def __init__(self, answer: str | LabError) -> None:
+        self.answer, self.asked = answer, 0
+
+    def models(self) -> list[str]:
+        """Its models."""
+        if isinstance(self.answer, LabError):
+            raise self.answer
+        return [*SERVED, "other"]
+
+    def stream(self, model: str, messages: list[Message], *_: object) -> Iterator[Chunk]:
+        """The answer."""
+        self.asked += 1
+        if isinstance(self.answer, LabError):
+            raise self.answer
+        yield Chunk(text=self.answer)
+        yield Chunk(figures=Figures(1, 0, 1, 0.1, None, "stop"))
+
+
+def test_llamacpp_takes_over_until_the_server_is_back(monkeypatch):
+    server = Server(Unavailable("host can't be reached."))
+    monkeypatch.setattr(Engine, "from_environment", lambda: server)
+    lab = Lab(Catalog.read(Settings().catalog), "remote", fallback=True)
+    question = [Message(role="user", content="What does 🐼 mean?")]
+    for _ in range(2):
+        chunks = list(lab.ask("nano-emoji", question, Sampling(0)))
+        assert "panda" in "".join(chunk.text for chunk in chunks)
+        assert "answered by llama.cpp on this machine" in chunks[-1].figures.note
+    assert server.asked == 1  # it is left alone for some seconds
+    with pytest.raises(LabError, match="can't be reached. llama.cpp can't take over: .* has no GGUF file on this disk"):
+        list(lab.ask("llama-3.2-1b", question, Sampling(0)))
+    server.answer = "from the server"
+    monkeypatch.setattr("inference.models.fallback.RETRY_SECONDS", 0)
+    chunks = list(lab.ask("nano-emoji", question, Sampling(0)))
+    assert chunks[0].text == "from the server" and not chunks[-1].figures.note
+    lab.close()
+
+
+def test_a_server_with_another_base_under_a_known_name_is_named():
+    catalog = Catalog.read(Settings().catalog)
+    check = ServerCheck(catalog)
+    check.check(Server("Hello"))
+    assert "nano, nano-emoji, nano-emoji-1-epoch there answers known questions otherwise" in check.note
+
+    class Right(Server):
+        def stream(self, model: str, messages: list[Message], *_: object) -> Iterator[Chunk]:
+            answers = dict(known_answers(catalog)[model])
+            yield Chunk(text=answers[messages[0]["content"]][:30])
+
+    check.check(Right(""))
+    assert check.note == ""
+    check.check(Server(Unavailable("host can't be reached.")))
+    assert check.note == ""

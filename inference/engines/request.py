@@ -122,7 +122,9 @@ class Request:
         self.context_tokens = n_ctx
         if self.answer is None:
             reserved = min(self.sampling.max_tokens, n_ctx // 4)  # tokens that are left for the answer at least
-            self.tokens, self.dropped_turns = fit_to_context(self.messages, encode, n_ctx - reserved)
+            self.tokens, self.dropped_turns = fit_to_context(
+                self.messages, lambda messages: encode_prompt(messages, encode, is_end), n_ctx - reserved
+            )
         else:
             self.tokens, self.answer_start = encode_with_answer(self.messages, self.answer, encode, is_end)
             if len(self.tokens) > n_ctx:
@@ -170,6 +172,17 @@ class Request:
         return AnswerScore(self.log_likelihood, len(self.tokens) - self.answer_start, self.greedy)
 
 
+def encode_prompt(
+    messages: Sequence[Message], encode: Callable[[Sequence[Message]], list[int]], is_end: Callable[[int], bool]
+) -> list[int]:
+    """The token ids of a conversation up to the next token of its answer. If the last message is the assistant's, the
+    answer continues it. Raises LabError if the chat template does not allow that."""
+    if messages[-1]["role"] != "assistant":
+        return encode(messages)
+    tokens, _ = encode_with_answer(messages[:-1], messages[-1]["content"], encode, is_end)
+    return tokens[:-1]  # all but the end of the turn
+
+
 def encode_with_answer(
     messages: Sequence[Message],
     answer: str,
@@ -187,8 +200,8 @@ def encode_with_answer(
     end = next((i for i in range(start, len(tokens)) if is_end(tokens[i])), None)
     if end is None or start == 0:
         raise LabError(
-            "Answers of this model cannot be scored, because its chat template writes no end-of-turn token after an "
-            "answer: use another model."
+            "Answers of this model cannot be scored or continued, because its chat template writes no end-of-turn "
+            "token after an answer: use another model."
         )
     return tokens[: end + 1], start
 

@@ -242,8 +242,13 @@ def read(kind: type[Model], /, **values: object) -> Model:
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise LabError unless the conversation ends in a question and each message is text of a bounded length."""
-    read(Conversation, messages=[dict(message) for message in messages[: MAX_MESSAGES + 1]])
+    """Raise LabError unless the conversation ends in a question, or in the beginning of its answer, and each message is
+    text of a bounded length."""
+    turns = [dict(message) for message in messages[: MAX_MESSAGES + 1]]
+    begun = turns[-1:] if turns and turns[-1].get("role") == "assistant" else []
+    read(Conversation, messages=turns[: len(turns) - len(begun)])
+    for turn in begun:
+        read(Turn, **turn)
 
 
 def check_sampling(sampling: Sampling) -> None:

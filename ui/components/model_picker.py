@@ -94,8 +94,8 @@ class ModelPicker:
             yield gr.Dropdown(self.choices(own)), gr.skip(), problem, self.age_html()
 
     def age_html(self) -> gr.HTML:
-        """Update the note that says how old the list is, if the Hub is unreachable."""
-        note = self.lab.models.age_note()
+        """Update the note about the list: how old it is, if the Hub is unreachable."""
+        note = self.lab.list_note()
         return gr.HTML(html.escape(note), visible=bool(note))
 
     def entry(self, model_id: str, own: OwnModels) -> Entry:

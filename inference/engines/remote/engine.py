@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 
 import openai
 
@@ -35,6 +37,7 @@ from inference.engines.remote.server_errors import (
     unknown_model,
     unwrapped,
 )
+from inference.engines.remote.transcription import transcribe
 from inference.engines.text_stream import TextStream
 from inference.errors import LabError
 from inference.settings import read_integer
@@ -60,6 +63,7 @@ class Engine:
         self._silence, self._pause = silence, min(silence, PAUSE)
         self._messages = ErrorMessages(self.host, silence, self._pause, key)
         self._listing: ModelListing | None = None
+        self._answered: set[str] = set()  # the models that have answered
         self._listing_lock = threading.Lock()
 
     @classmethod
@@ -73,13 +77,20 @@ class Engine:
 
     def models(self) -> list[str]:
         """The names of the server's models, a few seconds old at most. Raises LabError if the server is unreachable."""
+        return list(self._recent_listing().models)
+
+    def whisper(self) -> str | None:
+        """The name of the server's Whisper, or None. Raises LabError if the server is unreachable."""
+        return self._recent_listing().whisper
+
+    def _recent_listing(self) -> ModelListing:
         with self._listing_lock:
             listing = self._listing
             if listing is None or not listing.recent:
                 listing = self._client.submit(self._list_models).result()
         if listing.error:
             raise type(listing.error)(str(listing.error))  # a new one: each raise adds to an exception's traceback
-        return list(listing.models)
+        return listing
 
     def in_memory(self, model: str) -> bool:
         """Whether the server listed the model when it was last asked."""
@@ -144,6 +155,36 @@ class Engine:
             raise outcome
         return outcome
 
+    def transcribe(
+        self, model: str, recording: bytes, language: str | None, cancelled: Callable[[], bool]
+    ) -> tuple[str, float] | None:
+        """The text of a recording, transcribed by the server's Whisper `model`, and its length in seconds; None once
+        `cancelled`. `language` is a code such as "en"; None detects it. Raises LabError."""
+        request = self._client.submit(lambda client: self._transcribe(client, model, recording, language))
+        try:
+            while not cancelled():
+                with suppress(FutureTimeout):
+                    outcome = request.result(timeout=POLL)
+                    if isinstance(outcome, LabError):
+                        raise outcome
+                    return outcome
+        except CancelledError:  # by `close`
+            pass
+        finally:
+            request.cancel()
+        return None
+
+    async def _transcribe(
+        self, client: openai.AsyncOpenAI, model: str, recording: bytes, language: str | None
+    ) -> tuple[str, float] | LabError:
+        try:
+            async with asyncio.timeout(self._silence):
+                return await transcribe(client, model, recording, language)
+        except openai.BadRequestError:
+            return LabError(f"{self.host} can't read this recording: record again, or send a WAV or FLAC file.")
+        except SERVER_ERRORS as error:
+            return self._messages.not_answered(unwrapped(error))
+
     async def _list_models(self, client: openai.AsyncOpenAI) -> ModelListing:
         """Read the list of models within LIST_TIMEOUT. Errors become part of the listing."""
         try:
@@ -156,11 +197,12 @@ class Engine:
     async def _listed(self, client: openai.AsyncOpenAI, model: str) -> ModelListing:
         """The list of models, with `model` in it. Raises LabError if it is not."""
         # Some servers (llama_cpp.server) answer with another model if they do not know the name.
-        if self._listing is None or not self._listing.recent or not self._listing.models:
-            self._listing = await read_listing(client)
-        if model not in self._listing.models:
-            raise unknown_model(self.host, model, self._listing.models)
-        return self._listing
+        listing = self._listing
+        if listing is None or not listing.recent or model not in listing.models:
+            listing = self._listing = await read_listing(client)
+        if model not in listing.models:
+            raise unknown_model(self.host, model, listing.models)
+        return listing
 
     async def _answer(self, client: openai.AsyncOpenAI, completion: ChatCompletion) -> None:
         """Request the answer, with retries before its first token. Puts text and status chunks into the inbox, and None
@@ -170,6 +212,7 @@ class Engine:
             try:
                 await self._attempt(client, completion)
                 self._messages.answered_at = time.time()
+                self._answered.add(completion.model)
                 completion.inbox.put(None)
                 return
             except SERVER_ERRORS as wrapped:
@@ -178,8 +221,8 @@ class Engine:
                     self._listing = None  # the server is unreachable, so the list of models is outdated
                 if completion.adapt(error):
                     continue
-                delay = None if completion.received or attempt == MAX_ATTEMPTS else retry_delay(error, attempt)
-                if delay is None:
+                delay = retry_delay(error, attempt, completion.model in self._answered)
+                if delay is None or completion.received or attempt == MAX_ATTEMPTS:
                     completion.inbox.put(self._translate(error, completion))
                     return
             attempt += 1
