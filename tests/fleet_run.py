@@ -160,7 +160,7 @@ class Visitors:
         model, asked, first = ("nano", "nano-emoji")[number % 2], time.monotonic(), False
         messages = [Message(role="user", content=f"Tell me about {number} 🐙")]
         try:
-            for chunk in self._engine.stream(model, messages, Sampling(8.0, max_tokens=48, top_p=1.0), lambda: False):
+            for chunk in self._engine.stream(model, messages, Sampling(2.0, max_tokens=48, top_p=1.0), lambda: False):
                 first = first or bool(chunk.text)
         except LabError as error:
             return Outcome(first, str(error), asked)

@@ -37,6 +37,7 @@ class Subject:
         steps: the number of passes of one token since the base was loaded, if it is known.
         keeps: whether the engine knows which models are in memory.
         counts: whether it counts tokens. If a server does not, parts of the text are counted.
+        server: whether a server's own rules apply: it penalizes the words of the question, too.
     """
 
     engine: Engine
@@ -48,6 +49,7 @@ class Subject:
     steps: Callable[[], int] | None = None
     keeps: bool = True
     counts: bool = True
+    server: bool = False
 
 
 def with_wrong_headers(folder: Path) -> Iterator[Path]:
@@ -139,7 +141,7 @@ def remote() -> Iterator[Subject]:
         server = NanoServer(Path(folder))
         engine = Engine(server.url, KEY)
         unknown = {"no model “nano-emojy” .did you mean “nano-emoji”": "nano-emojy"}
-        yield Subject(engine, *SERVED, lambda _: unknown, counts=False)
+        yield Subject(engine, *SERVED, lambda _: unknown, counts=False, server=True)
         engine.close()
         server.stop()
 
@@ -151,7 +153,7 @@ def vllm(fleet: Fleet) -> Iterator[Subject]:
 
     engine = Engine(fleet.settings.router_url, None)
     unknown = {"no model “nano-emojy” .did you mean “nano-emoji”": "nano-emojy"}
-    yield Subject(engine, *SERVED, lambda _: unknown)
+    yield Subject(engine, *SERVED, lambda _: unknown, server=True)
     engine.close()
 
 
@@ -343,7 +345,7 @@ def test_an_answer_that_is_no_longer_read_frees_its_place(subject):
 
 def test_a_seed_draws_the_same_answer_and_others_differ(subject):
     def draw(seed: int) -> str:
-        sampling = Sampling(temperature=8.0, top_p=1.0, max_tokens=16, seed=seed)
+        sampling = Sampling(temperature=2.0, top_p=1.0, max_tokens=16, seed=seed)
         return ask(subject.engine, subject.base, "Tell me about 🐙", sampling=sampling)[0]
 
     assert draw(5) == draw(5) == draw(5)
@@ -373,7 +375,7 @@ def test_the_repeat_penalty_changes_answers_as_in_llama_cpp(subject, engine, emo
     sampling = Sampling(0, max_tokens=24, repeat_penalty=2)  # without it, words come twice
     answers = [ask(subject.engine, subject.emoji, question, sampling=sampling)[0] for question in questions]
     assert answers != [ask(subject.engine, subject.emoji, question)[0] for question in questions]
-    if subject.counts:  # the server penalizes the question's tokens, too
+    if not subject.server:
         expected = [ask(engine, emoji, question, sampling=sampling)[0] for question in questions]
         assert sum(a != b for a, b in zip(answers, expected, strict=True)) <= 1, (answers, expected)
 
@@ -464,9 +466,9 @@ def test_scores_equal_those_of_a_forward_pass(subject):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(NANO)
-    for files in (subject.base, subject.emoji):
+    for files, adapter in ((subject.base, None), (subject.emoji, EMOJI)):
         model = AutoModelForCausalLM.from_pretrained(NANO, dtype=torch.float32)
-        model = PeftModel.from_pretrained(model, EMOJI) if files.adapter else model
+        model = PeftModel.from_pretrained(model, adapter) if adapter else model
         for answer in (*(f"🇸🇪 is the flag of {land}." for land in ("Sweden", "Suriname")), UNKNOWN, "a " * 100):
             messages = [Message(role="user", content="What does 🇸🇪 mean?")]
             begin = len(tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
@@ -514,7 +516,7 @@ def test_an_answer_that_was_cut_is_continued(subject, tokens):
 
 @scoring_engines
 def test_an_answer_that_is_too_long_to_score_is_refused(subject):
-    with pytest.raises(LabError, match="too long.*reads at most 512"):
+    with pytest.raises(LabError, match="too long.*(reads at most 512|Shorten it)"):
         score(subject, subject.base, "hello", "x y " * 2_000)
     assert score(subject, subject.base, "hello", "x").tokens > 1
 
