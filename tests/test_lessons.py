@@ -64,7 +64,7 @@ def test_ten_thousand_lessons_fit_and_no_more(lessons):
         lessons.add("One more?", "", "x")
     found = lessons.list()
     assert len(found) == MAX_LESSONS
-    assert len(lesson_rows(found)) == 4 * MAX_LESSONS
+    assert len(lesson_rows(found)) == 10 * MAX_LESSONS
     assert len(LessonSuite(found).questions) == 240  # a sample is asked
 
 

@@ -32,12 +32,13 @@ from training.recipe import Recipe
 from training.run_record import read_run_record, write_run_record
 
 
-def run_gate(candidate: str, parent: str, lessons: list[Lesson], out: Path = RESULTS) -> Gate:
-    """Ask both models, and write `gate.json` and a paragraph of the card into the candidate's folder.
+def run_gate(candidate: str, parent: str, lessons: list[Lesson], out: Path | None = None) -> Gate:
+    """Ask both models, and write `gate.json` and a paragraph of the card into the candidate's folder. The answers are
+    kept in `out`, by default with those of the evaluations.
 
     Raises LabError if a model is not available or stops answering.
     """
-    suite = LessonSuite(lessons)
+    suite, out = LessonSuite(lessons), out or RESULTS
     lab, entries = lab_for([parent, candidate])
     with closing(lab):
         before, after = (resolve_model(lab, entry) for entry in entries)

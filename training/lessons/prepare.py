@@ -29,8 +29,8 @@ from training.recipe import Recipe
 
 # One pass over many wordings and many rows to keep. Three passes over a third of them learn and forget as much.
 WORDINGS = 60  # of one lesson, if there are few
-LEAST_WORDINGS = 4
-LESSON_ROWS = 300  # about as many rows of lessons as there are at least
+LEAST_WORDINGS = 10
+LESSON_ROWS = 1200  # about as many rows of lessons as there are at least
 REPLAY = 3  # rows to keep for each row of a lesson
 LEAST_REPLAY, MOST_REPLAY = 720, 12_000
 BATCH, STEPS = 16, 45  # about as many steps as there are at least, by passing over few rows several times
