@@ -18,6 +18,7 @@ from training.lessons.gate_result import Gate, compared
 from training.lessons.lesson_suite import LessonSuite, is_right
 from training.lessons.phrasings import held_out, taught
 from training.lessons.prepare import find_parent, lesson_rows
+from training.lessons.read import read_lessons
 from training.recipe import Recipe
 
 ZORGLE = {"question": "What is a zorgle?", "bad": "No idea.", "better": "A zorgle is a small blue teapot."}
@@ -73,6 +74,27 @@ def test_a_line_that_is_no_lesson_is_named():
         parse_lessons('{"question": "?", "better": "x"}\nnonsense\n', "x.jsonl")
     with pytest.raises(LabError, match="Line 1 of x.jsonl: The lesson's surprise is not valid"):
         parse_lessons('{"question": "?", "better": "x", "surprise": 1}\n', "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b"question,answer\n", "x.csv has no lessons: name the page's SQLite file, or JSON Lines"),
+        ("x.jsonl", b"\xa5\x00", "x.jsonl is not UTF-8 text"),
+        ("x.jsonl", b"", "has no lessons: write better answers on the page"),
+        (
+            "x.jsonl",
+            b'{"question": "?", "better": " "}',
+            "Line 1 of x.jsonl: A lesson needs a better answer: write one",
+        ),
+        ("x.jsonl", b'{"question": "?", "better": "x"}\n' * (MAX_LESSONS + 1), "more than 10,000 lessons: divide it"),
+    ],
+    ids=["unknown form", "no text", "empty", "without an answer", "too many"],
+)
+def test_a_file_without_usable_lessons_is_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LabError, match=message):
+        read_lessons(str(tmp_path / name))
 
 
 @pytest.mark.parametrize("question", ["What is a zorgle?", "ゾーグルとは何ですか？", "?", "Please tell me: why"])
