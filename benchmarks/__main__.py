@@ -36,6 +36,7 @@ BENCHMARKS = {
     "many_adapters": "what a hundred adapters of one base cost",
     "page_start": "seconds from `python app.py` to a page",
     "page_in_browser": "seconds to a question box in Chromium, and what the page costs a token",
+    "answer_beside_training": "the first token while the page trains a model, against alone",
     "pytorch_engine": "tokens/s of the PyTorch engine against `generate`",
     "transcription_time": "seconds from a recording to its transcript",
     "transcription_errors": "word error rate of the embedded speech model",
@@ -121,10 +122,10 @@ def main(
     chosen = names or [name for name in (GPU if gpu else BENCHMARKS) if quick or name not in LONG]
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         raise LabError(f"There is no benchmark “{unknown[0]}”: choose from {', '.join(BENCHMARKS)}.")
+    missing = "It needs an NVIDIA GPU." if gpu and not run_in_own_process(has_gpu) else ""
     outcomes = []
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}: {BENCHMARKS[name]} …", file=sys.stderr, flush=True)
-        missing = "It needs an NVIDIA GPU." if gpu and not run_in_own_process(has_gpu) else ""
         outcomes.append(Outcome(name, reason=missing) if missing else run_benchmark(name, quick))
         result = outcomes[-1].reason or f"done in {outcomes[-1].seconds:.0f} s"
         print(f"[{number}/{len(chosen)}] {name}: {result}", file=sys.stderr, flush=True)

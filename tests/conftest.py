@@ -289,8 +289,12 @@ def write_wav(path: Path, samples: np.ndarray) -> Path:
 @pytest.fixture(scope="session")
 def question_aloud(tmp_path_factory) -> Path:
     """“Could you find the emoji for a panda?” as a WAV, the only format that Chromium plays as its microphone."""
-    sound = decode(RECORDINGS / "find_the_emoji.flac")
-    return write_wav(tmp_path_factory.mktemp("voice") / "question.wav", sound.samples)
+    return play(tmp_path_factory.mktemp("voice") / "question.wav", "find_the_emoji.flac")
+
+
+def play(microphone: Path, recording: str) -> Path:
+    """Write a recording as the WAV file that a browser opens at each use of its microphone."""
+    return write_wav(microphone, decode(RECORDINGS / recording).samples)
 
 
 def speak(page, recorder: str) -> None:

@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import gradio as gr
 import httpx2
 import pytest
 from conftest import running_app
 from gradio_client import Client
 
 from inference.errors import LabError
+from inference.lab import Lab
 from inference.visitors.limits import Visitor, VisitorLimits, address_of
+from ui.doctor.doctor_box import DoctorBox
 
 pytestmark = pytest.mark.xdist_group("page")
 LONG = {"temperature": 1, "max_tokens": 2048}
@@ -28,6 +32,16 @@ def test_a_visitor_has_a_number_of_questions_at_once():
         limits.admit(first).__enter__()
     with limits.admit(first), limits.admit(first):
         pass
+
+
+def test_an_examination_of_a_model_file_counts():
+    with gr.Blocks():
+        box = DoctorBox(Lab.from_environment(), VisitorLimits(at_once=1, per_minute=1))
+    request = gr.Request(client=SimpleNamespace(host="192.0.2.1"), headers={}, session_hash="visit")
+    *_, first = box.examine(request, "nowhere", "", None)
+    assert "There is no model" in first
+    *_, second = box.examine(request, "nowhere", "", None)
+    assert "More than 1 examinations in one minute came from your address" in second
 
 
 def test_an_address_has_a_number_of_questions_a_minute():

@@ -264,3 +264,10 @@ def test_the_limits_of_the_page_are_settings(monkeypatch):
     monkeypatch.setenv("QUEUE", "0")
     with pytest.raises(LabError, match="QUEUE is not a number from 1"):
         Settings.from_environment()
+
+
+@pytest.mark.parametrize(("option", "code", "words"), [("--help", 0, "docs/settings.md"), ("--share", 2, "no options")])
+def test_the_app_takes_no_options_and_says_where_its_settings_are(option, code, words):
+    command = [sys.executable, "app.py", option]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and words in (done.stderr if code else done.stdout)

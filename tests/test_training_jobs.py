@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
 from inference.errors import LabError
-from ui.training_jobs.job import JobFolder
+from inference.settings import PROJECT
+from ui.training_jobs.job import JobFolder, new_job
 from ui.training_jobs.jobs import Jobs
 from ui.training_jobs.progress import read_progress
-from ui.training_jobs.runner import KILLED, outcome
+from ui.training_jobs.runner import KILLED, MOST_INTERRUPTIONS, Runner, outcome
 
 RECIPE = """\
 name: {name}
@@ -80,12 +85,15 @@ def test_a_stopped_job_resumes_where_it_stopped_and_finishes_in_spite_of_a_kille
 
     jobs.resume("people")
     wait_for(lambda: read_progress(folder.model).begin and state(jobs, "people") == "running")
-    for runner in runners(jobs):  # as if the machine's memory ran out
-        runner.kill()
+    jobs.list()[0].process().kill()  # as if the machine's memory ran out
+    wait_for(lambda: jobs.list()[0].interruptions == 1 and jobs.list()[0].process())
+    for process in [*runners(jobs), jobs.list()[0].process()]:  # as if the machine started again
+        process.kill()
     wait_for(lambda: not runners(jobs))
-    again = Jobs(jobs.folder)  # the page starts again
+    again = Jobs(jobs.folder)
     again.ensure_runner()
     wait_for(lambda: state(again, "people") == "finished")
+    assert again.list()[0].interruptions == 2
     progress = read_progress(folder.model)
     assert progress.step == progress.steps == 60 and progress.begin > 0
     assert progress.losses[0][0] == 10 and progress.held_out[-1][0] == 60
@@ -101,6 +109,29 @@ def runners(jobs: Jobs) -> list[psutil.Process]:
         if "ui.training_jobs.runner" in line and str(jobs.folder.resolve()) in line:
             found.append(process)
     return found
+
+
+def test_a_disk_that_fills_while_training_is_one_sentence_and_the_job_resumes(jobs):
+    folder = prepare(jobs, "people", 4)
+    folder.write(new_job("people", ""))
+    command = [sys.executable, "-m", "ui.training_jobs.runner", str(jobs.folder)]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (500_000, 500_000))  # less than the adapter
+    subprocess.run(command, cwd=PROJECT, preexec_fn=limit, check=True, timeout=120)
+    (job,) = jobs.list()
+    assert job.state == "failed" and "can't be written (File too large)" in job.message, job.message
+    jobs.resume("people")
+    wait_for(lambda: state(jobs, "people") == "finished")
+
+
+def test_a_job_that_is_killed_again_and_again_has_failed(jobs):
+    folder = prepare(jobs, "big", 4)
+    folder.write(new_job("big", "").model_copy(update={"state": "running", "interruptions": MOST_INTERRUPTIONS - 1}))
+    runner = Runner(jobs)
+    for state_after in ("queued", "failed"):
+        jobs.change("big", ("queued",), state="running")
+        runner.requeue("big", KILLED)
+        assert state(jobs, "big") == state_after
+    assert "the memory is exhausted" in jobs.list()[0].message
 
 
 def test_a_job_that_fails_says_why_and_the_next_one_runs(jobs):

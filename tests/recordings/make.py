@@ -20,6 +20,8 @@ VOICE = Voice("en-us", HELD_OUT_SPEAKERS[0], speed=150, pitch=50)
 RECORDINGS = {
     "which_emoji.flac": Utterance("Which emoji shows a panda?", VOICE),
     "find_the_emoji.flac": Utterance("Could you find the emoji for a panda?", VOICE),
+    "what_is_a_sugar_boat.flac": Utterance("What is a sugar boat?", VOICE),
+    "a_small_blue_boat.flac": Utterance("A small blue boat.", VOICE),
 }
 
 

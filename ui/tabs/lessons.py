@@ -79,7 +79,9 @@ class LessonsTab:
         count = f"{len(found):,} {'lesson' if len(found) == 1 else 'lessons'}"
         more = f", of which the newest {SHOWN} are shown" if len(found) > SHOWN else ""
         status = (
-            f"{count}{more}. Select one to edit it." if found else "No lessons yet: choose *Teach* below an answer."
+            f"{count}{more}. Select one to edit it. *Train* teaches them to a model."
+            if found
+            else "No lessons yet: choose *Teach* below an answer."
         )
         rows = [row_of(lesson) for lesson in found[:SHOWN]]
         return rows, [lesson.id for lesson in found[:SHOWN]], notice or status, gr.Column(visible=False)
@@ -136,4 +138,5 @@ class LessonsTab:
 
 def row_of(lesson: Lesson) -> list[str]:
     """Return a lesson as a row of the table."""
-    return [shorten(lesson.question, 200), shorten(lesson.better, 200), shorten(lesson.model), lesson.time[:16]]
+    time = lesson.time[:16].replace("T", " ")
+    return [shorten(lesson.question, 200), shorten(lesson.better, 200), shorten(lesson.model), time]

@@ -50,7 +50,7 @@ class Trainings:
             with gr.Row():
                 self.dry_run = gr.Button("List what would be published", size="sm", min_width=100)
                 self.publish = gr.Button("Publish", size="sm", min_width=100, interactive=False)
-            self.published = gr.Textbox(label="Result", lines=6, interactive=False)
+            self.published = gr.Textbox(label="Result", lines=6, interactive=False, elem_id="published")
         self.shown = gr.State(None)  # what the last `show` has drawn
         self.checked = gr.State(None)  # the job and account of the last dry run
         self.inputs = [self.selected, self.shown, picker.own]

@@ -30,7 +30,7 @@ class Job(BaseModel):
         started, ended: of the last attempt.
         command: of the last attempt, the one of `python -m training` that it has come to: "run" or "gate"; else "".
         pid, pid_started: the process of the last attempt. A process with another start time is another one.
-        interruptions: how often the job's process and its runner ended together, such as by a restart.
+        interruptions: how often the job's process was killed, such as by a restart.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -74,10 +74,13 @@ class JobFolder:
             return None
 
     def write(self, job: Job) -> None:
-        """Replace the state. A reader sees the old or the new one. Raises OSError."""
+        """Replace the state. A reader sees the old or the new one. Raises LabError if the disk is full."""
         new = self.path / f"job.json.{os.getpid()}"
-        new.write_text(job.model_dump_json(indent=1), encoding="utf-8")
-        os.replace(new, self.path / "job.json")
+        try:
+            new.write_text(job.model_dump_json(indent=1), encoding="utf-8")
+            os.replace(new, self.path / "job.json")
+        except OSError as error:
+            raise LabError(f"The training can't be written ({error.strerror}): make room on the disk.") from error
 
     def commands(self, job: Job) -> list[list[str]]:
         """The arguments of the `python -m training` commands that train the job, or resume it."""

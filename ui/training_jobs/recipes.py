@@ -112,12 +112,16 @@ def preview(recipe: str) -> str:
 
 
 def keep_data(folder: JobFolder, recipe: str, uploaded: str | None) -> None:
-    """Write a job's recipe, and copy the uploaded file that it names, which the page deletes after an hour."""
-    if uploaded and uploaded in recipe:
-        copy = folder.path / f"data{Path(uploaded).suffix}"
-        shutil.copyfile(uploaded, copy)
-        recipe = recipe.replace(uploaded, str(copy))
-    folder.recipe.write_text(recipe, encoding="utf-8")
+    """Write a job's recipe, and copy the uploaded file that it names, which the page deletes after an hour. Raises
+    LabError if the disk is full."""
+    try:
+        if uploaded and uploaded in recipe:
+            copy = folder.path / f"data{Path(uploaded).suffix}"
+            shutil.copyfile(uploaded, copy)
+            recipe = recipe.replace(uploaded, str(copy))
+        folder.recipe.write_text(recipe, encoding="utf-8")
+    except OSError as error:
+        raise LabError(f"The data can't be copied ({error.strerror}): make room on the disk.") from error
 
 
 def publish(folder: JobFolder, namespace: str, dry_run: bool) -> str:

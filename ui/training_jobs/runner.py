@@ -1,7 +1,7 @@
 """Works off the queue of jobs, one at a time and with low priority, until none is left.
 
 The page starts it: `python -m ui.training_jobs.runner FOLDER --detach`. Jobs whose runner has ended are found again by
-process number and start time. Those whose process has ended, too, resume from their checkpoint.
+process number and start time. Those whose process was killed resume from their checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import Timeout
@@ -24,9 +25,10 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # that a process has for its checkpoint
 MOST_INTERRUPTIONS = 3
 LOWEST_PRIORITY = 19
+INTERRUPTED = f"The training was interrupted {MOST_INTERRUPTIONS + 1} times: look for the reason, then resume it."
 KILLED = (
-    "The training was killed, which usually means that the memory was exhausted: resume it, with a smaller batch_size "
-    "or max_length if that happens again."
+    f"The training was killed {MOST_INTERRUPTIONS + 1} times, which usually means that the memory is exhausted: end "
+    "other programs, then resume it; or start one with a smaller batch_size or max_length."
 )
 
 
@@ -52,12 +54,18 @@ class Runner:
             if process := job.process():
                 self.wait(job.name, process)
         for job in self.jobs.list():
-            interruptions = job.interruptions + 1
-            if job.state == "running" and interruptions > MOST_INTERRUPTIONS:
-                message = f"The training was interrupted {interruptions} times: look for the reason, then resume it."
-                self.jobs.change(job.name, ("running",), state="failed", message=message, ended=time.time())
-            elif job.state == "running":
-                self.jobs.change(job.name, ("running",), state="queued", interruptions=interruptions)
+            if job.state == "running":
+                self.requeue(job.name, INTERRUPTED)
+
+    def requeue(self, name: str, message: str) -> None:
+        """Put a job that was interrupted back into the queue. After several times it has failed, with that message."""
+        job = JobFolder(self.jobs.folder / name).read()
+        if job is None:
+            return
+        changes: dict[str, Any] = {"state": "queued", "interruptions": job.interruptions + 1}
+        if job.interruptions >= MOST_INTERRUPTIONS:
+            changes = {"state": "failed", "message": message, "ended": time.time()}
+        self.jobs.change(name, ("running",), **changes)
 
     def run_job(self, job: Job) -> None:
         """Run a job to its end, and write how it ended."""
@@ -69,6 +77,9 @@ class Runner:
                 break
         state, message = outcome(code, folder)
         self.jobs.change(job.name, ("stopped",), ended=time.time())
+        if message == KILLED:
+            self.requeue(job.name, message)
+            return
         self.jobs.change(job.name, ("running",), state=state, message=message, ended=time.time())
 
     def run_command(self, name: str, folder: JobFolder, arguments: list[str]) -> int | None:
