@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ask, command
+from conftest import RECORDINGS, ask, command
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from nano_server import KEY, SERVED, NanoServer, free_port
@@ -30,6 +30,7 @@ from inference.errors import LabError
 from inference.lab import Lab
 from inference.models.server_check import ServerCheck, known_answers
 from inference.settings import Settings
+from inference.speech import ServedTranscriber, Transcript
 from inference.visitors.limits import VisitorLimits
 from ui.components.conversation import without_notes
 
@@ -346,6 +347,45 @@ def test_an_answer_is_continued(faulty):
         list(faulty("no-continue").stream("m", [question, begun], Sampling(0), lambda: False))
 
 
+@faults.post("/{fault}/v1/audio/transcriptions")
+async def hear(fault: str, request: Request):
+    form = await request.form()
+    recording = await form["file"].read()
+    match fault:
+        case "refused":
+            return refusal(400, "not a sound")
+        case "503":
+            return refusal(503)
+        case "quiet":
+            return {"text": "  "}
+        case "essay":
+            return {"text": "word " * 10_000}
+    words = f"{len(recording)} bytes, {form['model']}, {form.get('language')}\0"
+    return {"text": words, "usage": {"type": "duration", "seconds": 2 if fault == "ok" else "lie"}}
+
+
+def test_the_servers_whisper_transcribes_and_the_local_one_if_it_does_not_answer(faulty, tmp_path):
+    def transcribe(fault: str, recording: Path | bytes) -> Transcript:
+        transcriber = ServedTranscriber("base", lambda: faulty(fault))
+        try:
+            *_, found = transcriber.transcribe(recording, "en-US")
+        finally:
+            transcriber.close()
+        return found
+
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    found = transcribe("ok", tmp_path / "a.wav")
+    assert (found.text, found.duration, found.model) == ("5 bytes, whisper-1, en", 2, "whisper-1")
+    assert transcribe("lie", b"sound").duration == 0
+    for fault, message in {"refused": "can't read this recording: record again", "quiet": "No speech was recognised",
+                           "essay": "did not answer as OpenAI's API specifies"}.items():  # fmt: skip
+        with pytest.raises(LabError, match=message):
+            transcribe(fault, b"sound")
+    here = RECORDINGS / "find_the_emoji.flac"
+    for fault in ("503", "no-list"):
+        assert "panda" in transcribe(fault, here).text
+
+
 def test_an_answer_is_scored_token_by_token(faulty):
     question = [Message(role="user", content="hi")]
     score = faulty("tokens").score("m", question, "ab")
@@ -540,7 +580,7 @@ def test_a_server_with_another_base_under_a_known_name_is_named():
     catalog = Catalog.read(Settings().catalog)
     check = ServerCheck(catalog)
     check.check(Server("Hello"))
-    assert "nano, nano-emoji, nano-emoji-1-epoch there answers known questions otherwise" in check.note
+    assert "nano, nano-emoji, nano-emoji-1-epoch there gives other answers to known questions" in check.note
 
     class Right(Server):
         def stream(self, model: str, messages: list[Message], *_: object) -> Iterator[Chunk]:

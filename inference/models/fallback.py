@@ -63,12 +63,12 @@ class Fallback:
             self._note_failure(error)
             return True
         self._problem = None
-        log_event("remote server is back")
+        log_event("remote server up")
         return False
 
     def _note_failure(self, problem: LabError) -> None:
         if self._problem is None:
-            log_event("remote server does not answer, llama.cpp takes over", logging.WARNING)
+            log_event("remote server down", logging.WARNING, engine="llamacpp")
         self._problem, self._failed_at = problem, time.monotonic()
 
     def _answer_here(

@@ -52,10 +52,10 @@ class ServerCheck:
             return
         self.note = ""
         if others:
-            log_event("models of the remote server answer otherwise", logging.WARNING, models=others)
+            log_event("remote models differ", logging.WARNING, models=others)
             self.note = (
-                f"The server may have another base: {', '.join(others)} there answers known questions otherwise than "
-                "the model of that name here."
+                f"The server may have another base: {', '.join(sorted(others))} there gives other answers to known questions "
+                "than the run records here."
             )
 
 
