@@ -81,6 +81,8 @@ def ask(
         print(json.dumps(as_record(answer, entry, lab, figures), ensure_ascii=False, indent=1))
     else:
         print()
+    if figures.note and not as_json:
+        print(figures.note, file=sys.stderr)
 
 
 @app.command()
@@ -146,6 +148,7 @@ def as_record(answer: str, entry: Entry, lab: Lab, figures: Figures) -> dict[str
         "seconds_to_first_token": figures.seconds_to_first_token,
         "tokens_per_second": figures.tokens_per_second,
         "finish_reason": figures.finish_reason,
+        **({"note": figures.note} if figures.note else {}),
     }
 
 

@@ -54,8 +54,8 @@ class ServerCheck:
         if others:
             log_event("remote models differ", logging.WARNING, models=others)
             self.note = (
-                f"The server may have another base: {', '.join(sorted(others))} there gives other answers to known questions "
-                "than the run records here."
+                f"The server may have another base: {', '.join(sorted(others))} there gives other answers to known "
+                "questions than the run records here."
             )
 
 
