@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import gradio as gr
+import psutil
 import pytest
 from conftest import needs_browser, open_page, running_app
 
@@ -124,7 +125,7 @@ def test_a_recipe_that_cannot_be_used_is_one_sentence(text, words):
 
 @needs_browser
 @pytest.mark.xdist_group("page")
-def test_a_model_is_trained_from_a_file_and_can_be_asked(tmp_path):
+def test_a_model_is_trained_from_a_file_while_the_browser_closes_and_the_app_is_killed(tmp_path):
     rows = [{"question": f"Who is person {i}?", "answer": f"Person {i} bakes bread."} for i in range(60)]
     data = tmp_path / "people.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -140,12 +141,14 @@ def test_a_model_is_trained_from_a_file_and_can_be_asked(tmp_path):
         page.get_by_role("button", name="Rows, and what is learnt of them").click()
         page.frame_locator("iframe.preview").get_by_text("bakes bread").first.wait_for(timeout=120_000)
         page.get_by_role("button", name="Start", exact=True).click()
-        status = page.locator("#training-status")
         page.get_by_text("You can close this page").wait_for(timeout=60_000)
         page.locator("#loss-curve svg, #loss-curve canvas").first.wait_for(timeout=120_000)
-        page.reload()  # the training does not end with the page
+        cache = environment["XDG_CACHE_HOME"]
+        (app,) = (child for child in psutil.Process().children() if child.environ().get("XDG_CACHE_HOME") == cache)
+        app.kill()
+    with running_app(tmp_path / "log", **environment) as address, open_page(address) as page:
         page.get_by_role("tab", name="Train").click()
-        status.get_by_text("Choose people in the chat").wait_for(timeout=180_000)
+        page.locator("#training-status").get_by_text("Choose people in the chat").wait_for(timeout=180_000)
         page.get_by_role("tab", name="Chat").click()
         page.get_by_label("Model", exact=True).click()
         page.get_by_role("option", name="people").wait_for()

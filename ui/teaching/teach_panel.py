@@ -50,7 +50,8 @@ class TeachPanel:
         chatbot.option_select(self.open_for_last, [chatbot, system], opened, **IMMEDIATE)
         chatbot.like(self.open_for_disliked, [chatbot, system], opened, **IMMEDIATE)
         self.cancel.click(lambda: gr.Column(visible=False), None, self.panel, **IMMEDIATE)
-        self.voice.connect(**QUIET)
+        for transcribed, _ in self.voice.connect(**QUIET):
+            transcribed.then(lambda: None, None, self.box.recorder, **QUIET)  # so that one can speak again
         self.box.connect_stop(self.voice.running)
         gr.on(
             [self.box.text.submit, self.box.send.click], self.save,
