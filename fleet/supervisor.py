@@ -64,7 +64,9 @@ def stop(settings: FleetSettings) -> None:
 
 
 def supervisorctl(settings: FleetSettings, *arguments: str) -> str:
-    """The output of supervisorctl."""
+    """The output of supervisorctl. Raises LabError if it is not installed."""
+    if not (BIN / "supervisorctl").exists():
+        raise LabError("The fleet has an environment of its own, and this is another: start it with `make fleet`.")
     command = [str(BIN / "supervisorctl"), "--configuration", str(CONFIGURATION), *arguments]
     return subprocess.run(
         command, env=environment(settings), cwd=PROJECT, capture_output=True, text=True, check=False

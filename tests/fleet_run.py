@@ -26,7 +26,7 @@ from inference.settings import PROJECT
 
 PYTHON = PROJECT / ".venv-fleet" / "bin" / "python"
 NOT_INSTALLED = "vLLM is not installed: `make test-fleet` installs it and runs this"  # it takes minutes and 2 GB
-START_SECONDS = 400  # two replicas on busy cores
+START_SECONDS = 600  # two replicas on busy cores
 
 
 def free_port() -> int:
@@ -57,9 +57,9 @@ class Fleet:
             capture_output=True, text=True, check=False, timeout=START_SECONDS,
         )  # fmt: skip
 
-    def leader(self, name: str) -> psutil.Process:
-        """The first process of `replica-1`, `router` or `page`."""
-        return psutil.Process(int((self.settings.state / f"{name}.group").read_text().split()[0]))
+    def pid(self, name: str) -> int:
+        """The number of the first process of `replica-1`, `router` or `page`, and of its process group."""
+        return int((self.settings.state / f"{name}.group").read_text().split()[0])
 
     def running(self) -> list[psutil.Process]:
         """All processes of the fleet's groups that run."""

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import yaml
+from conftest import assert_refused, command
 from dotenv import dotenv_values
 
 from fleet import commands, supervisor
@@ -83,6 +84,10 @@ def test_a_wrong_setting_is_one_sentence(monkeypatch, name, value, message):
     with pytest.raises(LabError) as refused:
         FleetSettings.read()
     assert str(refused.value) == message
+
+
+def test_another_environment_is_refused_in_one_sentence():
+    assert_refused(command("fleet", "start"), "start it with `make fleet`")
 
 
 def test_what_a_killed_process_left_is_ended_and_nothing_else(tmp_path, monkeypatch):
