@@ -25,7 +25,7 @@ from inference.errors import LabError
 from inference.settings import PROJECT
 
 PYTHON = PROJECT / ".venv-fleet" / "bin" / "python"
-NOT_INSTALLED = "vLLM is not installed: `make test-fleet` installs it and runs this"  # it takes minutes and 2 GB
+NOT_INSTALLED = "vLLM is not installed: `make test-fleet` installs it and runs this"  # it takes minutes and 3.5 GB
 START_SECONDS = 600  # two replicas on busy cores
 
 
