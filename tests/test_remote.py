@@ -571,6 +571,10 @@ def test_llamacpp_takes_over_until_the_server_is_back(monkeypatch):
         list(lab.ask("llama-3.2-1b", question, Sampling(0)))
     server.answer = "from the server"
     monkeypatch.setattr("inference.models.fallback.RETRY_SECONDS", 0)
+    assert "panda" in "".join(chunk.text for chunk in lab.ask("nano-emoji", question, Sampling(0)))
+    deadline = time.monotonic() + 60
+    while lab.fallback._problem and time.monotonic() < deadline:
+        time.sleep(0.01)
     chunks = list(lab.ask("nano-emoji", question, Sampling(0)))
     assert chunks[0].text == "from the server" and not chunks[-1].figures.note
     lab.close()

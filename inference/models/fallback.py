@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -52,19 +53,21 @@ class Fallback:
         self._engines.close()
 
     def _down(self, server: ModelServer) -> bool:
-        """Whether the server is left alone. It is asked again when it lists its models, some time after its failure."""
-        if self._problem is None:
-            return False
-        if time.monotonic() - self._failed_at < RETRY_SECONDS:
-            return True
+        """Whether the server is left alone. Some time after its failure a thread asks for its models, so that nobody
+        waits for that; once it lists them, the next question goes there."""
+        if self._problem and time.monotonic() - self._failed_at > RETRY_SECONDS:
+            self._failed_at = time.monotonic()
+            threading.Thread(target=self._probe, args=(server,), name="fallback", daemon=True).start()
+        return self._problem is not None
+
+    def _probe(self, server: ModelServer) -> None:
         try:
             server.models()
         except LabError as error:
             self._note_failure(error)
-            return True
-        self._problem = None
-        log_event("remote server up")
-        return False
+        else:
+            self._problem = None
+            log_event("remote server up")
 
     def _note_failure(self, problem: LabError) -> None:
         if self._problem is None:

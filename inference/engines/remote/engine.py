@@ -46,6 +46,7 @@ SILENCE = 60  # seconds until the first token of an answer, REMOTE_TIMEOUT
 PAUSE = 20.0  # seconds between two tokens until an answer counts as stalled
 LIST_TIMEOUT = 10.0  # seconds for the list of models
 POLL = 0.05  # seconds between two checks of `cancelled`
+CLOSED = "The engine was closed before the server answered: ask again."
 STRENGTH = "A remote server has no setting for an adapter's strength: set the strength to 1."
 
 
@@ -87,7 +88,10 @@ class Engine:
         with self._listing_lock:
             listing = self._listing
             if listing is None or not listing.recent:
-                listing = self._client.submit(self._list_models).result()
+                try:
+                    listing = self._client.submit(self._list_models).result()
+                except CancelledError:
+                    listing = ModelListing(error=LabError(CLOSED))
         if listing.error:
             raise type(listing.error)(str(listing.error))  # a new one: each raise adds to an exception's traceback
         return listing
@@ -150,7 +154,7 @@ class Engine:
         try:
             outcome = request.result()
         except CancelledError:
-            outcome = LabError("The engine was closed before the answer was scored: try again.")
+            outcome = LabError(CLOSED)
         if isinstance(outcome, LabError):
             raise outcome
         return outcome
@@ -199,7 +203,12 @@ class Engine:
         # Some servers (llama_cpp.server) answer with another model if they do not know the name.
         listing = self._listing
         if listing is None or not listing.recent or model not in listing.models:
-            listing = self._listing = await read_listing(client)
+            listing = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LIST_TIMEOUT):
+                    listing = self._listing = await read_listing(client)
+        if listing is None:
+            raise self._messages.unreachable()
         if model not in listing.models:
             raise unknown_model(self.host, model, listing.models)
         return listing
