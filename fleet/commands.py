@@ -44,7 +44,8 @@ def replica_environment(settings: FleetSettings) -> dict[str, str]:
 def router_command(settings: FleetSettings) -> list[str]:
     """vLLM's router in front of the replicas. Equal beginnings go to the replica that has them in its prefix cache.
 
-    A replica that does not answer two checks, 2 s apart, gets no more questions until it answers one again.
+    A replica that answers neither of two checks within 5 s gets no more questions until it answers one. A shorter time
+    takes replicas out that are only busy.
     """
     return [
         "vllm-router",
@@ -54,7 +55,7 @@ def router_command(settings: FleetSettings) -> list[str]:
         "--policy", "cache_aware",
         "--balance-abs-threshold", "4",  # questions by which the load of replicas may differ
         "--health-check-interval-secs", "2",
-        "--health-check-timeout-secs", "2",
+        "--health-check-timeout-secs", "5",
         "--health-failure-threshold", "2",
         "--health-success-threshold", "1",
         "--worker-startup-check-interval", "1",

@@ -81,7 +81,9 @@ def supervisor_pid(settings: FleetSettings) -> int | None:
 
 def remember(settings: FleetSettings, name: str) -> None:
     """Note that this process is the fleet's process `name`. supervisord made it the leader of a process group."""
-    (settings.state / f"{name}.group").write_text(f"{os.getpid()} {psutil.Process().create_time()}", encoding="utf-8")
+    note = settings.state / f"{name}.new"
+    note.write_text(f"{os.getpid()} {psutil.Process().create_time()}", encoding="utf-8")
+    note.replace(settings.state / f"{name}.group")  # others never read a part of it
 
 
 def kill_left(settings: FleetSettings, name: str = "*") -> None:
