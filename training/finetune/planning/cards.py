@@ -21,8 +21,8 @@ class Card:
     memory: float
     peak: float
     bfloat16: bool = True
-    efficiency: float = 0.32  # H200: the slope between 2 and 8 packed rows of a 1B, 60,000 tokens/s
-    launch: tuple[float, float] = (0.0034, 0.0075)  # H200: the intercept of the same line
+    efficiency: float = 0.45  # H200: of the GPU's own time for 8 packed rows of a 1B
+    launch: tuple[float, float] = (0.0065, 0.009)  # H200: steps of a 1B and a 3B with 450 to 3,600 tokens
     source: str = "scaled from an H200 by its peak"
     gpu: bool = True
     liger: bool = True
@@ -37,7 +37,7 @@ class Card:
 CARDS = {
     card.name: card
     for card in (
-        Card("T4", 15.6e9, 65e12, bfloat16=False, efficiency=0.09, source="from the study's two runs"),
+        Card("T4", 15.6e9, 65e12, bfloat16=False, efficiency=0.085, source="from the study's two runs"),
         Card("L4", 23.6e9, 121e12),
         Card("A10G", 23.6e9, 70e12),
         Card("A100", 42.3e9, 312e12),

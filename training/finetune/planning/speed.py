@@ -1,5 +1,5 @@
-"""How long a step takes: a fixed part of each micro-batch and layer, in which the GPU waits for Python to launch
-kernels, and the arithmetic at a share of the card's peak.
+"""How long a step takes: the arithmetic at a share of the card's peak, and what Python needs to launch the kernels of
+each micro-batch and layer. The GPU computes meanwhile, so the longer of them counts, and a little of the other.
 
 Both parts are fitted to this project's own runs (docs/benchmarks.md, Training speed). Only an H200, CPUs and, by the
 study, a T4 have been measured: every other card is scaled by its peak, and its time is a guess that can be wrong by a
@@ -56,7 +56,7 @@ def step_seconds(recipe: Recipe, config: PretrainedConfig, card: Card, plan: Pla
     flops = tokens * flops_per_token(recipe, config, attended_tokens(recipe, plan, rows))
     launch = card.launch[plan.method == "qlora"] * config.get_text_config().num_hidden_layers
     passes = (RECOMPUTED if plan.checkpointing else 1.0) * (PREFERENCE if recipe.objective == "dpo" else 1.0)
-    return (flops / (card.efficiency * card.peak) + launch) * passes * plan.gradient_accumulation
+    return math.hypot(flops / (card.efficiency * card.peak), launch) * passes * plan.gradient_accumulation
 
 
 def attended_tokens(recipe: Recipe, plan: Plan, rows: Rows) -> float:
