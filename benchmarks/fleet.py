@@ -29,7 +29,7 @@ from inference.engines import Engine, Message, load_engine
 from inference.engines.remote.engine import Engine as RemoteEngine
 from inference.settings import PROJECT
 
-START_SECONDS = 300.0  # until a replica answers
+START_SECONDS = 600.0  # until a replica answers; 20 on idle cores
 KILLED_SHARE = 0.6  # of the rate that one replica carries: the other must carry it alone
 FLEET_BIN = PROJECT / ".venv-fleet" / "bin"  # `make fleet` installs it
 
@@ -103,8 +103,8 @@ class RunningFleet:
                         return
                 except Exception:  # whatever it is, it may be over in a second
                     if time.monotonic() > deadline or any(each.poll() is not None for each in self._processes):
-                        log = max(self.settings.state.glob("*.log")).read_text(errors="replace")[-400:]
-                        raise Unavailable(f"vLLM did not start here: {log}") from None
+                        log = max(self.settings.state.glob("*.log")).read_text(errors="replace")
+                        raise Unavailable(f"vLLM did not start here: {' '.join(log.split())[-300:]}") from None
                 time.sleep(1)
         finally:
             engine.close()
