@@ -23,7 +23,7 @@ from fleet_run import NOT_INSTALLED, START_SECONDS, Fleet, get, started_fleet, w
 from processes import fork_converters, run_forked
 
 from inference.engines import Message, ModelFiles, Sampling
-from inference.settings import PROJECT
+from inference.settings import PROJECT, cache_folder
 from inference.speech import SAMPLE_RATE, decode
 from scripts.browser import find_browser
 
@@ -144,6 +144,16 @@ def running_app(log: Path, *arguments: str, folder: Path = PROJECT, **environmen
     finally:
         process.terminate()
         process.wait(300)
+
+
+def own_trainings(folder: Path) -> dict[str, str]:
+    """The environment of an app whose trainings are in `folder`. What was downloaded and converted is shared."""
+    own = folder / "cache" / cache_folder().name
+    own.mkdir(parents=True)
+    for path in cache_folder().iterdir() if cache_folder().is_dir() else ():
+        if path.name.startswith(("bases", "conver", "speech")):
+            (own / path.name).symlink_to(path)
+    return {"XDG_CACHE_HOME": str(own.parent)}
 
 
 def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:

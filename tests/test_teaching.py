@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import EMOJI, needs_browser, open_page, play, running_app, speak
+from conftest import EMOJI, needs_browser, open_page, own_trainings, play, running_app, speak
 from huggingface_hub import HfApi
 
 from inference.settings import PROJECT
@@ -70,7 +70,7 @@ def test_a_model_is_taught_by_voice_passes_the_gate_and_becomes_the_default(tmp_
     microphone = tmp_path / "voice.wav"
     with LocalHub(tmp_path / "hub") as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token("me"), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "VOTES": str(tmp_path / "votes.sqlite")}
+        environment |= {"VOTES": str(tmp_path / "votes.sqlite")} | own_trainings(tmp_path)
         with running_app(tmp_path / "log", **environment) as address:
             with open_page(address, play(microphone, "what_is_a_sugar_boat.flac")) as page:
                 teach_by_voice(page, microphone)

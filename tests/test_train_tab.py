@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import psutil
 import pytest
-from conftest import needs_browser, open_page, running_app
+from conftest import needs_browser, open_page, own_trainings, running_app
 
 from inference.errors import LabError
 from inference.lab import Lab
@@ -129,7 +129,7 @@ def test_a_model_is_trained_from_a_file_while_the_browser_closes_and_the_app_is_
     rows = [{"question": f"Who is person {i}?", "answer": f"Person {i} bakes bread."} for i in range(60)]
     data = tmp_path / "people.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    environment = {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {"HF_HUB_OFFLINE": "1"} | own_trainings(tmp_path)
     with running_app(tmp_path / "log", **environment) as address, open_page(address) as page:
         page.get_by_role("tab", name="Train").click()
         page.get_by_role("textbox", name="Name", exact=True).fill("people")

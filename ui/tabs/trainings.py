@@ -17,8 +17,8 @@ from ui.training_jobs.job import Job, JobFolder
 from ui.training_jobs.jobs import Jobs
 from ui.training_jobs.progress import RunProgress, read_progress
 from ui.training_jobs.recipes import publish
-from ui.views.gate_report import gate_html
-from ui.views.training_status import HELD_OUT, TRAINING, curve_rows, samples_html, status_html
+from ui.views.training.gate_report import gate_html
+from ui.views.training.training_status import HELD_OUT, TRAINING, curve_rows, samples_html, status_html
 
 REFRESH_SECONDS = 2.0
 PUBLISHING: dict[str, Any] = {**QUIET, "show_progress": "minimal", "concurrency_limit": 1}

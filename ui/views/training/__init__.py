@@ -1,0 +1,1 @@
+"""Views of a training: how far it is, and what the gate found about the model."""
