@@ -15,9 +15,9 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import constants, hf_api
 
@@ -25,7 +25,10 @@ from inference.settings import PROJECT
 from training.export.llamacpp import convert
 
 ENVIRONMENT = dict(os.environ)  # before any test changes it
-IMPORTED = ["training.finetune.run", "training.finetune.trainer", "training.export.parity.measure", "processes"]
+IMPORTED = [
+    "training.finetune.run", "training.finetune.trainer", "training.export.parity.measure", "training.sweeps.runner",
+    "processes",
+]  # fmt: skip
 context = multiprocessing.get_context("forkserver")
 
 
@@ -53,6 +56,7 @@ def read_environment(environment: dict[str, str]) -> None:
 
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None
     importlib.reload(constants)
     importlib.reload(datasets.config)
     hf_api.api.endpoint = constants.ENDPOINT
@@ -60,11 +64,13 @@ def read_environment(environment: dict[str, str]) -> None:
 
 def run_python(arguments: tuple[str, ...], environment: dict[str, str], out: str, error: str) -> None:
     """In the fork: do what `python ARGUMENTS` does, where these begin with -m MODULE, -c CODE or -P SCRIPT."""
-    if environment != os.environ:
-        read_environment(environment)
+    from training.sweeps import runner
+
+    read_environment(environment)
     # Without this, a fork's own processes would come from a new server, which imports everything again.
     forkserver._forkserver.ensure_running = resource_tracker.ensure_running
     fork_converters()
+    runner.PROCESSES = multiprocessing.get_context("fork")  # no thread runs yet
     for number, path in ((1, out), (2, error)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     kind, what, *rest = arguments
@@ -107,7 +113,7 @@ class Forked:
 
 def run_forked(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run `python ARGUMENTS` in a fork to its end, 600 s at most."""
-    with TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         out, error = (Path(folder) / name for name in ("out", "error"))
         process = Forked(*arguments, out=str(out), error=str(error), **environment)
         code = process.wait(600)

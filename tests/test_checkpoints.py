@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,18 +29,12 @@ pytestmark = pytest.mark.xdist_group("checkpoints")
 SMALL = ["data.examples=96", "data.evaluation=4", "epochs=2", "batch_size=8", "warmup_steps=2", "checkpoints.steps=3"]
 
 
-def start(out: Path, *more: str, **environment: str) -> subprocess.Popen | Forked:
+def start(out: Path, *more: str, **environment: str) -> Forked:
     """Start training in a process of its own, as a user would."""
-    arguments = ["-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(out), *more]
-    if not environment:
-        return Forked(*arguments)
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=PROJECT, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    return Forked("-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(out), *more, **environment)
 
 
-def kill_when(process: subprocess.Popen | Forked, reached: Callable[[], bool]) -> None:
+def kill_when(process: Forked, reached: Callable[[], bool]) -> None:
     """Kill the process with SIGKILL as soon as `reached()` is true."""
     until = time.monotonic() + 600
     while not reached():

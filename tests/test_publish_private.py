@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import NANO, PROJECT, assert_refused, gguf_header
 from huggingface_hub import HfApi
+from processes import run_forked
 
 from inference.errors import LabError
 from local_hub import LocalHub
@@ -66,10 +66,8 @@ def as_user(home: Path, hub: LocalHub, *arguments: str, token: bool = True) -> s
     (home / "tmp").mkdir(exist_ok=True)
     own = {"HOME": str(home), "TMPDIR": str(home / "tmp"), "USER": USER, "LOGNAME": USER}
     caches = {"XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))}
-    return subprocess.run(
-        [sys.executable, "-m", "training", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False,
-        timeout=600, env={**os.environ, **caches, **own, **hub.environment(hub.token("me") if token else None)},
-    )  # fmt: skip
+    settings = caches | own | hub.environment(hub.token("me") if token else None)
+    return run_forked("-m", "training", *arguments, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from training.sweeps.schedule import (
 
 FOLDER = PROJECT / "runs" / "sweeps"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+PROCESSES = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
 
 
 def run_sweep(name: str, workers: int = 1, out: Path | None = None, report: Path | None = None) -> Path:
@@ -71,9 +72,8 @@ def run_workers(name: str, folder: Path, workers: int) -> list[int]:
     """Start the workers, each on its share of the cores, and wait. Returns the exit codes of those that failed."""
     cores = sorted(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(cores) // workers)))
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     processes = [
-        context.Process(target=work, args=(name, folder, cores[number::workers] or cores, number))
+        PROCESSES.Process(target=work, args=(name, folder, cores[number::workers] or cores, number))
         for number in range(workers)
     ]
     for process in processes:
