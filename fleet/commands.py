@@ -44,8 +44,9 @@ def replica_environment(settings: FleetSettings) -> dict[str, str]:
 def router_command(settings: FleetSettings) -> list[str]:
     """vLLM's router in front of the replicas. Equal beginnings go to the replica that has them in its prefix cache.
 
-    A replica that answers neither of two checks within 5 s gets no more questions until it answers one. A shorter time
-    takes replicas out that are only busy.
+    A replica that refuses two requests gets none for 5 s: before the checks notice that it has ended, each attempt would
+    go to it again, because it has the question's beginning. One that answers neither of two checks within 5 s gets no
+    more questions until it answers one. A shorter time takes replicas out that are only busy.
     """
     return [
         "vllm-router",
@@ -59,6 +60,9 @@ def router_command(settings: FleetSettings) -> list[str]:
         "--health-failure-threshold", "2",
         "--health-success-threshold", "1",
         "--worker-startup-check-interval", "1",
+        "--cb-failure-threshold", "2",
+        "--cb-success-threshold", "1",
+        "--cb-timeout-duration-secs", "5",
     ]  # fmt: skip
 
 
