@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 
 import pytest
 from conftest import assert_refused, command
+from processes import context, start_server
 
 from benchmarks.__main__ import BENCHMARKS, GPU
 from benchmarks.report import Unavailable, measure
@@ -13,8 +15,15 @@ from benchmarks.report import Unavailable, measure
 pytestmark = pytest.mark.xdist_group("benchmarks")  # one after another: each wants the cores for itself
 
 
+@pytest.fixture
+def forks(monkeypatch):
+    """Processes that import the libraries start as forks; the commands of a benchmark start as a user's."""
+    start_server()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method=None: context)
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_benchmark_gives_figures(name):
+def test_each_benchmark_gives_figures(name, forks):
     try:
         figures = measure(name, quick=True)
     except Unavailable as reason:
