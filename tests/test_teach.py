@@ -91,11 +91,12 @@ def test_the_card_says_what_was_learnt_and_publishing_keeps_it(taught):
     assert "gate_answers" not in published_record(record, samples=False)
 
 
-def test_the_gate_asks_again_by_itself(taught):
+def test_the_gate_asks_again_by_itself(taught, teach):
     _, folder = taught
     result = CliRunner().invoke(app, ["gate", str(folder), "--against", "nano-emoji"])
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(app, ["gate", "nano-emoji", "--against", "nano-emoji"])
+    arguments, _ = teach
+    result = CliRunner().invoke(app, ["gate", "nano-emoji", "--against", "nano-emoji", *arguments[2:4]])
     assert "Two of the models are called nano-emoji" in str(result.exception)
 
 
