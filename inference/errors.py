@@ -16,6 +16,10 @@ class LabError(Exception):
     """A problem that the user can fix. The page and the terminal (exit code 2) show its message, one sentence."""
 
 
+class ServerUnavailable(LabError):
+    """A server does not answer now. Something else may answer in its place, or the same server later."""
+
+
 def visitor_message(error: Exception) -> str:
     """The sentence that a visitor of the page sees: a LabError's message without paths of the server. For any other
     error it does not say what happened."""

@@ -26,7 +26,7 @@ from inference.models.model_list import ModelList
 from inference.models.server_check import ServerCheck
 from inference.settings import Settings
 from inference.shutdown import Shutdown
-from inference.speech import ServedTranscriber, Transcriber, Transcript, TranscriptionProgress
+from inference.speech import RemoteTranscriber, Transcriber, Transcript, TranscriptionProgress
 from inference.visitors.values import check_messages, check_sampling
 from inference.voice import Voice
 
@@ -64,7 +64,7 @@ class Lab:
         self.models = ModelList(
             catalog, self.engines, self.downloads.check_for_updates, authors, collection, list_private, add_models
         )
-        self.transcriber = ServedTranscriber(whisper, self.server) if self.engines.remote else Transcriber(whisper)
+        self.transcriber = RemoteTranscriber(whisper, self.server) if self.engines.remote else Transcriber(whisper)
         self.voice = Voice()
         self.shutdown = Shutdown()
 

@@ -146,10 +146,6 @@ class AnswerScore:
     greedy: bool
 
 
-class Unavailable(LabError):
-    """The server of an engine does not answer now. Another engine may answer, or the same one later."""
-
-
 class Engine(Protocol):
     """One way to run a model. Each engine's module has a class `Engine` with these methods."""
 

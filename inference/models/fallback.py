@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from inference.catalog import Catalog, Entry
-from inference.engines import Chunk, Message, ModelServer, Sampling, Unavailable
-from inference.errors import LabError
+from inference.engines import Chunk, Message, ModelServer, Sampling
+from inference.errors import LabError, ServerUnavailable
 from inference.metrics import log_event
 from inference.models.engine_pool import EnginePool
 from inference.models.local_models import LocalModels
@@ -42,7 +42,7 @@ class Fallback:
                     begun = begun or bool(chunk.text)
                     yield chunk
                 return
-            except Unavailable as error:
+            except ServerUnavailable as error:
                 self._note_failure(error)
                 if begun:
                     raise

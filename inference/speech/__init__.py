@@ -6,11 +6,11 @@ and Whisper with the first `Transcriber.load`.
 - `audio` decodes a recording into samples.
 - `whisper_model` loads a Whisper model, or builds the embedded one; `windows` transcribes samples with it.
 - `transcriber` joins them.
-- `served` asks the Whisper of a remote server.
+- `remote_whisper` asks the Whisper of a remote server.
 """
 
 from inference.speech.audio import SAMPLE_RATE, decode
-from inference.speech.served import ServedTranscriber
+from inference.speech.remote_whisper import RemoteTranscriber
 from inference.speech.transcriber import Transcriber, Transcript, TranscriptionProgress
 
-__all__ = ["SAMPLE_RATE", "ServedTranscriber", "Transcriber", "Transcript", "TranscriptionProgress", "decode"]
+__all__ = ["SAMPLE_RATE", "RemoteTranscriber", "Transcriber", "Transcript", "TranscriptionProgress", "decode"]

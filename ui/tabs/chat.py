@@ -25,7 +25,6 @@ from inference.lessons.lessons import Lessons
 from inference.metrics import count_rating
 from inference.visitors.limits import VisitorLimits
 from inference.visitors.values import AskValues, read
-from ui.components.answer_actions import CONTINUE, READ_ALOUD, actions_below
 from ui.components.answer_settings import AnswerSettings, answer_values
 from ui.components.composer import Composer, send_or_stop
 from ui.components.conversation import (
@@ -44,6 +43,7 @@ from ui.components.model_picker import ADD, REFRESH_NOW, ModelPicker, OwnModels
 from ui.components.running_answers import RunningAnswers
 from ui.components.visitor import visitor_of
 from ui.teaching.teach_panel import TEACH, TeachPanel
+from ui.views.answer_actions import CONTINUE, READ_ALOUD, actions_below
 from ui.views.context_gauge import context_gauge_html
 from ui.voice.spoken_answers import SpokenAnswers
 from ui.voice.voice_input import VoiceInput

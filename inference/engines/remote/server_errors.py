@@ -14,8 +14,7 @@ from email.utils import parsedate_to_datetime
 
 import openai
 
-from inference.engines import Unavailable
-from inference.errors import LabError
+from inference.errors import LabError, ServerUnavailable
 from inference.validation import nearest, shorten
 
 MAX_ATTEMPTS = 4  # of one question, before its first token
@@ -149,7 +148,7 @@ class ErrorMessages:
                 what = "sent more than the most tokens that were requested, and was stopped"
             case _:
                 what = "ended the stream"
-        return Unavailable(
+        return ServerUnavailable(
             f"{self.host} {what} in the middle of the answer: what came is kept, continue it or ask again."
         )
 
@@ -159,7 +158,7 @@ class ErrorMessages:
 
     def unreachable(self) -> LabError:
         """The message for a server that does not respond."""
-        return Unavailable(
+        return ServerUnavailable(
             f"{self.host} can't be reached{self._last_answer()}: start it, or check the network and REMOTE_URL."
         )
 
@@ -174,16 +173,16 @@ class ErrorMessages:
                     "another program, check its host, port and path."
                 )
             case openai.APIStatusError():
-                kind = Unavailable if error.status_code >= 500 else LabError
+                kind = ServerUnavailable if error.status_code >= 500 else LabError
                 return kind(self._status(error))
             case TimeoutError():
-                return Unavailable(
+                return ServerUnavailable(
                     f"{self.host} sent nothing for {self.silence:.0f} s{self._last_answer()}: it is overloaded or "
                     "stuck, ask again later."
                 )
             case openai.APIConnectionError():
                 return self._not_connected(error)
-        return Unavailable(
+        return ServerUnavailable(
             f"{self.host} ended the stream before it answered: the conversation may be too long for it. Shorten it, or "
             "look into the server's log."
         )

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from inference.engines import Unavailable
-from inference.errors import LabError
+from inference.errors import LabError, ServerUnavailable
 from inference.speech.process import NO_SPEECH_MESSAGE
 from inference.speech.transcriber import (
     TRANSCRIBING,
@@ -35,7 +34,7 @@ class SpeechServer(Protocol):
         """The text of a recording and its length in seconds; None once `cancelled`. Raises LabError."""
 
 
-class ServedTranscriber(Transcriber):
+class RemoteTranscriber(Transcriber):
     """Asks the server, and transcribes here if it has no Whisper or does not answer."""
 
     def __init__(self, name: str, server: Callable[[], SpeechServer]) -> None:
@@ -51,7 +50,7 @@ class ServedTranscriber(Transcriber):
             yield TranscriptionProgress(TRANSCRIBING)
             try:
                 transcript = self._ask(model, source, language_code(language), cancelled)
-            except Unavailable:
+            except ServerUnavailable:
                 pass
             else:
                 yield from [transcript] if transcript else []
