@@ -22,6 +22,7 @@ from ui.training_jobs.jobs import Jobs
 from ui.training_jobs.progress import read_progress
 from ui.training_jobs.runner import KILLED, MOST_INTERRUPTIONS, Runner, outcome
 
+pytestmark = pytest.mark.xdist_group("training jobs")  # a group starts before single tests: this takes a minute
 RECIPE = """\
 name: {name}
 title: {name}

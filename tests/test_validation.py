@@ -39,7 +39,7 @@ fine_tune(load_recipe("emoji-nano", sys.argv[2:]), Path(sys.argv[1]))
 pytestmark = pytest.mark.xdist_group("sft")
 
 SMALL = ["data.examples=48", "data.evaluation=4", "data.validation=6", "batch_size=8", "warmup_steps=1",
-         "report_to=[tensorboard]"]  # fmt: skip
+         "report_to=[tensorboard]", "validation.samples=1"]  # fmt: skip
 # The learning rate grows until the run diverges: the lowest loss is in the middle.
 DIVERGES = [*SMALL, "epochs=2", "learning_rate=1.0", "warmup_steps=12", "validation.steps=2", "checkpoints.steps=3"]
 
@@ -83,7 +83,7 @@ def test_the_best_weights_are_the_result_and_the_curve_is_in_the_record(diverged
 
 
 def test_the_best_weights_survive_the_deletion_of_old_checkpoints_and_a_stop(diverged, tmp_path):
-    arguments = ["training", "sft", "emoji-nano", *DIVERGES, "--out", str(tmp_path)]
+    arguments = ["training", "sft", "emoji-nano", *DIVERGES, "validation.samples=0", "--out", str(tmp_path)]
     process = Forked("-m", *arguments)
     while not list(tmp_path.glob(f"checkpoints/checkpoint-9/{COMPLETE}")):
         assert process.poll() is None
@@ -98,7 +98,7 @@ def test_the_best_weights_survive_the_deletion_of_old_checkpoints_and_a_stop(div
 
 
 def test_early_stopping_ends_the_run_and_the_same_command_has_nothing_to_do(diverged, tmp_path):
-    recipe = load_recipe("emoji-nano", [*DIVERGES, "validation.patience=1"])
+    recipe = load_recipe("emoji-nano", [*DIVERGES, "validation.samples=0", "validation.patience=1"])
     found = record(fine_tune(recipe, tmp_path))["validation"]
     best = record(diverged)["validation"]["best"]
     assert found["stopped_early"] and found["best"] == best and found["losses"][-1][0] == best["step"] + 2
@@ -191,7 +191,7 @@ def test_the_best_weights_of_a_split_model_are_the_result(method, tmp_path):
 
 def test_preferences_are_measured_on_held_out_pairs(tmp_path):
     fields = ["data.examples=32", "data.validation=8", "data.evaluation=4", "max_steps=4", "validation.steps=2",
-              "batch_size=4", "report_to=[tensorboard]"]  # fmt: skip
+              "batch_size=4", "report_to=[tensorboard]", "validation.samples=1"]  # fmt: skip
     out = fine_tune(load_recipe("emoji-nano-dpo", fields), tmp_path)
     found = record(out)["validation"]
     losses = [loss for _, loss in found["losses"]]
