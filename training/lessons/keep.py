@@ -1,8 +1,9 @@
 """What a model should keep while it learns lessons: rows to learn again, and questions to ask before and after.
 
 Rows are a sample of the data that the model was trained on, as its run record names them; of a model that continues
-another one, of both. A model without a record keeps the answers that it gives now to general questions
-(`prompts.txt`): one half is learnt again, the other half is asked.
+another one, of both. A model that no recipe made keeps the answers that it gives now to general questions
+(`prompts.txt`): one half is learnt again, the other half is asked. If it has figures of the emoji suite, it also keeps
+its answers to the built-in emoji questions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from inference.settings import PROJECT
 from training import data
 from training.data import plain
 from training.evaluation.resolve_model import ResolvedModel, lab_for, resolve_model
-from training.recipe import Recipe
+from training.recipe import Data, Recipe
 from training.run_record import read_run_record
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
@@ -55,7 +56,10 @@ def replay_rows(model: str, folder: Path | None, count: int) -> list[Row]:
             rows += sample(recipe, count // len(recipes))
         except LabError as error:
             print(f"The training data of {recipe.name} are not used again: {error}", file=sys.stderr)
-    return rows or own_answers(model, prompts()[0])
+    if rows:
+        return rows
+    record = read_run_record(folder) if folder and (folder / "run.json").is_file() else {}
+    return own_answers(model, [*prompts()[0], *(emoji_prompts(count) if is_about_emoji(recipes, record) else [])])
 
 
 def sample(recipe: Recipe, count: int) -> list[Row]:
@@ -76,6 +80,12 @@ def prompts() -> tuple[list[str], list[str]]:
     """The general questions: those that are learnt again, and those that are asked."""
     lines = PROMPTS.read_text(encoding="utf-8").splitlines()
     return lines[::2], lines[1::2]
+
+
+def emoji_prompts(count: int) -> list[str]:
+    """Up to `count` questions of the built-in emoji data. A model that is measured on emoji should keep its answers."""
+    first = [row["messages"][0] for row in data.load(Data(name="emoji", examples=count)).train]
+    return [turn["content"] for turn in first if turn["role"] == "user"]
 
 
 def own_answers(model: str, questions: list[str]) -> list[Row]:
