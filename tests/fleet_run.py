@@ -66,6 +66,10 @@ class Fleet:
         groups = {int(file.read_text().split()[0]) for file in self.settings.state.glob("*.group")}
         return [each for each in psutil.process_iter() if in_group(each, groups)]
 
+    def engines(self) -> int:
+        """The number of vLLM's engine processes, of which each replica has one."""
+        return sum(each.name().startswith("VLLM::Engine") for each in self.running())
+
     def is_healthy(self, number: int) -> bool:
         """Whether the router sends questions to a replica."""
         return f'"url":"{self.settings.replica_urls[number - 1]}"' in "".join(
