@@ -20,6 +20,7 @@ from inference.errors import LabError
 
 LIMIT = 2.0  # seconds to the first token, of which the 99th percentile stays below
 PATIENCE = 20.0  # seconds after the last arrival until open answers are stopped
+ENOUGH = 30  # questions of a step, for which a slow one takes up to three times as long
 SAMPLING = Sampling(temperature=0, max_tokens=64)
 TOO_LATE = 600.0  # seconds: the wait of a question without a first token, for percentiles
 
@@ -116,8 +117,9 @@ def arrive(
 
 
 def at_once(engine: Engine, questions: list[Question], count: int) -> float:
-    """Questions/s if `count` arrive together: about the highest rate."""
-    asked, stop = [Asked(time.perf_counter()) for _ in range(count)], threading.Event()
+    """Questions/s if `count` arrive together, of those that are answered within PATIENCE: about the highest rate."""
+    started, stop = time.perf_counter(), threading.Event()
+    asked = [Asked(started) for _ in range(count)]
     threads = [
         threading.Thread(target=answer, args=(engine, questions[number], each, stop), daemon=True)
         for number, each in enumerate(asked)
@@ -125,8 +127,12 @@ def at_once(engine: Engine, questions: list[Question], count: int) -> float:
     for thread in threads:
         thread.start()
     for thread in threads:
+        thread.join(max(0.0, started + PATIENCE - time.perf_counter()))
+    stop.set()
+    for thread in threads:
         thread.join()
-    return count / (max(each.ended for each in asked) - asked[0].due)
+    answered = [each for each in asked if not each.error]
+    return max(1, len(answered)) / (max(each.ended for each in asked) - started)
 
 
 class Steps:
@@ -136,19 +142,20 @@ class Steps:
         self._engine, self._questions = engine, questions
         self._seconds, self._count, self._factor, self._most = (2.0, 8, 2.0, 2) if quick else (10.0, 48, 1.2, 8)
 
-    def climb(self) -> Step:
-        """The last step that holds; the first one if none does."""
+    def climb(self) -> Step | None:
+        """The last step that holds; None if none does."""
         at_once(self._engine, self._questions, 8)  # adapters and prefixes are read
         rate = 0.5 * at_once(self._engine, self._questions, self._count)
         best = None
         for _ in range(self._most):
-            step = Step(rate, arrive(self._engine, self._questions, rate, self._seconds)[0])
-            if best is None or step.holds:
-                best = step
-            if not step.holds:
+            seconds = max(self._seconds, min(3 * self._seconds, ENOUGH / rate))
+            step = Step(rate, arrive(self._engine, self._questions, rate, seconds)[0])
+            if step.holds:
+                best, rate = step, rate * self._factor
+            elif best:
                 break
-            rate *= self._factor
-        assert best is not None
+            else:  # other work on this machine, or many together are faster than one after the other
+                rate /= 2
         return best
 
 

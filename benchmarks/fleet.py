@@ -129,14 +129,15 @@ def conversations(models: Sequence[object]) -> list[Question]:
     return questions
 
 
-def capacity(label: str, engine: Engine, questions: list[Question], quick: bool) -> tuple[list[Figure], float]:
-    """The highest rate at which the 99th percentile of the first token stays below LIMIT, and its figures."""
-    steps = Steps(engine, questions, quick)
-    best = steps.climb()
+def capacity(label: str, engine: Engine, questions: list[Question], quick: bool) -> tuple[Figure, float]:
+    """The highest rate at which the 99th percentile of the first token stays below LIMIT; 0 if there is none."""
+    best = Steps(engine, questions, quick).climb()
     what = f"{label}: questions/s, tokens/s, first token in s (50th, 99th percentile)"
+    if best is None:
+        return Figure(what, f"0: the first token takes more than {LIMIT:.0f} s at the lowest rate"), 0.0
     waits = [asked.wait for asked in best.asked]
-    value = f"{best.rate:.1f}, {best.tokens_per_second:,.0f}, {percentile(waits, 50):.2f}, {percentile(waits, 99):.2f}"
-    return [Figure(what, value)], best.rate
+    value = f"{best.rate:.2f}, {best.tokens_per_second:,.0f}, {percentile(waits, 50):.2f}, {percentile(waits, 99):.2f}"
+    return Figure(what, value), best.rate
 
 
 def one_killed(fleet: RunningFleet, questions: list[Question], rate: float, quick: bool) -> list[Figure]:
@@ -174,12 +175,14 @@ def measure(quick: bool) -> list[Figure]:
         adapters = [module.split("=")[0] for module in fleet.settings.lora_modules]
         questions = conversations(adapters)
         with engine_at(fleet.settings.replica_urls[0]) as engine:
-            figures, one = capacity("one replica", engine, questions, quick)
+            first, one = capacity("one replica", engine, questions, quick)
         with engine_at(fleet.settings.router_url) as engine:
-            more, two = capacity("two replicas and their router", engine, questions, quick)
-        figures = [describe(questions), *figures, *more, Figure("two replicas against one", f"{two / one:.2f}")]
-        figures += one_killed(fleet, questions, KILLED_SHARE * min(one, two), quick)
+            second, two = capacity("two replicas and their router", engine, questions, quick)
+        figures = [describe(questions), first, second]
+        if one and two:
+            figures.append(Figure("two replicas against one", f"{two / one:.2f}"))
+        figures += one_killed(fleet, questions, KILLED_SHARE * min(one, two) or 1.0, quick)
     engine = load_engine("llamacpp")
-    figures += capacity("llama.cpp on all cores, nano", engine, conversations(nano().files), quick)[0]
+    figures.append(capacity("llama.cpp on all cores, nano", engine, conversations(nano().files), quick)[0])
     engine.close()
     return figures
