@@ -557,6 +557,9 @@ class Server:
         yield Chunk(text=self.answer)
         yield Chunk(figures=Figures(1, 0, 1, 0.1, None, "stop"))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 def test_llamacpp_takes_over_until_the_server_is_back(monkeypatch):
     server = Server(ServerUnavailable("host can't be reached."))
@@ -572,7 +575,7 @@ def test_llamacpp_takes_over_until_the_server_is_back(monkeypatch):
         list(lab.ask("llama-3.2-1b", question, Sampling(0)))
     server.answer = "from the server"
     monkeypatch.setattr("inference.models.fallback.RETRY_SECONDS", 0)
-    assert "panda" in "".join(chunk.text for chunk in lab.ask("nano-emoji", question, Sampling(0)))
+    list(lab.ask("nano-emoji", question, Sampling(0)))  # whoever answers: a thread asks the server for its models
     deadline = time.monotonic() + 60
     while lab.fallback._problem and time.monotonic() < deadline:
         time.sleep(0.01)
