@@ -12,6 +12,7 @@ import pytest
 from conftest import EMOJI, needs_browser, open_page, own_trainings, play, running_app, speak
 from huggingface_hub import HfApi
 
+from inference.lessons.lessons import Lessons
 from inference.settings import PROJECT
 from local_hub import LocalHub
 from ui.training_jobs.job import JobFolder, new_job
@@ -57,12 +58,14 @@ def teach_by_voice(page, microphone: Path) -> None:
     for _ in range(TRIES):
         box.fill("")
         speak(page, "teach-voice")
-        page.wait_for_function("() => document.querySelector('#teach-question textarea').value", timeout=MINUTES)
+        page.locator("#teach-transcript", has_text="transcribed").wait_for(timeout=MINUTES)
         page.locator("#teach-send").wait_for()
         if "small blue" in box.input_value():
             break
     assert "small blue" in box.input_value()
+    page.locator("#teach-voice").get_by_role("button", name="Record", exact=True).wait_for()
     box.fill(BETTER)  # a word may have been misheard
+    assert box.input_value() == BETTER
     page.locator("#teach-send").click()
     page.get_by_text("The lesson is saved").wait_for()
 
@@ -90,6 +93,8 @@ def test_a_model_is_taught_by_voice_passes_the_gate_and_becomes_the_default(tmp_
                 page.get_by_role("tab", name="Chat").click()
                 assert name in page.get_by_label("Model", exact=True).input_value()
                 publish(page)
+            (lesson,) = Lessons(tmp_path / "votes.sqlite").list()
+            assert (lesson.question, lesson.better) == (QUESTION, BETTER)
             taught = (PROJECT / "runs" / "lessons" / name / "data.jsonl").read_text(encoding="utf-8")
             assert OTHER_WORDING not in taught
             with open_page(address) as page:  # another visit
