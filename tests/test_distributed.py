@@ -16,12 +16,11 @@ import pytest
 import torch
 from conftest import NANO, assert_refused, command
 from nano_server import free_port
-from processes import Forked
+from processes import Forked, start_server
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from inference.errors import LabError
-from inference.settings import PROJECT
 from local_hub import LocalHub
 from training.finetune.planning import cards
 from training.finetune.planning.plan import plan as make_plan
@@ -82,15 +81,17 @@ fine_tune(load_recipe("emoji-nano", sys.argv[2:]), Path(sys.argv[1]))
 """
 
 
-def two_processes(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def two_processes(
+    script: str, *arguments: str, torchrun: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
     """Run a script in two processes that communicate through gloo."""
-    if "HF_HOME" in environment:  # the libraries read it while they are imported
+    if torchrun:
         return command(
             "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", sys.executable, "-c",
             script, *arguments, **environment,
         )  # fmt: skip
     with TemporaryDirectory() as folder:
-        # As torchrun starts them. The first one listens on the port.
+        # With torchrun's environment. The first one listens on the port.
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         both = [
             Forked("-c", script, *arguments, out=f"{folder}/out{rank}", error=f"{folder}/error{rank}", RANK=str(rank),
@@ -130,10 +131,12 @@ def test_two_gpus_without_a_launcher_are_both_used(alone, tmp_path, monkeypatch,
     assert losses(out) == pytest.approx(losses(alone), rel=2e-2 if torch.cuda.is_available() else 1e-3)
 
 
-def with_little_memory(plan, *arguments) -> None:
-    """`launch.train_in_process`, where the second process can't compute four conversations at once after a step."""
+def with_little_memory(plan, recipe, out, *arguments) -> None:
+    """`launch.train_in_process`, where the second process can't compute four conversations at once after a step. It
+    writes to a file, because a fork's standard error is that of its server."""
     from training.finetune.trainer import SupervisedTrainer
 
+    os.dup2(os.open(out.parent / "terminal", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
     step = SupervisedTrainer.training_step
 
     def limited(self, model, inputs, *rest):
@@ -142,19 +145,21 @@ def with_little_memory(plan, *arguments) -> None:
         return step(self, model, inputs, *rest)
 
     SupervisedTrainer.training_step = limited
-    train_in_process(plan, *arguments)
+    train_in_process(plan, recipe, out, *arguments)
 
 
 train_in_process = launch.train_in_process
 
 
 def test_one_of_two_processes_that_runs_out_of_memory_makes_both_go_on_with_less(alone, tmp_path, monkeypatch, capfd):
+    start_server()
+    monkeypatch.setattr(launch, "START_METHOD", "forkserver")
     monkeypatch.setattr(launch, "visible_gpus", lambda: 2)
     monkeypatch.setattr(launch, "train_in_process", with_little_memory)
-    out = launch.fine_tune_on_all_gpus(load_recipe("emoji-nano", [*SMALL, "trl.logging_steps=1"]), tmp_path)
-    written = capfd.readouterr().err
-    assert "Out of memory with 4 × 1: the run resumes from its last saved step as 2 × 2" in written
-    assert "3/8" in written and recorded(out)["plan"]["out_of_memory"] == ["4 × 1"]
+    out = launch.fine_tune_on_all_gpus(load_recipe("emoji-nano", [*SMALL, "trl.logging_steps=1"]), tmp_path / "two")
+    words = "Out of memory with 4 × 1: the run resumes from its last saved step as 2 × 2"
+    assert words in capfd.readouterr().err
+    assert "3/8" in (tmp_path / "terminal").read_text("utf-8") and recorded(out)["plan"]["out_of_memory"] == ["4 × 1"]
     assert losses(out) == pytest.approx(losses(alone), rel=2e-2)  # 16-bit sums in another order
 
 
@@ -168,11 +173,8 @@ def test_an_error_in_a_process_is_one_sentence(tmp_path, monkeypatch, capfd):
 def test_two_processes_resume_from_the_hub_whatever_their_speed(tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
         mine = hub.environment(hub.token("me")) | {"HF_HOME": str(tmp_path / "home")}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "training", "sft", "emoji-nano", *SMALL, "--out", str(tmp_path / "one"),
-             "--namespace", "me"],
-            cwd=PROJECT, env={**os.environ, **mine}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        out = ["--out", str(tmp_path / "one"), "--namespace", "me"]
+        process = Forked("-m", "training", "sft", "emoji-nano", *SMALL, *out, **mine)
         until = time.monotonic() + 600
         while not any("/commit/" in asked.path and asked.status == 200 for asked in hub.requests):
             assert process.poll() is None and time.monotonic() < until
@@ -181,7 +183,7 @@ def test_two_processes_resume_from_the_hub_whatever_their_speed(tmp_path):
         process.wait()
         for attempt in range(2):
             before, out = len(hub.requests), tmp_path / f"two{attempt}"
-            done = two_processes(SKEWED, str(out), str(attempt), *SMALL, **mine)
+            done = two_processes(SKEWED, str(out), str(attempt), *SMALL, torchrun=attempt == 1, **mine)
             assert done.returncode == 0, done.stderr
             asked = [asked.path for asked in list(hub.requests)[before:] if asked.method == "GET"]
             assert sum("optimizer.pt" in path for path in asked) <= 1  # one process downloaded it, if it was not cached

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 FSDP = Path(__file__).parents[2] / "fsdp.yaml"
+START_METHOD = "spawn"  # a fork would share this process's threads and its state of the GPUs
 
 
 def visible_gpus() -> int:
@@ -100,7 +101,7 @@ def launch(plan: Plan, recipe: Recipe, out: Path, api: HfApi | None, repo: str |
     """Train in the plan's processes and return the run's folder. Raises the LabError of the first that failed."""
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=plan.processes, run_id=recipe.name, max_restarts=0,
-        rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="spawn",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method=START_METHOD,
     )  # fmt: skip
     try:
         elastic_launch(config, train_in_process)(plan, recipe, out, api, repo)
