@@ -13,11 +13,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
 import yaml
 from conftest import NANO, RECORDINGS, assert_refused, command
+from processes import Forked
 from typer.testing import CliRunner, Result
 
 from inference.settings import PROJECT
@@ -205,11 +207,17 @@ def own_recipe(tmp_path) -> Path:
 
 
 @pytest.mark.xdist_group("publish")
-def test_the_demo_loop_on_own_data(own_recipe, tmp_path):
+def test_the_demo_loop_on_own_data(own_recipe, tmp_path, monkeypatch):
     """The pieces of `make demo`: kill, resume from the Hub, publish, and the page that answers with what was
     published. `run` takes the path for data other than emoji."""
     from training import demo
 
+    def start(command: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen | Forked:
+        if command[1] == "app.py":
+            return subprocess.Popen(command, cwd=cwd, env=env)
+        return Forked(*command[1:], **env)
+
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=start))
     with LocalHub(tmp_path / "hub") as hub:
         environment = os.environ | hub.environment(hub.token(demo.ACCOUNT)) | {"HF_HOME": str(tmp_path / "cache")}
         demo.start_and_kill(hub, str(own_recipe), tmp_path / "gone", environment)
