@@ -69,8 +69,7 @@ class RunningFleet:
                 self._wait(url)  # each measures the free memory of the GPU when it starts
         for url in self.settings.replica_urls:
             self._wait(url)
-        # Another router may run here, and would have the port of the figures, too.
-        self._start([*router_command(self.settings), "--prometheus-port", str(free_port())], {})
+        self._start(router_command(self.settings), {})
         self._wait(self.settings.router_url)
 
     def kill(self, number: int) -> None:

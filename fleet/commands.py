@@ -8,6 +8,8 @@ from __future__ import annotations
 from fleet.settings import FleetSettings, port
 from inference.settings import PROJECT
 
+METRICS = 10  # the router's figures for Prometheus are at its port plus this
+
 
 def replica_command(settings: FleetSettings, number: int) -> list[str]:
     """vLLM's server for the replica `number`, counted from 1."""
@@ -44,14 +46,15 @@ def replica_environment(settings: FleetSettings) -> dict[str, str]:
 def router_command(settings: FleetSettings) -> list[str]:
     """vLLM's router in front of the replicas. Equal beginnings go to the replica that has them in its prefix cache.
 
-    A replica that refuses two requests gets none for 5 s: before the checks notice that it has ended, each attempt would
-    go to it again, because it has the question's beginning. One that answers neither of two checks within 5 s gets no
-    more questions until it answers one. A shorter time takes replicas out that are only busy.
+    A replica that refuses two requests gets none for 5 s: until the checks notice that it has ended, each attempt would
+    go to it again, because it has the question's beginning. A replica that answers neither of two checks within 5 s
+    gets no more questions until it answers one. A shorter time takes replicas out that are only busy.
     """
     return [
         "vllm-router",
         "--host", settings.listen,
         "--port", str(port(settings.router_url)),
+        "--prometheus-port", str(port(settings.router_url) + METRICS),
         "--worker-urls", *settings.replica_urls,
         "--policy", "cache_aware",
         "--balance-abs-threshold", "4",  # questions by which the load of replicas may differ

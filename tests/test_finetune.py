@@ -55,7 +55,8 @@ def test_packed_conversations_do_not_see_each_other(attention, cpu, tmp_path, mo
     for module in (base_model, trl_options):
         monkeypatch.setattr(module, "compute_dtype", lambda: torch.float32)
     recipe = load_recipe(
-        "finetome-nano-tuned", ["method=lora", "data.examples=40", "max_length=128", f"speed.attention={attention}"]
+        "finetome-nano-tuned",
+        ["method=lora", "data.examples=40", "max_length=128", "speed.micro_batch=8", f"speed.attention={attention}"],
     )
     made = make_trainer(recipe, tmp_path)
     batch = next(iter(made.get_train_dataloader()))

@@ -51,8 +51,6 @@ PRIVATE_API = (
     PrivateApi(
         "trl.trainer.dpo_trainer", "DPOTrainer._prepare_dataset", "35e349e8e826", "training/finetune/preference.py"
     ),
-    # PEFT calls a variant in the forward of a layer.
-    PrivateApi("peft.tuners.lora.layer", "LoraVariant", "97573831f9e4", ADAPTER),
     PrivateApi("peft.tuners.lora.layer", "Linear.forward", "ec0a80f5c5ce", ADAPTER),
     PrivateApi("peft.tuners.lora.bnb", "Linear4bit.forward", "ba53967c7f85", ADAPTER),
     PrivateApi("trl.trainer.utils", "compute_flops_per_token", "c24cff3a04b7", PROGRESS),
