@@ -344,8 +344,10 @@ def test_an_answer_that_is_no_longer_read_frees_its_place(subject):
 
 
 def test_a_seed_draws_the_same_answer_and_others_differ(subject):
+    temperature = 2.0 if subject.server else 8.0  # vLLM's limit; the nano is sure of its words
+
     def draw(seed: int) -> str:
-        sampling = Sampling(temperature=2.0, top_p=1.0, max_tokens=16, seed=seed)
+        sampling = Sampling(temperature, top_p=1.0, max_tokens=16, seed=seed)
         return ask(subject.engine, subject.base, "Tell me about 🐙", sampling=sampling)[0]
 
     assert draw(5) == draw(5) == draw(5)

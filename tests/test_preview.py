@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 from training.data.tokens import tokenize_row
 from training.finetune.planning.cards import CARDS, Card
 from training.finetune.planning.estimates import estimate
-from training.finetune.planning.speed import count_rows, count_steps
+from training.finetune.planning.speed import count_rows, count_steps, rows_of
 from training.preview.contents import histogram
 from training.preview.spans import abridge, printable, spans
 from training.publish.published_files import RUN_FILES
@@ -166,22 +166,29 @@ def test_packed_rows_are_as_many_as_trl_packs(lengths):
 
 
 def test_estimates_are_near_what_was_measured_on_an_h200():
-    """Tokens/s of docs/benchmarks.md, on a 1B's shape and FineTome's lengths."""
-    config = AutoConfig.from_pretrained(
-        NANO, vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, head_dim=64,
-        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
-    )  # fmt: skip
+    """Tokens/s of docs/benchmarks.md, on the shapes of a 1B and a 3B and FineTome's lengths."""
     lengths = np.clip(np.random.default_rng(0).lognormal(5.79, 0.8, 20_000), 16, 2100).astype(int)
-    card = Card("H200", 140e9, 989e12)
-    small, large = "speed.micro_batch=2", "speed.micro_batch=8"
+    card, pairs = Card("H200", 140e9, 989e12), "speed.micro_batch=2"
     measured = [
-        ("finetome-1b", [small], 5462), ("finetome-1b", [large], 19_941), ("finetome-1b-tuned", [small], 21_740),
-        ("finetome-1b-tuned", [large], 41_652), ("finetome-1b-tuned", [large, "method=lora"], 50_055),
+        ("finetome-1b", [], 19_405), ("finetome-1b-tuned", [], 64_531), ("finetome-1b-tuned", ["method=lora"], 80_163),
+        ("finetome-1b", [pairs], 6939), ("finetome-1b-tuned", [pairs], 25_602), ("finetome-1b", ["memory=low"], 2146),
+        ("finetome-3b-1000", ["memory=low"], 1470),
     ]  # fmt: skip
     for name, overrides, speed in measured:
-        recipe = load_recipe(name, overrides)
-        estimated = np.minimum(lengths, recipe.max_length).sum() / estimate(recipe, config, lengths, card).seconds
-        assert math.isclose(estimated, speed, rel_tol=0.25), (name, overrides, estimated)
+        wide = {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128}
+        narrow = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "head_dim": 64}
+        config = AutoConfig.from_pretrained(
+            NANO, vocab_size=128_256, intermediate_size=8192, num_key_value_heads=8, tie_word_embeddings=True,
+            **(wide if "3b" in name else narrow),
+        )  # fmt: skip
+        recipe = load_recipe(name, [*overrides, "max_steps=100"])
+        found = estimate(recipe, config, lengths, card)
+        mean = rows_of(recipe, lengths).mean * recipe.batch_size
+        assert math.isclose(100 * mean / found.seconds, speed, rel_tol=0.25), (
+            name,
+            overrides,
+            100 * mean / found.seconds,
+        )
 
 
 def test_a_card_that_is_too_small_does_not_fit_and_short_memory_recomputes():

@@ -6,6 +6,7 @@ The processes share the recipe's batch. Each holds the whole model (DDP) if it f
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from inference.errors import LabError
@@ -107,12 +108,25 @@ def launch(plan: Plan, recipe: Recipe, out: Path, api: HfApi | None, repo: str |
         elastic_launch(config, train_in_process)(plan, recipe, out, api, repo)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        said: Any = failure.message  # a mapping if the process raised an exception
-        kind, _, message = (said["message"] if isinstance(said, dict) else said).partition(": ")
-        if known := {raised.__name__: raised for raised in (LabError, OutOfMemory)}.get(kind):
-            raise known(message) from error
+        for known in (OutOfMemory, LabError):
+            if sentence := next((text for kind, text in recorded_errors(failure) if kind == known.__name__), ""):
+                raise known(sentence) from error
+        kind, message = error_text(failure.message)
         raise LabError(f"Training failed in process {rank} ({message or kind}): see its error above.") from error
     return out
+
+
+def recorded_errors(failure: ProcessFailure) -> list[tuple[str, str]]:
+    """The errors of all processes that wrote one. A process that loses its connection to the one that failed can end
+    before it, and torch then reports that process alone."""
+    files = sorted(Path(failure.error_file).parent.parent.glob("*/error.json"))
+    return [error_text(json.loads(file.read_text(encoding="utf-8"))["message"]) for file in files]
+
+
+def error_text(said: Any) -> tuple[str, str]:
+    """Kind and text of what torch recorded of a process: a mapping if it raised an exception, else a text."""
+    kind, _, text = (said["message"] if isinstance(said, dict) else said).partition(": ")
+    return kind, text
 
 
 def train_in_process(plan: Plan, recipe: Recipe, out: Path, api: HfApi | None, repo: str | None) -> None:
