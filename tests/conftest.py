@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import os
 import shutil
 import socket
@@ -119,6 +121,16 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with pytest.MonkeyPatch.context() as patch, started_fleet(tmp_path_factory.mktemp("fleet"), patch) as fleet:
         wait_for(lambda: all(map(fleet.is_healthy, (1, 2))) and get(fleet.page), START_SECONDS)
         yield fleet
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a Python file. CPython 3.11 can't parse while a finalizer's traceback is printed (gh-106905),
+    so nothing is collected meanwhile."""
+    gc.disable()
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import pytest
+from conftest import parse
 
 from inference.settings import PROJECT
 
@@ -117,7 +118,7 @@ def is_private(name: str) -> bool:
 
 def test_every_private_api_is_listed():
     paths = [path for room in ROOMS for path in (PROJECT / room).rglob("*.py")]
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    trees = {path: parse(path) for path in paths}
     methods = {path: {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)} for path, tree in trees.items()}
     listed = " ".join(map(str, PRIVATE_API))
     for path, tree in trees.items():

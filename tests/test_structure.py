@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import parse
 
 from inference.settings import PROJECT
 
@@ -51,7 +52,7 @@ def modules(*folders: str) -> list[Path]:
 def imports(path: Path) -> set[str]:
     """The dotted names that a module imports, anywhere in it, and the packages that these are in."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
