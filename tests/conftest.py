@@ -22,11 +22,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores: more threads only wait for each other
 
 from fleet_run import NOT_INSTALLED, START_SECONDS, Fleet, get, started_fleet, wait_for
+from huggingface_hub import constants
 from processes import fork_converters, run_forked
 
 from inference.engines import Message, ModelFiles, Sampling
 from inference.settings import PROJECT, cache_folder
 from inference.speech import SAMPLE_RATE, decode
+from local_hub import LocalHub
 from scripts.browser import find_browser
 
 NANO = PROJECT / "adapters" / "nano"
@@ -121,6 +123,17 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with pytest.MonkeyPatch.context() as patch, started_fleet(tmp_path_factory.mktemp("fleet"), patch) as fleet:
         wait_for(lambda: all(map(fleet.is_healthy, (1, 2))) and get(fleet.page), START_SECONDS)
         yield fleet
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """A local Hub that this process uses in place of the real one."""
+    with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
 
 
 def parse(path: Path) -> ast.Module:

@@ -25,17 +25,6 @@ CARD = "---\nbase_model: {base}\nlicense: mit\ntags: [{tag}]\n---\n"
 CONFIG = {"peft_type": "LORA", "r": 16, "lora_alpha": 64, "base_model_name_or_path": "adapters/nano"}
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A local Hub that this process uses in place of the real one."""
-    with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield hub
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """An empty cache."""

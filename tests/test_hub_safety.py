@@ -35,17 +35,6 @@ CONFIG = json.loads((EMOJI / "adapter_config.json").read_text(encoding="utf-8"))
 QUESTION = [Message(role="user", content="What does 🐼 mean?")]
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A local Hub that this process uses in place of the real one."""
-    with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        yield hub
-
-
 @pytest.fixture(autouse=True)
 def visit(hub, tmp_path, monkeypatch):
     """Empty caches, no token, no faults, and short pauses between retries."""

@@ -83,13 +83,9 @@ class Server(ThreadingHTTPServer):
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A local Hub that this process uses in place of the real one."""
-    with pytest.MonkeyPatch.context() as patch, LocalHub(tmp_path_factory.mktemp("hub")) as hub:
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+def hub(hub, tmp_path_factory):
+    """The local Hub, with a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield hub
 

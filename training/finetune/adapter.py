@@ -3,7 +3,7 @@
 The weights of LoRA (Hu et al. 2021) and their moments are float32, because bfloat16 rounds most small updates away. In
 that case PEFT casts the input of each layer to float32 and its output back, and adds the update in two more passes over
 the output. Here the weights are cast, which are a hundred times smaller, and a layer with its update is one function
-with its own gradient: the products add to what is there, and a small batch waits for a fifth of the launches.
+with its own gradient: the products add to what is there, without passes of their own.
 """
 
 from __future__ import annotations
