@@ -35,15 +35,15 @@ def services() -> dict:
 def test_gpus_differ_from_cpus_in_settings_only(services):
     assert list(dotenv_values(GPU)) == list(dotenv_values(FLEET / "cpu.env"))
     settings = FleetSettings.read(GPU)
-    from_shell = {"HF_TOKEN": "", "VLLM_API_KEY": "", "REMOTE_API_KEY": ""}
+    others = {"HF_TOKEN", "HF_HOME", "VLLM_API_KEY", "REMOTE_API_KEY"}  # of the shell and of containers
     replicas = [service for name, service in services.items() if name.startswith("replica-")]
     assert len(replicas) == len(settings.replica_urls)
     for number, replica in enumerate(replicas, 1):
         assert shlex.split(replica["command"]) == commands.replica_command(settings, number)
-        environment = {name: value for name, value in replica["environment"].items() if name not in from_shell}
+        environment = {name: value for name, value in replica["environment"].items() if name not in others}
         assert environment == commands.replica_environment(settings)
     assert shlex.split(services["router"]["command"]) == commands.router_command(settings)
-    page = {name: value for name, value in services["page"]["environment"].items() if name not in from_shell}
+    page = {name: value for name, value in services["page"]["environment"].items() if name not in others}
     assert page == commands.page_environment(settings)
     assert services["page"]["command"] == ".venv/bin/python app.py"
     assert [url.split("/")[2].split(":")[0] for url in (*settings.replica_urls, settings.router_url)] == [
