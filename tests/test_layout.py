@@ -181,7 +181,7 @@ def test_models_are_grouped_searched_and_added_in_the_list(page):
     page.keyboard.type("Add")
     page.get_by_role("option").nth(1).wait_for(state="detached")
     page.get_by_role("option").first.click()
-    page.get_by_label("Add a model from the Hub").wait_for()
+    page.get_by_role("textbox", name="Add a model from the Hub").wait_for()
     page.wait_for_function("document.querySelector('#model input').value.includes('Nano · Emoji — ')")
 
 

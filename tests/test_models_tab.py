@@ -135,7 +135,7 @@ def test_a_model_is_examined_and_a_fault_of_an_uploaded_file_is_named(page, tmp_
     name = tmp_path / "<b>x.gguf"
     name.write_bytes((PROJECT / "adapters" / "nano" / "nano-Q8_0.gguf").read_bytes()[:-1000])
     box.locator("input[type=file]").set_input_files(name)
-    box.get_by_text("b>x.gguf").first.wait_for()
+    box.get_by_label("<b>x.gguf").wait_for()  # it is uploaded
     box.get_by_role("button", name="Examine", exact=True).click()
     box.get_by_text("The file is truncated").wait_for(timeout=60_000)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -39,10 +40,10 @@ class AdapterFolder:
 
     def adapters(self) -> list[SharedAdapter]:
         """All adapters, the most recently used first. One with damaged facts is left out."""
-        found: list[tuple[float, SharedAdapter]] = []
+        found: list[tuple[int, SharedAdapter]] = []
         for file in self.folder.glob(f"*/{FACTS}"):
             try:
-                found.append((file.stat().st_mtime, SharedAdapter.model_validate_json(file.read_bytes())))
+                found.append((file.stat().st_mtime_ns, SharedAdapter.model_validate_json(file.read_bytes())))
             except (OSError, ValidationError):
                 continue  # it is being removed, or someone edited it
         return [adapter for _, adapter in sorted(found, key=lambda each: each[0], reverse=True)]
@@ -84,8 +85,9 @@ class AdapterFolder:
 
     def touch(self, adapter: SharedAdapter) -> None:
         """Record that an adapter is used now. Does nothing if it has just been removed."""
+        now = time.time_ns()  # not the kernel's time for files, which is up to 10 ms old: two uses in a row would tie
         with suppress(OSError):
-            os.utime(self._home(adapter.name) / FACTS)
+            os.utime(self._home(adapter.name) / FACTS, ns=(now, now))
 
     def remove_unused(self, loaded: Iterable[str]) -> None:
         """Delete older commits, except those at the paths that are `loaded`."""
