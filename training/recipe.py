@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from inference.errors import LabError
 from inference.run_records import with_current_names
@@ -87,10 +87,24 @@ class Lora(Section):
     )
 
 
+def steps_or_share(name: str) -> BeforeValidator:
+    """Accept a number of steps, or a share of all steps between 0 and 1, for the field `name`."""
+
+    def check(value: object) -> object:
+        is_steps = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        if is_steps or (isinstance(value, float) and 0 < value < 1):
+            return value
+        raise ValueError(f"“{name}” can't be {value!r}: it is a number of steps, or a share of them such as 0.1.")
+
+    return BeforeValidator(check)
+
+
 class Checkpoints(Section):
     """When a run saves its state, so that it can resume here or on another machine."""
 
-    steps: int = Field(200, gt=0, description="A checkpoint every n steps: fewer steps lose less work after a stop.")
+    steps: Annotated[int | float, steps_or_share("checkpoints.steps")] = Field(
+        200, gt=0, description="Steps, or a share of all, between two checkpoints: fewer lose less work after a stop."
+    )
     minutes: float = Field(
         10.0, gt=0, description="A checkpoint at least every n minutes: bounds the work lost when steps are slow."
     )
@@ -112,15 +126,6 @@ def auto_or_count(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ValueError(f"“speed.micro_batch” can't be {value!r}: it is auto, or a number of conversations.")
-
-
-def steps_or_share(value: object, info: ValidationInfo) -> object:
-    """Accept a number of steps, or a share of all steps between 0 and 1. Raises ValueError for anything else."""
-    is_steps = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if is_steps or (isinstance(value, float) and 0 < value < 1):
-        return value
-    name = "validation.steps" if info.field_name == "steps" else info.field_name
-    raise ValueError(f"“{name}” can't be {value!r}: it is a number of steps, or a share of them such as 0.1.")
 
 
 class Speed(Section):
@@ -151,9 +156,8 @@ class Speed(Section):
 class Validation(Section):
     """The loss on `data.validation` conversations while the run trains."""
 
-    steps: Annotated[int | float, BeforeValidator(steps_or_share)] = Field(
-        0.1,
-        description="Steps, or a share of all steps, between two measurements: fewer draw a finer curve; 0: none.",
+    steps: Annotated[int | float, steps_or_share("validation.steps")] = Field(
+        0.1, description="Steps, or a share of all, between two measurements: fewer draw a finer curve; 0: none."
     )
     best: bool = Field(True, description="Keeps the checkpoint with the lowest loss as the result, not the last one.")
     patience: int | None = Field(
@@ -212,7 +216,7 @@ class Recipe(Section):
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rate falls to 0 after the warm-up; `constant` doesn't fall."
     )
-    warmup_steps: Annotated[int | float, BeforeValidator(steps_or_share)] = Field(
+    warmup_steps: Annotated[int | float, steps_or_share("warmup_steps")] = Field(
         5, description="Steps, or a share of all steps, in which the learning rate rises: more make the start steadier."
     )
     weight_decay: float = Field(0.0, ge=0, description="Pulls weights towards 0: higher values overfit less.")

@@ -112,6 +112,7 @@ def choose(choices: Choices, base: BaseFacts, data: DataFacts, goal_name: str, c
     choose_length(choices, base, data)
     choose_validation(choices, goal_name)
     batch = choose_packing(choices, data, card, batch_size(rows, choices.values["epochs"]))
+    choices.set("checkpoints.steps", 0.1, "a short run, too, resumes")
     choices.set("seed", 0)
     return fit(choices, base, data, card, batch)
 

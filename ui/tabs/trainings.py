@@ -33,7 +33,7 @@ class Trainings:
         self.list_finished()
         gr.Markdown("## Trainings")
         self.selected = gr.Dropdown([], label="Training", show_label=False, elem_id="trainings")
-        self.status = gr.HTML("<p>Nothing was trained yet.</p>", elem_id="training-status")
+        self.status = gr.HTML("", elem_id="training-status")
         self.plot = gr.LinePlot(
             pd.DataFrame({"step": [], "loss": [], "kind": []}), x="step", y="loss", color="kind", height=240,
             y_title="loss (nats per token)", color_map={TRAINING: "#6366f1", HELD_OUT: "#f59e0b"}, show_label=False,
@@ -95,7 +95,7 @@ class Trainings:
         alive = bool(job and job.process())
         now = [
             finished, [(each.name, each.state) for each in jobs], job and job.model_dump(), alive, progress.step,
-            progress.steps, progress.begin, len(progress.held_out), len(progress.losses),
+            progress.steps, progress.began, len(progress.held_out), len(progress.losses),
         ]  # fmt: skip
         if now == shown:
             return (gr.skip(),) * len(self.outputs)

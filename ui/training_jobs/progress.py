@@ -17,7 +17,7 @@ class RunProgress:
 
     Attributes:
         step, steps: steps done, and those of the whole run; 0 before training begins.
-        begin: the step where the last attempt began.
+        begin, began: the step where the last attempt began, and when, in seconds since 1970.
         seconds: of training until `step`.
         losses, held_out: the curves.
         samples: the newest answers, each with `question`, `expected` and `answer`.
@@ -26,6 +26,7 @@ class RunProgress:
     step: int = 0
     steps: int = 0
     begin: int = 0
+    began: float = 0.0
     seconds: float = 0.0
     tokens_per_second: float | None = None
     losses: Curve = field(default_factory=list)
@@ -40,8 +41,10 @@ class RunProgress:
     def add(self, line: dict[str, Any]) -> None:
         """Take a line of the file into account."""
         if "begin" in line:
-            self.begin, self.steps = line["begin"], line["steps"]
-            self.step = min(self.step, self.begin)
+            self.begin, self.steps, self.began = line["begin"], line["steps"], line.get("time", 0.0)
+            if self.step > self.begin:
+                self.seconds *= self.begin / self.step  # about those until the checkpoint
+                self.step = self.begin
             self.losses = [point for point in self.losses if point[0] <= self.begin]
             self.held_out = [point for point in self.held_out if point[0] <= self.begin]
             return

@@ -19,23 +19,42 @@ def status_text(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
     """Return the state of a job in one or two sentences."""
     if job.message:
         return job.message
-    if job.state == "queued":
-        ahead = sum(other.state in ("queued", "running") and other.queued < job.queued for other in jobs)
-        return f"Waits for {ahead} other {'training' if ahead == 1 else 'trainings'}." if ahead else "Starts."
+    alive = job.process() is not None
     done = f"Step {progress.step:,} of {progress.steps:,}" if progress.steps else "Reading data and base"
     if job.state == "stopped":
-        return f"Saving a checkpoint at step {progress.step:,}." if job.process() else f"{done}. Stopped."
+        return f"Saving a checkpoint at step {progress.step:,}." if alive else f"{done}. Stopped."
     if job.state == "finished":
         return f"Finished in {duration((job.ended or 0) - (job.started or 0))}. Choose {job.name} in the chat."
+    if job.state == "queued":
+        return queued_text(job, progress, jobs)
     if job.command == "gate":
         return (
             f"Training is done. Comparing the model with {Path(job.parent).name}: the lessons, and what it should keep."
         )
     if progress.steps and progress.step >= progress.steps:
         return "Training is done. Writing and checking the model."
+    if not alive:
+        return f"{before_text(progress, True)}Starts again."
+    if progress.steps and progress.began < (job.started or 0):
+        return f"{before_text(progress, job.interruptions > 0)}Reading data and base to resume."
     speed = f", {progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
     left = f", about {duration(progress.seconds_left)} left" if progress.seconds_left else ""
-    return f"{done}{speed}{left}."
+    return f"{done}{speed}{left}.{f' Resumed at step {progress.begin:,}.' if progress.begin else ''}"
+
+
+def queued_text(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
+    """Return what a job in the queue waits for."""
+    before = before_text(progress, job.interruptions > 0)
+    ahead = sum(other.state in ("queued", "running") and other.queued < job.queued for other in jobs)
+    if ahead:
+        return f"{before}Waits for {ahead} other {'training' if ahead == 1 else 'trainings'}."
+    return f"{before}{'Starts again' if before else 'Starts'}."
+
+
+def before_text(progress: RunProgress, interrupted: bool) -> str:
+    """Return how far earlier attempts came, as a sentence with a space; "" if none has begun to train."""
+    end = "Interrupted" if interrupted else "Stopped"
+    return f"{end} at step {progress.step:,} of {progress.steps:,}. " if progress.steps else ""
 
 
 def duration(seconds: float) -> str:
@@ -50,7 +69,7 @@ def status_html(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
     """Return the state of a job with a bar."""
     share = progress.step / progress.steps if progress.steps else 0.0
     text = html.escape(status_text(job, progress, jobs))
-    bar = f'<progress value="{share:.3f}" max="1"></progress>' if job.state in ("running", "stopped") else ""
+    bar = f'<progress value="{share:.3f}" max="1"></progress>' if progress.steps and job.state != "finished" else ""
     return f"<p role=status>{text}</p>{bar}"
 
 
