@@ -61,7 +61,7 @@ def test_fate_examples_lengths_and_estimates_are_shown(tmp_path):
     assert "user<|end_header_id|>" in printed and printed.count("Example ") == 1
     assert "⟦Person " in printed and "bakes bread.<|eot_id|>⟧" in printed
     assert "Steps: 10 (2 × 20 rows, 4 a step)." in printed and "10 steps are few" in printed
-    for card in [*CARDS, "here (CPU)"]:
+    for card in [*CARDS, "this CPU"]:
         assert f"  {card} " in printed
         assert f"<td>{card}</td>" in page
     assert printed.rstrip().endswith("data.md") and str(tmp_path / "run" / "data.html") in printed

@@ -5,7 +5,6 @@ Rows are tokenized and cut as in training (`training/data/tokens.py`), and the l
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from training.data.tokens import IGNORED
 from training.export.model_folder import is_adapter, load_model
 from training.finetune.base_model import compute_dtype, translate_base_errors
+from training.finetune.planning.fallback import release_memory
 from training.recipe import Recipe
 
 
@@ -35,7 +35,7 @@ def device_and_dtype() -> tuple[str, torch.dtype]:
 def load_for_scoring(folder: Path) -> Any:
     """The model of a run's folder, ready to compute losses. A base that is trained in 4 bits is not quantized here.
     Raises LabError if the model is incomplete."""
-    free_memory()
+    release_memory()
     device, dtype = device_and_dtype()
     model: Any = load_model(folder, dtype)
     return model.to(device).eval()
@@ -58,18 +58,11 @@ def load_base_for_scoring(recipe: Recipe) -> Any:
     """The base of a recipe, not quantized. Raises LabError if it is not available."""
     from transformers import AutoModelForCausalLM
 
-    free_memory()
+    release_memory()
     device, dtype = device_and_dtype()
     with translate_base_errors(recipe.base):
         model: Any = AutoModelForCausalLM.from_pretrained(recipe.base_location, dtype=dtype)
     return model.to(device).eval()
-
-
-def free_memory() -> None:
-    """Free what an earlier model of this process left behind: a trainer and its model refer to each other."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @torch.inference_mode()

@@ -40,8 +40,8 @@ from training.finetune.libraries.trl_options import check_trl_options, trainer_c
 from training.finetune.planning.fallback import (
     LastStep,
     describe_change,
-    free_memory,
     out_of_memory,
+    release_memory,
     smaller_plan,
 )
 from training.finetune.planning.memory import has_reference
@@ -142,7 +142,7 @@ class Run:
             print(describe_change(plan, smaller), file=sys.stderr)
             plan, found = smaller, self.checkpoints.newest()
             del trainer
-            free_memory()
+            release_memory()
 
     def try_plan(self, trainer: LabTrainer, found: Checkpoint | None) -> bool:
         """Train to the end; False if memory ran out. The exception, which holds memory, ends here."""

@@ -10,11 +10,17 @@ from importlib.util import find_spec
 
 @dataclass(frozen=True)
 class Card:
-    """A device to train on. `memory` is what torch can use, in bytes; `peak` is dense 16-bit FLOP/s (data sheet).
+    """A device to train on.
 
-    `efficiency` is the share of the peak that the arithmetic of a large batch reaches; `launch` is the seconds that a
-    layer takes for a micro-batch, however small (16-bit LoRA, and QLoRA, which also unpacks the weights). `liger` says
-    whether Liger's kernels are installed.
+    Attributes:
+        memory: what torch can use, in bytes.
+        peak: dense 16-bit FLOP/s (data sheet).
+        bfloat16: whether it computes bfloat16 fast.
+        efficiency: the share of the peak that the arithmetic of a large batch reaches.
+        launch: the seconds that a layer takes for a micro-batch, however small: with 16-bit LoRA, and with QLoRA, which
+            also unpacks the weights.
+        source: where `efficiency` and `launch` come from.
+        liger: whether Liger's kernels are installed.
     """
 
     name: str
@@ -47,11 +53,12 @@ CARDS = {
 # FLOP/s. A CPU with matrix units (AMX) multiplies faster than that, and then other work limits a step: the nano took
 # 100 GFLOP/s there. Without them the nano took 34 and a 270M 45 GFLOP/s on one core, 0.35 to 0.5 of its product.
 CPU_LIMIT = 3e11
-HERE = "here"  # the name of this machine among the cards
+HERE = "here"  # what a user types for this machine
 
 
 def find_card(name: str) -> Card:
-    """A card by name in any case, `here` or `cpu`. Raises LabError if there is no such card."""
+    """A card by its name in any case, or this machine for `here` and its CPU for `cpu`. Raises LabError if there is no
+    such card."""
     from inference.errors import LabError
     from inference.validation import nearest
 
@@ -76,7 +83,7 @@ def this_machine(gpu: bool = True) -> Card:
     bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     peak = min(peak_flops(), CPU_LIMIT)
     return Card(
-        f"{HERE} (CPU)", free_memory(), peak, bfloat16, 0.4, (0.01, 0.013), "from a matrix product here",
+        "this CPU", free_memory(), peak, bfloat16, 0.4, (0.01, 0.013), "from a matrix product here",
         gpu=False, liger=False,
     )  # fmt: skip
 
@@ -99,6 +106,6 @@ def this_gpu() -> Card:
     smallest = min(found, key=lambda properties: properties.total_memory)
     bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     liger = find_spec("liger_kernel") is not None
-    card = Card(f"{HERE} ({smallest.name})", smallest.total_memory, peak_flops(), bfloat16, liger=liger)
+    card = Card(f"this {smallest.name}", smallest.total_memory, peak_flops(), bfloat16, liger=liger)
     named = next((known for known in CARDS.values() if known.name in re.split(r"[ -]", smallest.name)), card)
     return replace(card, efficiency=named.efficiency, source=named.source)

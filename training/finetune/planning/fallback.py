@@ -91,15 +91,16 @@ class LastStep(TrainerCallback):
     def save(self, trainer: LabTrainer) -> None:
         """Save a checkpoint of the last complete step, if the weights are still those."""
         trainer.model.zero_grad()
-        free_memory()
+        release_memory()
         if self.complete and trainer.state.global_step:
             trainer.state.num_input_tokens_seen = self.tokens
             trainer._save_checkpoint(trainer.model, trial=None)
             trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 
-def free_memory() -> None:
-    """Give back the memory of objects that nothing refers to."""
+def release_memory() -> None:
+    """Free the memory of objects that nothing else refers to, such as a trainer and its model, which refer to each
+    other."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

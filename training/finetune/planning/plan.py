@@ -31,11 +31,18 @@ SAFE = 0.9  # the share of the memory that a plan fills, because its need is an 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is carried out. Each of `processes` computes `gradient_accumulation` micro-batches in a step.
+    """How a run is carried out.
 
-    `sharded` means that the processes hold a part of the model each (FSDP); else each holds all of it (DDP). `memory`
-    is that of the card and `need` the expected peak, in bytes, for rows of at most `longest` tokens. `out_of_memory`
-    has the plans that this one replaced, such as "8 × 1": micro-batch and accumulation.
+    Attributes:
+        micro_batch: the conversations that a process computes at once.
+        gradient_accumulation: the micro-batches that each process computes in a step.
+        processes: how many processes train, one for each card.
+        sharded: whether each process holds a part of the model (FSDP); else each holds all of it (DDP).
+        checkpointing: whether activations are computed again for the backward pass instead of kept.
+        card, memory: the card's name and its memory in bytes.
+        longest: the longest row in tokens.
+        need: the expected peak of memory in bytes, for such rows.
+        out_of_memory: the plans that this one replaced, such as "8 × 1": micro-batch and accumulation.
     """
 
     method: Literal["qlora", "lora", "full"]
@@ -117,16 +124,16 @@ def fastest(
     Raises LabError if the recipe's batch can't be split as it asks.
     """
     found = [
-        replace(way, longest=rows.longest, need=memory_needed(recipe, config, card, way, rows.longest))
-        for way in ways(recipe, card, processes, sharded)
+        replace(each, longest=rows.longest, need=memory_needed(recipe, config, card, each, rows.longest))
+        for each in possible_plans(recipe, card, processes, sharded)
     ]
-    fitting = [way for way in found if way.need <= SAFE * card.memory]
+    fitting = [each for each in found if each.need <= SAFE * card.memory]
     if not fitting:
-        return min(found, key=lambda way: way.need)
-    return min(fitting, key=lambda way: step_seconds(recipe, config, card, way, rows))
+        return min(found, key=lambda each: each.need)
+    return min(fitting, key=lambda each: step_seconds(recipe, config, card, each, rows))
 
 
-def ways(recipe: Recipe, card: Card, processes: int, sharded: bool) -> Iterator[Plan]:
+def possible_plans(recipe: Recipe, card: Card, processes: int, sharded: bool) -> Iterator[Plan]:
     """All plans that the recipe's own choices leave. With `memory: low`, those that need the least."""
     low = recipe.memory == "low"
     recomputed = recipe.speed.gradient_checkpointing
