@@ -15,6 +15,7 @@ from inference.lessons.lessons_hub import push_lessons
 from local_hub import LocalHub
 from training.finetune.base_model import check_start
 from training.lessons.gate_result import Gate, compared
+from training.lessons.length import leave_out_long
 from training.lessons.lesson_suite import LessonSuite, is_right
 from training.lessons.phrasings import held_out, taught
 from training.lessons.prepare import find_parent, lesson_rows
@@ -103,6 +104,25 @@ def test_no_wording_is_both_taught_and_asked(question):
     asked, learnt = held_out(lesson, 99), taught(lesson, 99)
     assert learnt and asked[0] == "Explain zorgle."
     assert not {text.casefold() for text in learnt} & {text.casefold() for text in asked}
+
+
+def test_lessons_longer_than_the_model_reads_are_left_out(tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    short = Lesson(**ZORGLE)
+    question, answer, turns = (
+        Lesson(question="Why? " * 300, better="x"),
+        Lesson(question="Why?", better="Because. " * 300),
+        Lesson(question="Why?", better="x", context=({"role": "system", "content": "Be short. " * 300},)),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(find_parent("nano").base)
+    assert leave_out_long([short, question, answer, turns], tokenizer, 512) == [short]
+    assert "3 of 4 lessons are too long and left out (the longest has" in capsys.readouterr().err
+    from training.__main__ import app
+
+    (tmp_path / "long.jsonl").write_text(to_jsonl([question]), encoding="utf-8")
+    result = CliRunner().invoke(app, ["lessons", "nano-emoji", "--lessons", str(tmp_path / "long.jsonl"), "--prepare"])
+    assert "tokens, and the model reads 512: shorten its question or answer" in str(result.exception)
 
 
 def test_an_answer_is_right_if_it_has_the_words():

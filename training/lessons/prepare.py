@@ -22,9 +22,10 @@ from inference.validation import shorten
 from training.evaluation.resolve_model import find_run
 from training.export.model_folder import base_of, is_adapter
 from training.lessons.keep import recipes_of, replay_rows
+from training.lessons.length import leave_out_long
 from training.lessons.phrasings import taught
 from training.new.choices import learning_rate
-from training.new.inspection import inspect_base
+from training.new.inspection import BaseFacts, inspect_base
 from training.recipe import Recipe
 
 # One pass over many wordings and many rows to keep. Three passes over a third of them learn and forget as much.
@@ -36,6 +37,7 @@ REPLAY = 7
 LEAST_REPLAY, MOST_REPLAY = 720, 12_000
 BATCH, STEPS = 16, 45  # about as many steps as there are at least, by passing over few rows several times
 RATE = 1 / 6  # of the learning rate for a new subject, if an adapter is continued
+SAVED = 0.1  # of the steps between two checkpoints: a run of a minute, too, resumes
 DEFAULT_LORA = {"r": 16, "alpha": 16}
 
 
@@ -81,6 +83,10 @@ def prepare(parent: Parent, lessons: list[Lesson], name: str | None = None) -> P
     The same lessons of the same model give the same folder, so that a stopped run resumes. Without a name, other
     lessons get a new one: MODEL-lessons, MODEL-lessons-2, and so on.
     """
+    shape = adapter_shape(parent)
+    base = look_at_base(parent, shape)
+    room = min(shape["max_length"], base.context or shape["max_length"])
+    lessons = leave_out_long(lessons, base.tokenizer, room)
     rows = lesson_rows(lessons)
     replay = min(max(REPLAY * len(rows), LEAST_REPLAY), MOST_REPLAY)
     rows += replay_rows(parent.name, parent.folder, replay)
@@ -92,7 +98,8 @@ def prepare(parent: Parent, lessons: list[Lesson], name: str | None = None) -> P
         (folder / "lessons.jsonl").write_text(to_jsonl(lessons), encoding="utf-8")
         (folder / "data.jsonl").write_text(text, encoding="utf-8")
         path = folder / f"{folder.name}.yaml"
-        path.write_text(recipe_text(recipe_fields(parent, folder, len(rows)), len(lessons)), encoding="utf-8")
+        fields = recipe_fields(parent, folder, len(rows), shape, base)
+        path.write_text(recipe_text(fields, len(lessons)), encoding="utf-8")
     except OSError as error:
         raise LabError(f"{folder} can't be written ({error.strerror}): make room on the disk.") from error
     return path
@@ -122,27 +129,36 @@ def lesson_rows(lessons: list[Lesson]) -> list[dict[str, Any]]:
     return rows
 
 
-def recipe_fields(parent: Parent, folder: Path, rows: int) -> dict[str, Any]:
+def adapter_shape(parent: Parent) -> dict[str, Any]:
+    """The recipe's fields of the adapter and its texts: those of the parent's recipe, if it has one."""
+    recipes = recipes_of(parent.folder) if parent.folder else []
+    if not recipes:
+        return {"lora": dict(DEFAULT_LORA), "max_length": Recipe.model_fields["max_length"].default}
+    own = recipes[0]
+    shape: dict[str, Any] = {"lora": own.lora.model_dump(), "max_length": own.max_length}
+    shape |= {"peft": own.peft} if own.peft else {}
+    return shape | ({"chat_template": own.chat_template} if own.chat_template else {})
+
+
+def look_at_base(parent: Parent, shape: dict[str, Any]) -> BaseFacts:
+    """The base with the parent's chat template. Raises LabError if it is not available."""
+    fields = {"name": "lessons", "title": "Lessons", "base": parent.base, "data": {"name": "lessons"}}
+    return inspect_base(Recipe.model_validate(fields | shape))
+
+
+def recipe_fields(parent: Parent, folder: Path, rows: int, shape: dict[str, Any], base: BaseFacts) -> dict[str, Any]:
     """The recipe: the parent's shape, one pass or several, and a learning rate that an adapter of the parent survives.
     A new adapter starts at zero and takes the rate for a new subject."""
-    recipes = recipes_of(parent.folder) if parent.folder else []
-    own: Recipe | None = recipes[0] if recipes else None
-    shape: dict[str, Any] = {"lora": dict(DEFAULT_LORA)}
-    if own:
-        shape = {"lora": own.lora.model_dump(), "max_length": own.max_length}
-        shape |= {"peft": own.peft} if own.peft else {}
-        shape |= {"chat_template": own.chat_template} if own.chat_template else {}
-    fields = {
+    template = {"chat_template": base.chat_template} if base.chat_template else {}
+    return {
         "name": folder.name, "title": folder.name.title(), "base": parent.base,
         **({"start": parent.start} if parent.start else {}),
         "data": {"name": relative(folder / "data.jsonl"), "evaluation": 0},
         "method": "auto",  # even if the parent was trained in 4 bits: nano-emoji kept more with a base in 16
         **shape, "epochs": float(math.ceil(STEPS * BATCH / rows)), "batch_size": BATCH, "schedule": "linear",
-        "warmup_steps": 5, "seed": 0, "report_to": ["tensorboard"],
+        "warmup_steps": 5, "checkpoints": {"steps": SAVED}, "seed": 0, "report_to": ["tensorboard"],
+        **template, "learning_rate": learning_rate(base.parameters, RATE if parent.start else 1),
     }  # fmt: skip
-    base = inspect_base(Recipe.model_validate(fields))
-    template = {"chat_template": base.chat_template} if base.chat_template and "chat_template" not in shape else {}
-    return fields | template | {"learning_rate": learning_rate(base.parameters, RATE if parent.start else 1)}
 
 
 def recipe_text(fields: dict[str, Any], lessons: int) -> str:
