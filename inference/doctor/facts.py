@@ -69,20 +69,16 @@ class Encoder:
     is_end: Callable[[int], bool]
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """A complete model. Numbers that the files lack are None.
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What a model and an adapter have in common.
 
     Attributes:
-        name: what the files call the model.
-        tensors: by name; layers have GGUF's names ("blk.0.attn_q.weight") in both forms.
-        rope_base: the base of the rotary embedding's frequencies; `rope_scaling` in words, "none" without.
-        tied: whether the output layer is the embeddings.
-        template: the source of the chat template.
-        encoder: opens the tokenizer; raises LabError if there is none.
-        read: a tensor's first rows as float32 (at most that many), with the rows in the file's order. None for a type
-            without weights.
-        finite: whether all values of a tensor are finite.
+        path: the GGUF file or the folder.
+        architecture: of the model, or of the adapter's base; "" if an adapter does not say.
+        name: what the files call the model or adapter.
+        tensors: by name. Those of a model have GGUF's names ("blk.0.attn_q.weight") in both forms.
+        finite: whether all values of the tensor of that name are finite.
     """
 
     path: Path
@@ -90,6 +86,22 @@ class ModelFacts:
     architecture: str
     name: str
     tensors: Mapping[str, Tensor]
+    finite: Callable[[str], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(FileFacts):
+    """A complete model. Numbers that the files lack are None.
+
+    Attributes:
+        context: the longest conversation in tokens.
+        rope_base: the base of the rotary embedding's frequencies; `rope_scaling` in words, "none" without.
+        template: the source of the chat template.
+        encoder: opens the tokenizer; raises LabError if there is none.
+        read: a tensor's first rows as float32 (at most that many), with the rows in the file's order. None for a type
+            without weights.
+    """
+
     layers: int | None
     heads: int | None
     kv_heads: int | None
@@ -100,7 +112,6 @@ class ModelFacts:
     template: str | None
     encoder: Callable[[], Encoder]
     read: Callable[[str, int], np.ndarray | None]
-    finite: Callable[[str], bool]
 
     @property
     def embedding_rows(self) -> int | None:
@@ -115,41 +126,33 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An adapted layer: the shapes of A (r, in) and B (out, r), and the scale of B·A; None if it is not known."""
+class MatrixPair:
+    """The update of a layer: the shapes of A (r, in) and B (out, r), and the scale of B·A; None if it is not known."""
 
     a: tuple[int, ...]
     b: tuple[int, ...]
     scale: float | None
 
 
-@dataclass(frozen=True)
-class AdapterFacts:
+@dataclass(frozen=True, kw_only=True)
+class AdapterFacts(FileFacts):
     """A LoRA adapter.
 
     Attributes:
-        architecture: of its base; empty if the files do not say.
         pairs: by layer, with GGUF's names ("blk.0.attn_q").
-        lonely: layers with only one of their two matrices.
-        strange: tensors that are not LoRA of a known layer.
+        half_layers: layers with only one of their two matrices.
+        other_tensors: names of tensors that are not LoRA of a known layer.
         bases: the names of its base, if it has any.
-        declared: the kinds of layers that its configuration names ("attn_q"); empty if it has none.
+        declared_kinds: the kinds of layers that its configuration names ("attn_q"); empty if it has none.
         read: A and B of a layer as float32, with the rows in the file's order.
-        finite: whether all values of a tensor are finite.
     """
 
-    path: Path
-    form: Form
-    architecture: str
-    name: str
-    tensors: Mapping[str, Tensor]
-    pairs: Mapping[str, Pair]
-    lonely: Sequence[str]
-    strange: Sequence[str]
+    pairs: Mapping[str, MatrixPair]
+    half_layers: Sequence[str]
+    other_tensors: Sequence[str]
     bases: Sequence[str]
-    declared: Sequence[str]
+    declared_kinds: Sequence[str]
     read: Callable[[str], tuple[np.ndarray, np.ndarray]]
-    finite: Callable[[str], bool]
 
 
 Facts = ModelFacts | AdapterFacts

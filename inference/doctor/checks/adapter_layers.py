@@ -8,27 +8,26 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from inference.doctor.checks.weights import EXACT_ERROR, relative_error
-from inference.doctor.facts import AdapterFacts, ModelFacts, Pair
+from inference.doctor.facts import AdapterFacts, MatrixPair, ModelFacts
 from inference.doctor.reading.layer_names import from_gguf_order, is_permuted, to_gguf_order
 from inference.doctor.report import Report
 from inference.validation import shorten
 
 LARGE_SCALE = 16.0  # common adapters have 0.5 to 4
-HEAD_SIZES = (16, 32, 64, 80, 96, 112, 128, 256)  # tried where the adapter's base is not known
+HEAD_SIZES = (16, 32, 64, 80, 96, 112, 128, 256)  # tried if the adapter's base is not known
 LAYER = re.compile(r"blk\.(\d+)\.(\w+)$")
 
 
 def check_adapter(facts: AdapterFacts, report: Report) -> None:
     """Add the findings of an adapter alone."""
-    if facts.lonely:
+    if half := facts.half_layers:
         report.add(
             "adapter-half",
-            f"{len(facts.lonely)} layers have only one of their two matrices, the first is {shorten(facts.lonely[0])}.",
+            f"{len(half)} layers have only one of their two matrices, the first is {shorten(half[0])}.",
         )
-    if facts.strange:
+    if others := facts.other_tensors:
         report.add(
-            "adapter-strange",
-            f"{len(facts.strange)} tensors are not LoRA matrices, the first is {shorten(facts.strange[0])}.",
+            "adapter-strange", f"{len(others)} tensors are not LoRA matrices, the first is {shorten(others[0])}."
         )
     wrong = [name for name, pair in facts.pairs.items() if len(pair.a) != 2 or pair.a[0] != pair.b[-1]]
     if wrong:
@@ -44,7 +43,7 @@ def check_adapter(facts: AdapterFacts, report: Report) -> None:
 def holes(facts: AdapterFacts) -> list[str]:
     """The layers that are not adapted although their kind is, in other layers or by the configuration."""
     found = [(int(match[1]), match[2]) for layer in facts.pairs if (match := LAYER.search(layer))]
-    numbers, kinds = {number for number, _ in found}, {kind for _, kind in found} | set(facts.declared)
+    numbers, kinds = {number for number, _ in found}, {kind for _, kind in found} | set(facts.declared_kinds)
     expected = [(number, kind) for number in sorted(numbers) for kind in sorted(kinds)]
     gaps = set(range(min(numbers, default=0), min(max(numbers, default=0), 10_000))) - numbers
     expected += [(number, kind) for number in sorted(gaps) for kind in sorted(kinds)]
@@ -57,7 +56,7 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(map(shorten, listed[:3])) + (", …" if len(listed) > 3 else "")
 
 
-def check_scale(pairs: Mapping[str, Pair], report: Report) -> None:
+def check_scale(pairs: Mapping[str, MatrixPair], report: Report) -> None:
     """Add findings about the scale alpha / r."""
     scales = {pair.scale for pair in pairs.values() if pair.scale is not None}
     if scales == {0.0}:

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from inference.doctor.facts import AdapterFacts, Encoder, Facts, ModelFacts, Pair, Tensor, Vocabulary
+from inference.doctor.facts import AdapterFacts, Encoder, Facts, MatrixPair, ModelFacts, Tensor, Vocabulary
 from inference.doctor.reading.layer_names import BY_LAST_PART, gguf_name
 from inference.engines.chat_template.template import ChatTemplate
 from inference.errors import LabError
@@ -198,13 +198,14 @@ def adapter(folder: Path, weights: Weights) -> AdapterFacts:
     pairs = {}
     for layer in whole:
         a, b = tensors[names[layer] + LORA_A].shape, tensors[names[layer] + LORA_B].shape
-        pairs[layer] = Pair(a, b, scale_of(config, a[0]))
+        pairs[layer] = MatrixPair(a, b, scale_of(config, a[0]))
 
     def read(layer: str) -> tuple[np.ndarray, np.ndarray]:
         a, b = (names[layer] + end for end in (LORA_A, LORA_B))
         return weights.read(a, tensors[a].shape[0]), weights.read(b, tensors[b].shape[0])
 
     targets = config.target_modules if isinstance(config.target_modules, list) else []
+    last_parts = {name.rpartition(".")[2] for name in targets}
     return AdapterFacts(
         path=folder,
         form="safetensors",
@@ -212,10 +213,10 @@ def adapter(folder: Path, weights: Weights) -> AdapterFacts:
         name=folder.name,
         tensors=tensors,
         pairs=pairs,
-        lonely=sorted(names.keys() - set(whole)),
-        strange=[shorten(name) for name in tensors if not name.endswith((LORA_A, LORA_B))],
+        half_layers=sorted(names.keys() - set(whole)),
+        other_tensors=[shorten(name) for name in tensors if not name.endswith((LORA_A, LORA_B))],
         bases=[config.base_model_name_or_path] if config.base_model_name_or_path else [],
-        declared=sorted({BY_LAST_PART[last] for name in targets if (last := name.rpartition(".")[2]) in BY_LAST_PART}),
+        declared_kinds=sorted(kind for part, kind in BY_LAST_PART.items() if part in last_parts),
         read=read,
         finite=weights.finite,
     )

@@ -10,7 +10,7 @@ import llama_cpp.llama_cpp as cpp
 import numpy as np
 
 from inference.doctor import ggml
-from inference.doctor.facts import AdapterFacts, Encoder, Facts, ModelFacts, Pair, Tensor, Vocabulary
+from inference.doctor.facts import AdapterFacts, Encoder, Facts, MatrixPair, ModelFacts, Tensor, Vocabulary
 from inference.engines.llamacpp.loading import Log, load_model
 from inference.engines.llamacpp.tokenizer import Tokenizer
 from inference.errors import LabError
@@ -146,7 +146,7 @@ def adapter(file: GgufFile, values: Values, tensors: Mapping[str, Tensor]) -> Ad
     for layer in whole:
         a, b = tensors[layer + LORA_A].shape, tensors[layer + LORA_B].shape
         # Without an alpha, or with 0, llama.cpp does not scale.
-        pairs[layer] = Pair(a, b, known.alpha / a[0] if known.alpha else 1.0)
+        pairs[layer] = MatrixPair(a, b, known.alpha / a[0] if known.alpha else 1.0)
 
     def read(layer: str) -> tuple[np.ndarray, np.ndarray]:
         a, b = (values.read(layer + end, tensors[layer + end].shape[0]) for end in (LORA_A, LORA_B))
@@ -161,10 +161,10 @@ def adapter(file: GgufFile, values: Values, tensors: Mapping[str, Tensor]) -> Ad
         name=str(file.metadata.get("general.name", "")),
         tensors=tensors,
         pairs=pairs,
-        lonely=sorted(layers - set(whole)),
-        strange=[name for name in tensors if not name.endswith((LORA_A, LORA_B))],
+        half_layers=sorted(layers - set(whole)),
+        other_tensors=[name for name in tensors if not name.endswith((LORA_A, LORA_B))],
         bases=known.bases,
-        declared=(),
+        declared_kinds=(),
         read=read,
         finite=values.finite,
     )
