@@ -109,10 +109,10 @@ def read_export(content: bytes) -> list[KeptConversation]:
     conversations = found.get("conversations") if isinstance(found, dict) and found.get("format") == FORMAT else None
     if not isinstance(conversations, list):
         raise LabError("The file is not an export of conversations: choose a file that this page exported as JSON.")
-    return [imported(number, value) for number, value in enumerate(conversations, 1)]
+    return [read_conversation(number, value) for number, value in enumerate(conversations, 1)]
 
 
-def imported(number: int, value: object) -> KeptConversation:
+def read_conversation(number: int, value: object) -> KeptConversation:
     """Return the conversation with that number in a file. Raises LabError."""
     try:
         if not isinstance(value, dict):
@@ -120,11 +120,11 @@ def imported(number: int, value: object) -> KeptConversation:
         return read(KeptConversation, **{str(key): part for key, part in value.items()})
     except LabError as error:
         raise LabError(
-            f"Nothing was imported, because conversation {number} of the file is broken: {inside(error)}"
+            f"Nothing was imported, because conversation {number} of the file is broken: {as_clause(error)}"
         ) from error
 
 
-def inside(error: LabError) -> str:
+def as_clause(error: LabError) -> str:
     """Return the sentence of an error as a part of another sentence."""
     return str(error)[:1].lower() + str(error)[1:]
 

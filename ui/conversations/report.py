@@ -8,7 +8,7 @@ from pydantic import Field
 
 from inference.errors import LabError
 from inference.visitors.values import Values, read
-from ui.conversations.kept_conversation import MAX_KEPT, Id, KeptConversation, Summary, inside, summaries_of
+from ui.conversations.kept_conversation import MAX_KEPT, Id, KeptConversation, Summary, as_clause, summaries_of
 
 NEARLY_FULL = 0.9  # share of the room from which the list asks to make room
 FULL = (
@@ -59,7 +59,7 @@ class Report(Values):
         try:
             return read(KeptConversation, **{str(key): value for key, value in self.conversation.items()})
         except LabError as error:
-            raise LabError(f"This conversation is broken and cannot be shown: {inside(error)}") from error
+            raise LabError(f"This conversation is broken and cannot be shown: {as_clause(error)}") from error
 
     @property
     def notice(self) -> str:
