@@ -11,11 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import llama_cpp.llama_cpp as cpp
-
 from training.export.parity.measure import Measured
-
-EXACT_TYPES = (cpp.LLAMA_FTYPE_ALL_F32, cpp.LLAMA_FTYPE_MOSTLY_F16)
 
 
 @dataclass(frozen=True)
