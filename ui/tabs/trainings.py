@@ -34,6 +34,10 @@ class Trainings:
         gr.Markdown("## Trainings")
         self.selected = gr.Dropdown([], label="Training", show_label=False, elem_id="trainings")
         self.status = gr.HTML("", elem_id="training-status")
+        with gr.Row():
+            self.stop = gr.Button("Stop", size="sm", min_width=70, visible=False)
+            self.resume = gr.Button("Resume", size="sm", min_width=70, visible=False)
+            self.delete = gr.Button("Delete", size="sm", min_width=70, visible=False)
         self.plot = gr.LinePlot(
             pd.DataFrame({"step": [], "loss": [], "kind": []}), x="step", y="loss", color="kind", height=240,
             y_title="loss (nats per token)", color_map={TRAINING: "#6366f1", HELD_OUT: "#f59e0b"}, show_label=False,
@@ -41,10 +45,6 @@ class Trainings:
         )  # fmt: skip
         self.samples = gr.HTML("", elem_classes="run-record")
         self.gate = gr.HTML("", elem_id="gate")
-        with gr.Row():
-            self.stop = gr.Button("Stop", size="sm", min_width=70, visible=False)
-            self.resume = gr.Button("Resume", size="sm", min_width=70, visible=False)
-            self.delete = gr.Button("Delete", size="sm", min_width=70, visible=False)
         with gr.Accordion("Publish", open=False, visible=False) as self.publishing:
             self.namespace = gr.Textbox(label="Account or organization on the Hub", max_length=100)
             with gr.Row():

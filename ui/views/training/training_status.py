@@ -10,6 +10,7 @@ from ui.training_jobs.job import Job
 from ui.training_jobs.progress import RunProgress
 from ui.views.charts import thin_out
 
+STARTS, RESUMES = "Starts.", "Resumes in a moment."
 TRAINING, HELD_OUT = "training", "held out"
 SAMPLE = ("question", "expected", "answer")
 Row = dict[str, float | str]  # of the plot
@@ -24,7 +25,8 @@ def status_text(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
     if job.state == "stopped":
         return f"Saving a checkpoint at step {progress.step:,}." if alive else f"{done}. Stopped."
     if job.state == "finished":
-        return f"Finished in {duration((job.ended or 0) - (job.started or 0))}. Choose {job.name} in the chat."
+        took = "" if progress.begin else f" in {duration((job.ended or 0) - (job.started or 0))}"  # of all attempts
+        return f"Finished{took}. Choose {job.name} in the chat."
     if job.state == "queued":
         return queued_text(job, progress, jobs)
     if job.command == "gate":
@@ -34,7 +36,7 @@ def status_text(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
     if progress.steps and progress.step >= progress.steps:
         return "Training is done. Writing and checking the model."
     if not alive:
-        return f"{before_text(progress, True)}Starts again."
+        return f"{before_text(progress, True)}{RESUMES if progress.steps else STARTS}"
     if progress.steps and progress.began < (job.started or 0):
         return f"{before_text(progress, job.interruptions > 0)}Reading data and base to resume."
     speed = f", {progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
@@ -48,7 +50,7 @@ def queued_text(job: Job, progress: RunProgress, jobs: Sequence[Job]) -> str:
     ahead = sum(other.state in ("queued", "running") and other.queued < job.queued for other in jobs)
     if ahead:
         return f"{before}Waits for {ahead} other {'training' if ahead == 1 else 'trainings'}."
-    return f"{before}{'Starts again' if before else 'Starts'}."
+    return f"{before}{RESUMES if before else STARTS}"
 
 
 def before_text(progress: RunProgress, interrupted: bool) -> str:
