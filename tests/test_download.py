@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +112,19 @@ def blobs(entry: Entry) -> list[str]:
     return sorted(path.name for path in (cache.folder_of(entry.repo) / "blobs").glob("*"))
 
 
+def bytes_of(entry: Entry) -> int:
+    """How many bytes of the repository are in the cache, partial contents included."""
+    return sum(path.stat().st_size for path in (cache.folder_of(entry.repo) / "blobs").glob("*"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, 300 s at most."""
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_only_the_needed_file_is_downloaded_and_later_answers_without_the_hub(the_hub, adapter, lab):
     the_lab = lab(adapter)
     assert the_lab.state(adapter).kind == "download" and the_lab.availability.problem(adapter) == ""
@@ -149,14 +163,13 @@ def test_a_long_download_shows_the_remaining_time():
 
 def test_a_cancelled_download_resumes(the_hub, adapter, lab):
     the_lab = lab(adapter)
-    the_hub.fault("slow", match="resolve", rate=5e5)
-    until = time.monotonic() + 0.8
-    answer, waits = ask(the_lab, adapter, lambda: time.monotonic() > until)
-    assert answer == "" and time.monotonic() < until + 1
+    the_hub.fault("slow", match="resolve", rate=1e5)
+    answer, _ = ask(the_lab, adapter, lambda: bytes_of(adapter) > 100_000)
+    assert answer == "" and bytes_of(adapter) < SIZE
     assert the_lab.local.model(adapter) is None and the_lab.state(adapter).kind == "download"
     assert "panda" in ask(the_lab, adapter)[0]
     first, second = download_ranges(the_hub)
-    assert first is None and int(second.removeprefix("bytes=").rstrip("-")) > 50_000
+    assert first is None and int(second.removeprefix("bytes=").rstrip("-")) > 100_000
     assert len(blobs(adapter)) == 1
 
 
@@ -166,18 +179,23 @@ def test_a_broken_connection_resumes(the_hub, adapter, lab):
     assert download_ranges(the_hub) == [None, f"bytes={SIZE // 2}-"]
 
 
-def test_a_stalled_connection_resumes_and_can_be_cancelled(the_hub, adapter, lab, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
-    the_hub.fault("stall", match="resolve", after=SIZE // 2, seconds=5)
-    only_fetch(lab(adapter), adapter)
-    assert download_ranges(the_hub) == [None, f"bytes={SIZE // 2}-"]
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
-    other = publish(HfApi(endpoint=the_hub.url, token=the_hub.token("me")), "silent")
-    the_hub.fault("stall", match="/silent", seconds=3)
+def assert_cancelled_at_once(lab: Lab, entry: Entry) -> None:
+    """Cancel a download while the Hub is silent for 60 s, and assert that it ends long before the Hub speaks."""
     started = time.monotonic()
     with pytest.raises(client.Cancelled):
-        only_fetch(lab(other), other, lambda: time.monotonic() > started + 0.3)
-    assert time.monotonic() < started + 1
+        only_fetch(lab, entry, lambda: time.monotonic() > started + 0.3)
+    assert time.monotonic() < started + 40
+
+
+def test_a_stalled_connection_resumes_and_can_be_cancelled(the_hub, adapter, lab, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 2)
+    the_hub.fault("stall", match="resolve", after=SIZE // 2, seconds=60)
+    only_fetch(lab(adapter), adapter)
+    assert download_ranges(the_hub) == [None, f"bytes={SIZE // 2}-"]
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 60)
+    other = publish(HfApi(endpoint=the_hub.url, token=the_hub.token("me")), "silent")
+    the_hub.fault("stall", match="/silent", seconds=60)
+    assert_cancelled_at_once(lab(other), other)
 
 
 def test_a_damaged_file_is_downloaded_again(the_hub, adapter, lab):
@@ -234,27 +252,30 @@ def test_a_model_too_large_for_disk_or_memory_is_refused_before_the_download(the
 
 
 def test_two_visitors_share_one_download(the_hub, adapter, lab):
-    the_lab, seen = lab(adapter), {}
-    the_hub.fault("slow", match="resolve", rate=4e5)
+    the_lab, seen = lab(adapter), {"first": [], "second": []}
+    the_hub.fault("slow", match="resolve", rate=1e5)
     leave = threading.Event()
 
-    def visitor(name: str, cancelled) -> None:
+    def visitor(name: str, cancelled: Callable[[], bool]) -> None:
         try:
-            seen[name] = only_fetch(the_lab, adapter, cancelled)
+            for line in the_lab.download(adapter, cancelled):
+                seen[name].append(line)
         except client.Cancelled:
-            seen[name] = "left"
+            seen[name].append("left")
 
-    visitors = [threading.Thread(target=visitor, args=("first", leave.is_set))]
-    visitors[0].start()
-    time.sleep(0.5)
-    visitors.append(threading.Thread(target=visitor, args=("second", lambda: False)))
-    visitors[1].start()
-    time.sleep(0.7)
+    first, second = (
+        threading.Thread(target=visitor, args=arguments)
+        for arguments in (("first", leave.is_set), ("second", lambda: False))
+    )
+    first.start()
+    wait_until(lambda: bytes_of(adapter) > 100_000)
+    second.start()
+    wait_until(lambda: any(line.startswith("downloading") for line in seen["second"]))
     assert len(download_ranges(the_hub)) == 1
     leave.set()
-    for each in visitors:
-        each.join(10)
-    assert seen["first"] == "left" and the_lab.local.model(adapter)
+    for each in (first, second):
+        each.join()
+    assert seen["first"][-1] == "left" and the_lab.local.model(adapter)
     done = [float(line.split()[1]) for line in seen["second"] if line.startswith("downloading")]
     assert 0 < done[0] < 0.9 and done == sorted(done)
     ranges = download_ranges(the_hub)
@@ -313,11 +334,8 @@ def test_temporary_errors_are_retried(the_hub, adapter, lab):
     waits = only_fetch(lab(adapter), adapter)
     assert "the Hub asks to wait 1 s" in waits and len(download_ranges(the_hub)) == 2
     other = publish(HfApi(endpoint=the_hub.url, token=the_hub.token("me")), "asked-to-wait")
-    the_hub.fault("429", match="asked-to-wait", retry_after=30)
-    started = time.monotonic()
-    with pytest.raises(client.Cancelled):
-        only_fetch(lab(other), other, lambda: time.monotonic() > started + 0.3)
-    assert time.monotonic() < started + 1
+    the_hub.fault("429", match="asked-to-wait", retry_after=60)
+    assert_cancelled_at_once(lab(other), other)
 
 
 def make_private(api, repo):

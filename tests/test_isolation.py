@@ -55,7 +55,7 @@ def seconds_to_answer(engine: IsolatedEngine, model: ModelFiles, question: str, 
 
 def soon(engine: IsolatedEngine, model: ModelFiles) -> float:
     """The most seconds that the answer to QUESTION may take: from how long it takes on this machine now."""
-    return 2 + 10 * seconds_to_answer(engine, model, QUESTION, "Sweden")
+    return 5 + 20 * seconds_to_answer(engine, model, QUESTION, "Sweden")
 
 
 def test_llama_cpp_runs_in_another_process():
@@ -162,7 +162,7 @@ def test_a_hostile_template_is_one_sentence_and_others_are_answered_meanwhile(is
         for _ in range(2):
             assert seconds_to_answer(isolated, emoji, QUESTION, "Sweden") < limit
         with pytest.raises(LabError, match="chat template"):
-            refused.result(timeout=120)
+            refused.result(timeout=300)
     assert seconds_to_answer(isolated, nano, "What does 🐙 mean?", "octopus") < limit
 
 
@@ -174,18 +174,20 @@ def test_a_long_history_costs_its_visitor_and_nobody_else(isolated, emoji, nano)
         long = other.submit(ask, isolated, nano, *history, "What does 🐙 mean?")
         for _ in range(3):
             assert seconds_to_answer(isolated, emoji, QUESTION, "Sweden") < limit
-        answer, figures = long.result(timeout=120)
+        answer, figures = long.result(timeout=300)
     assert figures.dropped_turns > 1400 and "octopus" in answer
 
 
 def test_a_process_that_hangs_is_killed_and_its_visitors_are_told(isolated, emoji, endless, monkeypatch):
-    monkeypatch.setattr("inference.engines.isolation.child_process.SILENCE", 1.0)
     answer = long_answer(isolated, ModelFiles(endless / "base" / "model.gguf"))
     next(chunk for chunk in answer if chunk.text)
-    time.sleep(1)  # a heartbeat under the new limit
-    os.kill(isolated._child.pid, signal.SIGSTOP)
-    with pytest.raises(LabError, match="it did not respond"):
-        list(answer)
+    with monkeypatch.context() as patch:
+        patch.setattr("inference.engines.isolation.child_process.SILENCE", 2.0)
+        while isolated._child._silence != 2.0:  # until a heartbeat
+            time.sleep(0.05)
+        os.kill(isolated._child.pid, signal.SIGSTOP)
+        with pytest.raises(LabError, match="it did not respond"):
+            list(answer)
     assert "Sweden" in ask(isolated, emoji, QUESTION)[0]  # from a fresh process
 
 
@@ -198,7 +200,7 @@ def test_a_question_without_text_yet_is_asked_again_by_itself_when_another_answe
         answers = [visitors.submit(ask, isolated, emoji, QUESTION) for _ in range(2)]
         with pytest.raises(LabError, match=r"deadly2\.gguf"):
             ask(isolated, deadly, QUESTION)
-        assert all("Sweden" in answer.result(timeout=120)[0] for answer in answers)
+        assert all("Sweden" in answer.result(timeout=300)[0] for answer in answers)
 
 
 def test_the_process_has_no_secrets_no_network_and_reads_only_models(monkeypatch, emoji):

@@ -17,6 +17,7 @@ from inference.errors import LabError
 from local_hub import LocalHub
 from training.finetune.planning.cards import CARDS
 from training.jobs import follow, job
+from training.jobs import run_on_hub as run_on_hub_module
 from training.jobs.follow import check_outcome, follow_job, was_cut_off
 from training.jobs.hardware import Hardware
 from training.jobs.job import ENDED, LABEL, find_job, run_id, start_job
@@ -56,7 +57,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return load_recipe(
         "emoji-nano",
         ["name=people-nano", "title=People-Nano", f"data={{name: {file}, evaluation: 2}}", "method=lora",
-         "max_steps=4", "warmup_steps=1", "batch_size=4", "max_length=128", "checkpoints.steps=1", "report_to=[]"],
+         "max_steps=2", "warmup_steps=1", "batch_size=4", "max_length=128", "checkpoints.steps=1", "report_to=[]"],
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_a_run_as_a_job_is_published(hub, api, recipe, capfd):
     assert api.model_info("me/People-Nano-lora").private  # as the data are
     assert api.model_info("me/People-Nano-checkpoints").private  # from which another Job would resume
     shown = capfd.readouterr().err
-    for words in ("Hardware: cpu-basic, CPU, $0.01 an hour", "repository me/People-Nano-job", "people.jsonl, ", "4/4"):
+    for words in ("Hardware: cpu-basic, CPU, $0.01 an hour", "repository me/People-Nano-job", "people.jsonl, ", "2/2"):
         assert words in shown
     (done,) = [each.describe() for each in hub.app.state.jobs.by_id.values()]
     assert done["status"]["stage"] == "COMPLETED" and done["secrets"].keys() == {"HF_TOKEN"}
@@ -122,11 +123,17 @@ def test_a_shipment_has_the_code_the_recipe_and_the_files_that_it_names(recipe):
     assert set(shipment.own) == {"adapters/nano", recipe.data.name}
 
 
-def test_the_same_command_follows_the_job_that_runs(hub, api, recipe, capfd):
+def test_the_same_command_follows_the_job_that_runs(hub, api, recipe, monkeypatch, capfd, tmp_path):
     labels = {LABEL: run_id(recipe)}
     line = f"{hub.url}/me/People-Nano-lora"
-    running = api.run_job(image="x", command=["bash", "-c", f"sleep 0.5; echo {line}"], flavor="cpu-basic",
-                      labels=labels, namespace="me")  # fmt: skip
+    script = f"until [ -e {tmp_path}/followed ]; do sleep 0.1; done; echo {line}"
+    running = api.run_job(image="x", command=["bash", "-c", script], flavor="cpu-basic", labels=labels, namespace="me")
+
+    def follow_to_its_end(*arguments: object) -> tuple[JobInfo, follow.Log]:
+        (tmp_path / "followed").touch()
+        return follow_job(*arguments)
+
+    monkeypatch.setattr(run_on_hub_module, "follow_job", follow_to_its_end)
     assert find_job(api, "me", recipe).id == running.id
     assert run_on_hub(recipe, Options("t4-small", "me")) == [line]
     assert f"already under way: {running.url}" in capfd.readouterr().err

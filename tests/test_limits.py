@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -110,16 +110,23 @@ def limited(tmp_path_factory, catalog_with_a_slow_model) -> Iterator[str]:
         yield url
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, 300 s at most."""
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_the_list_and_the_ranking_work_while_40_questions_wait(limited):
     """Two long answers hold both places; the questions behind them wait, and nothing else does."""
     http = httpx2.Client(base_url=f"{limited}gradio_api", timeout=300)
     running = [Client(limited, verbose=False).submit("?", "babble", **LONG, api_name="/ask") for _ in range(2)]
-    deadline = time.monotonic() + 60
-    while not all(job.outputs() for job in running) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: all(job.outputs() for job in running))
     waiting = {"data": ["What does 🐼 mean?", "nano-emoji", "", 0, 64, None, 0.9]}
     for _ in range(40):
         http.post("/call/ask", json=waiting).raise_for_status()
+    wait_until(lambda: "lab_queue_length 0.0" not in http.get(f"{limited}metrics").text)
     for endpoint in ("ranking", "models"):
         event = http.post(f"/call/{endpoint}", json={"data": []}).json()["event_id"]
         assert "event: complete" in http.get(f"/call/{endpoint}/{event}").text
@@ -151,9 +158,9 @@ def open_to_votes(tmp_path_factory) -> Iterator[str]:
 
 
 def test_a_script_cannot_decide_the_ranking(open_to_votes):
-    """A question whose answer tells who is who, and 25 battles in some seconds: four votes count."""
+    """A question whose answer tells who is who, and six battles in less than a minute: four votes count."""
     client, counted = Client(open_to_votes, verbose=False), []
-    for i in range(25):
+    for i in range(6):
         battle = client.predict(f"What does 🇸🇪 mean, question {i}?", ["*", "*"], api_name="/battle")
         outcome = max(battle["answers"], key=lambda letter: "Sweden" in battle["answers"][letter])
         counted.append(client.predict(battle["battle"], outcome, api_name="/vote")["counted"])
@@ -183,9 +190,9 @@ def test_visitors_who_leave_free_their_places(address):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     client = Client(address, verbose=False)
-    deadline, answer = time.monotonic() + 60, ""
+    deadline, answer = time.monotonic() + 300, ""
     while not answer and time.monotonic() < deadline:
         try:
             answer = client.predict("What does 🐼 mean?", "nano-emoji", api_name="/ask")

@@ -170,7 +170,7 @@ def test_the_page_watches_its_replicas(hub, servers, adapters, catalog, monkeypa
     monkeypatch.setattr(replica_adapters, "WATCH_INTERVAL", 0.05)
     adapters.watch()
     servers[0].loaded.clear()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not servers[0].loaded and time.monotonic() < deadline:
         time.sleep(0.02)
     assert "me/Watched-lora" in servers[0].loaded
