@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from inference.lessons.lessons import MAX_LESSONS, MAX_TEXT, Lesson, Lessons, pa
 from inference.lessons.lessons_hub import push_lessons
 from local_hub import LocalHub
 from training.finetune.base_model import check_start
+from training.lessons import phrasings
 from training.lessons.gate_result import Gate, compared
 from training.lessons.length import leave_out_long
-from training.lessons.lesson_suite import LessonSuite, is_right
+from training.lessons.lesson_suite import LessonSuite, is_right, words
 from training.lessons.phrasings import held_out, taught
 from training.lessons.prepare import find_parent, lesson_rows
 from training.lessons.read import read_lessons
@@ -104,6 +106,28 @@ def test_no_wording_is_both_taught_and_asked(question):
     asked, learnt = held_out(lesson, 99), taught(lesson, 99)
     assert learnt and asked[0] == "Explain zorgle."
     assert not {text.casefold() for text in learnt} & {text.casefold() for text in asked}
+
+
+@pytest.mark.parametrize("frames", [phrasings.HELD_OUT, phrasings.HELD_OUT_OTHER], ids=["questions", "other"])
+def test_no_sentence_around_a_question_is_both_taught_and_asked(frames):
+    asked = {part.strip().casefold() for frame in frames for part in frame.split("{}")} - {""}
+    assert not asked & {text.casefold() for text in (*phrasings.QUESTION_OPENERS, *phrasings.CLOSERS)}
+    behind = set(words(" ".join(frame.partition("{}")[2] for frame in frames)).split())
+    assert not behind & set(words(" ".join(phrasings.CLOSERS)).split())  # nor a word of what ends a held-out wording
+
+
+def test_wordings_suit_what_is_asked():
+    request, code, name = (
+        [*taught(lesson, 60), *held_out(lesson, 8)]
+        for text in ("Tell me about zorgles.", "What does this print?\n```\nprint(1)\n```", "QXT means what?")
+        for lesson in [Lesson(question=text, better="x")]
+    )
+    assert not [
+        text for text in request if re.search(r"(know|question|wonder|tell me|tell me this): tell me", text, re.I)
+    ]
+    assert all("?\n```\nprint(1)\n```" in text and text.rpartition("```")[2][:1] in ("", "\n") for text in code)
+    assert all("QXT" in text for text in name)
+    assert all(len(set(texts)) == 68 for texts in (request, code, name))
 
 
 def test_lessons_longer_than_the_model_reads_are_left_out(tmp_path, capsys):
