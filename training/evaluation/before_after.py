@@ -32,14 +32,20 @@ from training.run_record import read_run_record, write_run_record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANSWERS = 5
-ANSWER_TOKENS = 64
+ANSWERS = 5  # of each model, for the run record
+ANSWER_TOKENS = 64  # at most
 Comparison = dict[str, Any]  # JSON's types only: see `compare_losses`
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is measured of one model: the losses of all rows, those of preferences' two answers, and a few answers."""
+class MeasuredModel:
+    """What is measured of one model.
+
+    Attributes:
+        losses: of all rows; of preference data, of the chosen answers.
+        pairs: of preference data, the losses of the chosen and of the rejected answer of each row.
+        answers: greedy answers to the questions of the first rows.
+    """
 
     losses: list[RowLoss]
     pairs: list[tuple[RowLoss, RowLoss]]
@@ -83,7 +89,7 @@ def compare_with_base(folder: Path, recipe: Recipe, trained_on: str | None) -> t
     if len(rows) < 2:
         return no_figures(f"an interval needs two held-out conversations, and {len(rows)} can be scored"), []
     base, fine_tuned = (measure(model, tokenizer, rows) for model in base_and_fine_tuned(folder, recipe))
-    (folder / "comparison.json").write_text(json.dumps(row_values(base, fine_tuned)) + "\n", encoding="utf-8")
+    (folder / "comparison.json").write_text(json.dumps(losses_by_row(base, fine_tuned)) + "\n", encoding="utf-8")
     answers = [
         {"question": row.question(tokenizer), "before": before, "after": after}
         for row, before, after in zip(rows, base.answers, fine_tuned.answers, strict=False)
@@ -96,7 +102,7 @@ def no_figures(reason: str) -> Comparison:
     return {"rows": [], "note": f"There are no figures of the base and the fine-tuned model: {reason}."}
 
 
-def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldOutRow]) -> Measured:
+def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldOutRow]) -> MeasuredModel:
     """The losses of one model, and its answers to the first questions."""
     from training.data.tokens import IGNORED
     from training.finetune.validation.samples import decode, greedy
@@ -111,36 +117,37 @@ def measure(model: Any, tokenizer: PreTrainedTokenizerBase, rows: Sequence[HeldO
     for row in rows[:ANSWERS]:
         last = next(label for label in reversed(row.labels) if label != IGNORED)
         answers.append(decode(tokenizer, greedy(model, tokenizer, row.prompt, last, ANSWER_TOKENS)))
-    return Measured(losses, pairs, answers)
+    return MeasuredModel(losses, pairs, answers)
 
 
-def compare_losses(base: Measured, fine_tuned: Measured) -> Comparison:
+def compare_losses(base: MeasuredModel, fine_tuned: MeasuredModel) -> Comparison:
     """The figures: number of rows and learnt tokens, and a row for each metric with base, fine-tuned model and paired
     difference, each with its 95 % interval."""
     weights = [float(row.tokens) for row in base.losses]
     nats = [[row.nats for row in each.losses] for each in (base, fine_tuned)]
-    rows = [figures("loss", "nats per token", nats[0], nats[1], weights)]
+    rows = [metric_row("loss", "nats per token", nats[0], nats[1], weights)]
     if len(base.pairs) > 1:
         preferred = [[chosen.nats < other.nats for chosen, other in each.pairs] for each in (base, fine_tuned)]
-        rows.append(figures("chosen preferred", "share", *preferred))
+        rows.append(metric_row("chosen preferred", "share", *preferred))
         margins = [b - a for a, b in zip(gaps(base), gaps(fine_tuned), strict=True)]
-        rows.append(figures("margin", "nats", [0.0] * len(margins), margins))
+        rows.append(metric_row("margin", "nats", [0.0] * len(margins), margins))
     return {"conversations": len(weights), "tokens": int(sum(weights)), "rows": rows, "note": ""}
 
 
-def gaps(measured: Measured) -> list[float]:
+def gaps(measured: MeasuredModel) -> list[float]:
     """How much more likely (nats) each chosen answer is than the rejected one."""
     return [rejected.nats - chosen.nats for chosen, rejected in measured.pairs]
 
 
-def figures(
+def metric_row(
     metric: str,
     unit: str,
     base: Sequence[bool] | Sequence[float],
     fine_tuned: Sequence[bool] | Sequence[float],
     weights: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """One metric of both models, and their difference."""
+    """One metric of both models, and their paired difference, with 95 % intervals. The values are by row of the data;
+    `weights` are the learnt tokens of a loss."""
     return {
         "metric": metric,
         "unit": unit,
@@ -150,15 +157,15 @@ def figures(
     }
 
 
-def row_values(base: Measured, fine_tuned: Measured) -> dict[str, Any]:
+def losses_by_row(base: MeasuredModel, fine_tuned: MeasuredModel) -> dict[str, Any]:
     """The summed loss (nats) of each row under both models, and the numbers of learnt tokens. It contains no text."""
-    found = {"evaluation": values(base.losses, fine_tuned.losses)}
+    found = {"evaluation": as_lists(base.losses, fine_tuned.losses)}
     if base.pairs:
-        found["rejected"] = values(*([rejected for _, rejected in each.pairs] for each in (base, fine_tuned)))
+        found["rejected"] = as_lists(*([rejected for _, rejected in each.pairs] for each in (base, fine_tuned)))
     return found
 
 
-def values(base: Sequence[RowLoss], fine_tuned: Sequence[RowLoss]) -> dict[str, list[float]]:
+def as_lists(base: Sequence[RowLoss], fine_tuned: Sequence[RowLoss]) -> dict[str, list[float]]:
     """The losses of the same rows under both models, as lists of numbers."""
     return {
         "tokens": [row.tokens for row in base],

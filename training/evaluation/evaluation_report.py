@@ -20,6 +20,7 @@ from training.evaluation.statistics import Estimate, compare, estimate, holm
 from training.evaluation.strengths.curve_report import curve_text
 from training.evaluation.suites import Measure, Result
 from training.evaluation.suites.emoji_suite import confusions, wrong_answers
+from training.markdown import escape_cell, format_mean, format_share, table
 
 SHOWN_CONFUSIONS = 30
 # {"model", "engine", "revision", "suites": {name: {"every", "notes", "figures", "confusions", "answers"}},
@@ -29,7 +30,7 @@ Document = dict[str, Any]
 
 def suite_document(result: Result, every: int) -> Document:
     """The part of the document for one suite."""
-    figures = [figure(measure, estimate(*columns(measure))) for measure in result.measures]
+    figures = [figure(measure, estimate(*values_and_weights(measure))) for measure in result.measures]
     figures += [perplexity(row) for row in figures if row["metric"] == "loss"]
     confused = confusions(result.answers) if "lenient" in (result.answers or [{}])[0] else []
     return {
@@ -37,7 +38,7 @@ def suite_document(result: Result, every: int) -> Document:
     }  # fmt: skip
 
 
-def columns(measure: Measure) -> tuple[list[bool | float], list[float] | None]:
+def values_and_weights(measure: Measure) -> tuple[list[bool | float], list[float] | None]:
     """The values and the weights of a measure, in the same order."""
     return list(measure.values.values()), list(measure.weights.values()) if measure.weights else None
 
@@ -99,39 +100,38 @@ def figure_table(documents: Sequence[Document], brief: bool = False) -> str:
                 if is_main(row) or not brief:
                     rows[suite, row["group"], row["metric"]][document["model"]] = row
     models = [document["model"] for document in documents]
-    lines = [f"| suite | group | metric | {' | '.join(models)} |", f"|---|---|---|{'---|' * len(models)}"]
-    for names, found in rows.items():
-        cells = [format_figure(found[model]) if model in found else "" for model in models]
-        lines.append(f"| {' | '.join((*names, *cells))} |")
-    return "\n".join(lines)
+    cells = [
+        [*names, *(format_figure(found[model]) if model in found else "" for model in models)]
+        for names, found in rows.items()
+    ]
+    return table(["suite", "group", "metric", *models], cells)
 
 
 def format_figure(row: Document) -> str:
-    """ "97 % (95–98, n = 496)"."""
-    if row["unit"] == "share":
-        return f"{row['value'] * 100:.0f} % ({row['low'] * 100:.0f}–{row['high'] * 100:.0f}, n = {row['count']})"
-    return f"{row['value']:.4g} ({row['low']:.4g}–{row['high']:.4g}, n = {row['count']})"
+    """A figure with its interval, in the notation of its unit."""
+    return format_share(row) if row["unit"] == "share" else format_mean(row)
 
 
 def difference_table(rows: Sequence[Document], brief: bool = False) -> str:
     """The paired differences as a Markdown table; those of shares in percentage points. `brief` omits rows without a
     difference."""
-    lines = ["| models | suite | metric | difference | 95 % | p | adjusted |", "|---|---|---|---|---|---|---|"]
+    cells = []
     for row in rows:
         if brief and row["p"] == 1 and not row["value"]:
             continue
         scale, sign, unit = (100, "+z.0f", " pp") if row["unit"] == "share" else (1, "+z.4g", "")
         value, low, high = (format(row[name] * scale, sign) for name in ("value", "low", "high"))
         metric = ", ".join(filter(None, (row["group"], row["metric"])))
-        lines.append(
-            f"| {row['second']} − {row['first']} | {row['suite']} | {metric} | {value}{unit} | {low} to {high} | "
-            f"{probability(row['p'])} | {probability(row['adjusted'])} |"
-        )
+        cells.append([
+            f"{row['second']} − {row['first']}", row["suite"], metric, f"{value}{unit}", f"{low} to {high}",
+            format_p(row["p"]), format_p(row["adjusted"]),
+        ])  # fmt: skip
     tests = " · ".join(dict.fromkeys(f"{row['suite']} {row['metric']}: {row['test']}" for row in rows))
-    return "\n".join([*lines, "", f"Tests: {tests}. Adjusted by Holm over all rows of one suite's metric."])
+    differences = table(["models", "suite", "metric", "difference", "95 %", "p", "adjusted"], cells)
+    return f"{differences}\n\nTests: {tests}. Adjusted by Holm over all rows of one suite's metric."
 
 
-def probability(p: float) -> str:
+def format_p(p: float) -> str:
     """A p value as text."""
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
@@ -147,28 +147,22 @@ def report_text(document: Document) -> str:
         wrong = wrong_answers(part["answers"]) if part["confusions"] else []
         if wrong:
             parts += [f"## Confusions ({suite})", confusion_table(part["confusions"])]
-            parts += [f"## Wrong answers ({suite}): {len(wrong)}", miss_table(wrong)]
+            parts += [f"## Wrong answers ({suite}): {len(wrong)}", wrong_answer_table(wrong)]
     parts += [curve_text(suite, curve) for suite, curve in document.get("strengths", {}).items()]
     return "\n\n".join(parts) + "\n"
 
 
 def confusion_table(rows: Sequence[Sequence[Any]]) -> str:
     """The most frequent confusions."""
-    lines = ["| expected → given | times |", "|---|---|"]
-    lines += [f"| {about} → {given} | {times} |" for about, given, times in rows[:SHOWN_CONFUSIONS]]
-    return "\n".join([*lines, *([f"\n{len(rows) - SHOWN_CONFUSIONS} more."] if len(rows) > SHOWN_CONFUSIONS else [])])
+    shown = [[f"{about} → {given}", str(times)] for about, given, times in rows[:SHOWN_CONFUSIONS]]
+    more = f"\n\n{len(rows) - SHOWN_CONFUSIONS} more." if len(rows) > SHOWN_CONFUSIONS else ""
+    return table(["expected → given", "times"], shown) + more
 
 
-def miss_table(rows: Sequence[Document]) -> str:
+def wrong_answer_table(rows: Sequence[Document]) -> str:
     """The wrong answers with their questions."""
     columns = ("question", "expected", "answer")
-    lines = ["| question | expected | answer |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {' | '.join(escape_cell(str(row[name])) for name in columns)} |" for row in rows])
-
-
-def escape_cell(words: str) -> str:
-    """A text for a cell of a Markdown table."""
-    return " ".join(words.replace("|", "\\|").split())
+    return table(columns, ([escape_cell(str(row[name])) for name in columns] for row in rows))
 
 
 def draw(documents: Sequence[Document], out: Path) -> None:

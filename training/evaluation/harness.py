@@ -123,7 +123,7 @@ class Harness:
             ["Tasks: asked in the chat template; likelihoods are those of complete answers (see harness.py)."],
         )
         for task, samples in found["samples"].items():
-            for metric, values in columns(samples).items():
+            for metric, values in values_by_metric(samples).items():
                 name, _, kind = metric.partition(",")
                 theirs = found["results"][task].get(metric)
                 if theirs is None or not math.isclose(theirs, sum(values.values()) / len(values), abs_tol=1e-9):
@@ -146,7 +146,7 @@ def is_file(task: str) -> bool:
     return Path(task).suffix in (".yaml", ".yml")
 
 
-def columns(samples: Sequence[dict]) -> dict[str, dict[str, bool | float]]:
+def values_by_metric(samples: Sequence[dict]) -> dict[str, dict[str, bool | float]]:
     """The values of each metric by question, under the harness's names "metric,filter". Metrics of zeros and ones
     become bools."""
     found: dict[str, dict[str, float]] = {}

@@ -146,7 +146,7 @@ def is_adapter_runnable(folder: Path) -> bool:
     return not adapter_file_obstacle(folder)
 
 
-def full_model_entry(folder: Path, convert: bool = True) -> Entry:
+def full_model_entry(folder: Path, convert: bool) -> Entry:
     """The entry of a model without an adapter. llama.cpp runs its Q8_0 GGUF file, or another one if there is none. A
     model that no recipe made is converted if it has no GGUF file. Raises LabError if a run has none."""
     files = sorted(path for path in folder.glob("*.gguf") if path.name != "adapter-f16.gguf")

@@ -30,8 +30,19 @@ class AdaptedLayer(torch.autograd.Function):
         scaling: float,
         base: torch.nn.Module,
     ) -> torch.Tensor:
-        """`x` is (…, in features), `dropped` is x after dropout, or None without one, `down` is A (rank, in features),
-        `up` is B (out features, rank), `base` computes W x + b. Returns (…, out features) in the dtype of `base`."""
+        """Compute the layer.
+
+        Args:
+            x: (…, in features).
+            dropped: x after dropout, or None without one.
+            down: A, (rank, in features).
+            up: B, (out features, rank).
+            scaling: alpha / rank, or as the adapter's kind has it.
+            base: computes W x + b.
+
+        Returns:
+            (…, out features), in the dtype of the result of `base`.
+        """
         result: torch.Tensor = base(x)
         dtype = result.dtype
         source = (x if dropped is None else dropped).to(dtype)
@@ -44,7 +55,7 @@ class AdaptedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """`gradient` is that of the result."""
+        """The gradients for x, `dropped`, A and B from `gradient`, that of the result, (…, out features)."""
         source, inner, down, up = ctx.saved_tensors
         gradient = gradient.to(inner.dtype)
         rows = gradient.flatten(0, -2)

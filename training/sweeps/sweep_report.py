@@ -16,8 +16,8 @@ import optuna
 from optuna.trial import TrialState
 
 from training import plots
-from training.evaluation.evaluation_report import escape_cell, format_figure
 from training.evaluation.statistics import Estimate
+from training.markdown import escape_cell, format_mean, format_share, table
 from training.sweeps.design import LOSS, POINT, SEED, Sweep
 from training.sweeps.sweep_summary import (
     Effect,
@@ -46,13 +46,7 @@ def effect_label(one: Effect) -> str:
 
 def figure_cell(estimate: Estimate, name: str) -> str:
     """A figure with its interval."""
-    unit = "nats per token" if name == LOSS else "share"
-    return format_figure({"unit": unit, **vars(estimate)})
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+    return (format_mean if name == LOSS else format_share)(vars(estimate))
 
 
 def point_table(points: Sequence[Point], front: Sequence[Point], design: Sweep) -> str:
@@ -172,7 +166,7 @@ def tables(design: Sweep, study: optuna.Study, runs: Sequence[Run], folder: Path
     points = group_by_point(runs)
     front = pareto_front(points, design)
     label = design.objective + (" (nats per token)" if design.lower_is_better else " (share right)")
-    places = [
+    dots = [
         (
             ", ".join(format_value(p.fields[name]) for name in design.varied),
             p.mean("seconds"),
@@ -181,7 +175,7 @@ def tables(design: Sweep, study: optuna.Study, runs: Sequence[Run], folder: Path
         for p in points
     ]
     plots.draw_front(
-        places, [points.index(point) for point in front], ", ".join(design.varied), label, folder / "time.png"
+        dots, [points.index(point) for point in front], ", ".join(design.varied), label, folder / "time.png"
     )
     parts = [
         "Figures have 95 % intervals over questions (of a loss: conversations), each counted with its mean over the "

@@ -26,7 +26,7 @@ from training.evaluation.statistics import CONFIDENCE, Estimate, compare, estima
 from training.sweeps.design import SEED, Fields, Sweep, Value
 
 if TYPE_CHECKING:
-    from training.sweeps.trial import Measured
+    from training.sweeps.trial import MeasuredRun
 
 Interval = tuple[float, float, float]  # a mean and the ends of its interval
 
@@ -36,7 +36,7 @@ class Run:
     """A finished run: its chosen fields, and the result of `trial.measure`."""
 
     chosen: Fields
-    measured: Measured
+    measured: MeasuredRun
 
     def figure(self, name: str) -> Estimate:
         """A measured figure with its interval."""
@@ -97,13 +97,13 @@ def without(fields: Fields, name: str) -> Fields:
 def pareto_front(points: Sequence[Point], design: Sweep) -> list[Point]:
     """The points for which no other is better in both objective and seconds, sorted by seconds."""
     sign = 1 if design.lower_is_better else -1
-    places = {id(p): (p.mean("seconds"), sign * p.figure(design.objective).value) for p in points}
+    measured = [(p.mean("seconds"), sign * p.figure(design.objective).value, p) for p in points]
     front: list[Point] = []
     best = math.inf
-    for point in sorted(points, key=lambda p: places[id(p)]):
-        if places[id(point)][1] < best:
+    for _, value, point in sorted(measured, key=lambda each: each[:2]):
+        if value < best:
             front.append(point)
-            best = places[id(point)][1]
+            best = value
     return front
 
 

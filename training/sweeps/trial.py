@@ -31,9 +31,15 @@ from training.run_record import read_run_record
 from training.sweeps.design import GROUPS, LOSS, Sweep
 
 
-class Measured(TypedDict):
-    """What is measured of a run. `values` are by figure and question, `weights` (tokens) those of losses. `began_at` is
-    the step from which training resumed, or 0."""
+class MeasuredRun(TypedDict):
+    """What is measured of a run.
+
+    Attributes:
+        seconds: wall-clock time of the training.
+        values: by figure and question: whether the answer is right, or the summed loss in nats of a conversation.
+        weights: of the losses, the learnt tokens of each conversation.
+        began_at: the step from which training resumed, or 0.
+    """
 
     steps: int
     tokens: int
@@ -68,7 +74,7 @@ class PruningCallback(TrainerCallback):
             raise optuna.TrialPruned
 
 
-def measure(recipe: Recipe, sweep: Sweep, out: Path, callback: PruningCallback) -> Measured:
+def measure(recipe: Recipe, sweep: Sweep, out: Path, callback: PruningCallback) -> MeasuredRun:
     """Train or resume the recipe in the folder `out`, and measure the result. Raises LabError as training and engines
     do."""
     fine_tune(recipe, out, callbacks=[callback])
@@ -84,7 +90,7 @@ def measure(recipe: Recipe, sweep: Sweep, out: Path, callback: PruningCallback) 
     }  # fmt: skip
 
 
-def objective(measured: Measured, figure: str) -> float:
+def objective(measured: MeasuredRun, figure: str) -> float:
     """The figure by which a run is judged. Raises LabError if it is not a finite number."""
     weights = measured["weights"].get(figure)
     value = estimate(list(measured["values"][figure].values()), list(weights.values()) if weights else None).value

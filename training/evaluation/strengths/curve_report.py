@@ -7,6 +7,7 @@ from pathlib import Path
 
 from training.evaluation.statistics import Estimate
 from training.evaluation.strengths.strength_curve import Curve
+from training.markdown import format_mean, format_share, table
 
 CHART = "strengths.png"
 
@@ -14,13 +15,13 @@ CHART = "strengths.png"
 def curve_text(suite: str, curve: Curve) -> str:
     """A curve as Markdown: the best strength, and a table."""
     loss = curve["metric"] == "loss"
-    lines = [f"| strength | learnt | forgotten | {'loss (nats per token)' if loss else 'right answers'} |"]
-    lines.append("|---|---|---|---|")
-    for point in curve["points"]:
-        value = format_loss(point["value"]) if loss else format_share(point["value"])
-        cells = (f"{point['strength']:g}", format_share(point["learnt"]), format_share(point["forgotten"]), value)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([f"## Strengths ({suite})", "", best_text(curve), "", *lines])
+    metric, format_value = ("loss (nats per token)", format_mean) if loss else ("right answers", format_share)
+    rows = [
+        [f"{p['strength']:g}", share_of(p["learnt"]), share_of(p["forgotten"]), format_value(p["value"])]
+        for p in curve["points"]
+    ]
+    figures = table(["strength", "learnt", "forgotten", metric], rows)
+    return "\n\n".join([f"## Strengths ({suite})", best_text(curve), figures])
 
 
 def best_text(curve: Curve) -> str:
@@ -31,16 +32,9 @@ def best_text(curve: Curve) -> str:
     return f"Best strength: {curve['best']:g}. It {told} strength 1 (p = {curve['p']:.2g}, the best of several chosen)."
 
 
-def format_share(row: Mapping[str, float] | None) -> str:
-    """ "97 % (95–98, n = 496)"; "none" without questions."""
-    if row is None:
-        return "none"
-    return f"{row['value'] * 100:.0f} % ({row['low'] * 100:.0f}–{row['high'] * 100:.0f}, n = {row['count']})"
-
-
-def format_loss(row: Mapping[str, float]) -> str:
-    """ "0.0603 (0.0478–0.0793, n = 200)"."""
-    return f"{row['value']:.4g} ({row['low']:.4g}–{row['high']:.4g}, n = {row['count']})"
+def share_of(row: Mapping[str, float] | None) -> str:
+    """A share with its interval; "none" without questions."""
+    return format_share(row) if row else "none"
 
 
 def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
