@@ -17,7 +17,9 @@ from inference.validation import shorten
 
 LIST_TIMEOUT = 3.0  # seconds
 LOAD_TIMEOUT = 60.0  # seconds; a large adapter on a busy server
-ALREADY = re.compile(r"already been loaded|cannot be found")  # another process loaded or unloaded it at the same time
+ALREADY_DONE = re.compile(
+    r"already been loaded|cannot be found"
+)  # another process loaded or unloaded it at the same time
 
 
 class Unreachable(LabError):
@@ -72,7 +74,7 @@ class Replica:
                 f"The replica {self.host} loads no adapters while it runs: start it with "
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
             )
-        if answer.is_error and not ALREADY.search(answer.text):
+        if answer.is_error and not ALREADY_DONE.search(answer.text):
             raise LabError(f"The replica {self.host} refuses {what} ({reason(answer)}): publish one that fits it.")
         return answer
 

@@ -28,7 +28,7 @@ MAX_COUNT = 100_000_000  # tokens; a larger count of a server is not true
 CHARACTERS_PER_TOKEN = 200  # no token of known models has more
 # No answer has so many events: a token has one, or a few with servers that split its text.
 EVENTS_PER_TOKEN, MORE_EVENTS = 2, 100
-LIE = "The server's token counts can't be true, so the parts of the answer are counted: look into its log."
+UNTRUE_COUNTS = "The server's token counts can't be true, so the parts of the answer are counted: look into its log."
 
 
 @dataclass
@@ -39,12 +39,14 @@ class ChatCompletion:
         wants_usage: whether token counts are requested. Some servers refuse that.
         models: the models that the server listed.
         context: how many tokens the model reads; None if the server does not say.
+        max_tokens: of the answer: those of `sampling`, or fewer if the server refuses so many.
         inbox: what the reader receives: text, a chunk with a status, an error, or None at the end.
         dropped: how many of the oldest turns were left out.
         received: the number of stream events with text.
-        shown: how many of these the reader has taken.
-        events, characters: those of the text, and of thoughts, which are not shown.
+        events, characters: how many events and characters came, those of thoughts included, which are not shown.
+        shown: how many of the received texts the reader has taken.
         first_at, latest_at: when the first and the latest text came, by `time.perf_counter`.
+        usage: the server's `CompletionUsage`, which may have only some of its fields.
     """
 
     model: str
@@ -54,7 +56,7 @@ class ChatCompletion:
     wants_usage: bool = True
     models: list[str] = field(default_factory=list)
     context: int | None = None
-    max_tokens: int = 0  # of the answer; fewer than those of `sampling` if the server refuses so many
+    max_tokens: int = field(init=False)
     inbox: queue.SimpleQueue[str | Chunk | LabError | None] = field(default_factory=queue.SimpleQueue)
     dropped: int = 0
     received: int = 0
@@ -64,7 +66,7 @@ class ChatCompletion:
     first_at: float | None = None
     latest_at: float = 0.0
     finish: Literal["stop", "length"] | None = None
-    usage: Any = None  # the client's CompletionUsage, which servers fill in only partly
+    usage: Any = None
 
     def __post_init__(self) -> None:
         self.max_tokens = self.sampling.max_tokens
@@ -168,17 +170,17 @@ class ChatCompletion:
         claimed = getattr(usage, "completion_tokens", None), getattr(usage, "prompt_tokens", None)
         generated = whole_number(claimed[0] or 0, min(self.received, 1), self.max_tokens + 1)
         prompt = whole_number(claimed[1] or 0, 0, self.context or MAX_COUNT)
-        lie = usage is not None and claimed[0] is not None and (generated is None or prompt is None)
-        count = self.received if lie else generated or self.received
+        untrue = usage is not None and claimed[0] is not None and (generated is None or prompt is None)
+        count = self.received if untrue else generated or self.received
         seconds = self.latest_at - self.first_at if self.first_at else 0
         return Figures(
-            prompt_tokens=0 if lie else prompt or 0,
-            cached_tokens=whole_number(getattr(details, "cached_tokens", None), 0, 0 if lie else prompt or 0) or 0,
-            completion_tokens=self.shown if lie else generated or self.shown,
+            prompt_tokens=0 if untrue else prompt or 0,
+            cached_tokens=whole_number(getattr(details, "cached_tokens", None), 0, 0 if untrue else prompt or 0) or 0,
+            completion_tokens=self.shown if untrue else generated or self.shown,
             seconds_to_first_token=self.first_at - self.started_at if self.first_at else None,
             tokens_per_second=(count - 1) / seconds if count > 1 and seconds else None,
             finish_reason="cancelled" if cancelled else self.finish or "stop",
             dropped_turns=self.dropped,
             context_tokens=self.context,
-            note=LIE if lie else "",
+            note=UNTRUE_COUNTS if untrue else "",
         )

@@ -23,7 +23,7 @@ from inference.engines.remote.chat_completion import CONTINUE
 from inference.engines.remote.server_errors import UnexpectedResponse
 
 FIELDS = ("return_token_ids", "allowed_token_ids", *CONTINUE)  # which servers without scores refuse by name
-CLOSED = {"add_generation_prompt": False}
+CLOSE = {"add_generation_prompt": False}  # ends the conversation after the last message
 AT_ONCE = 16  # requests of one score
 MALFORMED = (AttributeError, TypeError, ValueError, LookupError, OverflowError, RecursionError)
 
@@ -51,7 +51,7 @@ async def score_answer(
     prompt, unclosed, tokens = await asyncio.gather(
         request(conversation(messages, {}), token_ids),
         request(conversation(closed, CONTINUE), token_ids),
-        request(conversation(closed, CLOSED), token_ids),
+        request(conversation(closed, CLOSE), token_ids),
     )
     # The end is the first token of the closed answer that is not in the unclosed one.
     start, end = common_length(prompt, tokens), common_length(unclosed, tokens) + 1
