@@ -20,7 +20,6 @@ from benchmarks.report import (
     Unavailable,
     describe_machine,
     has_gpu,
-    markdown_table,
     measure,
     package_versions,
     run_in_own_process,
@@ -28,6 +27,7 @@ from benchmarks.report import (
 )
 from inference.errors import LabError
 from inference.terminal import run
+from training.markdown import table
 
 BENCHMARKS = {
     "engine_overhead": "what the llama.cpp engine and its process cost beside llama.cpp itself",
@@ -104,7 +104,7 @@ def summary(outcomes: list[Outcome], arguments: list[str]) -> str:
         f"- Versions: {package_versions()}",
         f"- Seconds: {times}",
         "",
-        markdown_table(
+        table(
             ["benchmark", "what", "measured", "expected"], [row for outcome in outcomes for row in outcome.rows]
         ),
     ])  # fmt: skip

@@ -19,12 +19,14 @@ import torch
 import typer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks.report import Figure, markdown_table, run_in_own_process
+from benchmarks.report import Figure, figure_table, run_in_own_process
+from inference.terminal import run
 from training.recipe import Recipe, load_recipe
 
 RATES = (1e-5, 5e-5, 2e-4, 3e-3)  # low ones, the usual one of a 1B, and the nano's
 STEPS = 60
 Weights = dict[str, torch.Tensor]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Outcome(NamedTuple):
@@ -129,6 +131,7 @@ def measure(quick: bool) -> list[Figure]:
     return measure_rates("emoji-nano", [f"max_steps={STEPS}", "warmup_steps=5"], RATES)
 
 
+@app.command()
 def main(
     recipe: Annotated[str, typer.Option(help="The recipe to train.")] = "emoji-nano",
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = STEPS,
@@ -136,8 +139,8 @@ def main(
 ) -> None:
     """Measure a recipe of your choice and print a table."""
     figures = measure_rates(recipe, [f"max_steps={steps}", "warmup_steps=5", *(overrides or [])], RATES)
-    print(markdown_table(["what", "measured"], [[figure.what, figure.value] for figure in figures]))
+    print(figure_table(figures))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(app)

@@ -19,7 +19,7 @@ from inference.engines import Engine, Message, Sampling
 from inference.errors import LabError
 
 LIMIT = 2.0  # seconds to the first token, of which the 99th percentile stays below
-PATIENCE = 20.0  # seconds after the last arrival until open answers are stopped
+PATIENCE = 20.0  # seconds from the last arrival until open answers are stopped
 ENOUGH = 30  # questions of a step, for which a slow one takes up to three times as long
 SAMPLING = Sampling(temperature=0, max_tokens=64)
 TOO_LATE = 600.0  # seconds: the wait of a question without a first token, for percentiles
@@ -69,7 +69,7 @@ class Step:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """A percentile of `values`, the higher neighbour."""
+    """A percentile of `values` (`share` from 0 to 100): the next higher one of the values themselves."""
     return float(np.percentile(values, share, method="higher"))
 
 
@@ -107,13 +107,18 @@ def arrive(
         threads.append(threading.Thread(target=answer, args=(engine, question, all_asked[-1], stop), daemon=True))
         threads[-1].start()
         due += rng.expovariate(rate)
+    await_answers(threads, stop)
+    return all_asked, half
+
+
+def await_answers(threads: Sequence[threading.Thread], stop: threading.Event) -> None:
+    """Wait for the answers for PATIENCE, then `stop` those that are open."""
     deadline = time.perf_counter() + PATIENCE
     for thread in threads:
         thread.join(max(0.0, deadline - time.perf_counter()))
     stop.set()
     for thread in threads:
         thread.join()
-    return all_asked, half
 
 
 def at_once(engine: Engine, questions: list[Question], count: int) -> float:
@@ -126,11 +131,7 @@ def at_once(engine: Engine, questions: list[Question], count: int) -> float:
     ]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(max(0.0, started + PATIENCE - time.perf_counter()))
-    stop.set()
-    for thread in threads:
-        thread.join()
+    await_answers(threads, stop)
     answered = [each for each in asked if not each.error]
     return max(1, len(answered)) / (max(each.ended for each in asked) - started)
 

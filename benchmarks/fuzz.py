@@ -24,10 +24,11 @@ from benchmarks.fuzzing.page_target import ApiBodies
 from benchmarks.fuzzing.pytorch_target import ADAPTER, CONFIG, TOKENIZER, WEIGHTS, PytorchFiles
 from benchmarks.fuzzing.target import Input, NoAnswer, PageCrash, Target, problem_of
 from benchmarks.fuzzing.template_target import ChatTemplates
-from benchmarks.report import Figure, markdown_table
+from benchmarks.report import Figure
 from inference.errors import LabError, visitor_message
 from inference.settings import PROJECT
 from inference.terminal import run
+from training.markdown import table
 
 PYTORCH = {"safetensors": (WEIGHTS, ADAPTER), "adapter_config": (CONFIG,), "tokenizer": (TOKENIZER,)}
 TARGETS: dict[str, Callable[[], Target]] = {
@@ -194,7 +195,7 @@ def main(
     for name in chosen:
         results.append(fuzz(name, QUICK if quick else count, seed, start, failures))
         print(*results[-1].failures, sep="\n", flush=True)
-    print(markdown_table(COLUMNS, [result.row() for result in results]))
+    print(table(COLUMNS, [result.row() for result in results]))
     if any(result.failed for result in results):
         raise typer.Exit(1)
 

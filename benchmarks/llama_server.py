@@ -24,7 +24,7 @@ import typer
 
 from benchmarks.reference_server.build import built_server, server_program
 from benchmarks.reference_server.process import ReferenceServer
-from benchmarks.report import Figure, Unavailable, markdown_table, timed
+from benchmarks.report import Figure, Unavailable, figure_table, timed
 from benchmarks.timed_models import nano, random_1b
 from inference.engines import Engine, Message, ModelFiles, Sampling, load_engine
 from inference.engines.chat_template.named import find_template
@@ -38,6 +38,7 @@ COUNTS = (1, 4, 16)  # questions at once
 TURNS = 3  # questions and answers in the conversation that is in the cache
 TEXT = "what does this emoji mean? " * 4
 Pair = tuple[float, float]  # the engine's figure and llama-server's
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def conversation(number: int, turns: int = 0) -> list[Message]:
@@ -187,6 +188,7 @@ def measure(quick: bool) -> list[Figure]:
     return [*compare(nano().label, small, 15), *compare(random_1b().label, large, 3)]
 
 
+@app.command()
 def main(
     file: Annotated[Path, typer.Argument(help="A base as a GGUF file.")],
     rounds: Annotated[int, typer.Option(min=1, help="Pairs of each figure.")] = 3,
@@ -195,13 +197,8 @@ def main(
     if not file.is_file():
         raise LabError(f"There is no file {file}: name a GGUF file.")
     figures = compare(file.name, Subject(file, (), 48, find_template("vicuna")), rounds)
-    print(
-        markdown_table(["what", "measured", "expected"], [[each.what, each.value, each.expected] for each in figures])
-    )
+    print(figure_table(figures))
 
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command()(main)
 
 if __name__ == "__main__":
     run(app)

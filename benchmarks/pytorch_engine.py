@@ -39,8 +39,8 @@ OTHER_PRECISIONS = ("float16", "4 bits (NF4)")
 
 
 @contextmanager
-def timed_models(device: torch.device) -> Iterator[tuple[Path, list[Path]]]:
-    """The folders of the base that is timed on this device, and of two adapters for it."""
+def base_and_adapters(device: torch.device) -> Iterator[tuple[Path, list[Path]]]:
+    """The folders of the base that is timed on this device, and of two adapters for it. On a GPU they are temporary."""
     if device.type == "cpu":
         shipped = PROJECT / "adapters"
         yield shipped / "nano", [shipped / "nano-emoji", shipped / "nano-emoji-1-epoch"]
@@ -57,7 +57,7 @@ def timed_models(device: torch.device) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """What `work` takes, until the device has finished it."""
+    """The seconds that `work` takes, until the device has finished it."""
     with timed() as watch:
         work()
         if device.type == "cuda":
@@ -213,7 +213,7 @@ def measure(quick: bool) -> list[Figure]:
     """Measure 1, 8 and 32 questions with 256 tokens each on a GPU and 64 on a CPU, or with `quick` 1 and 2 with 8."""
     device = torch.device("cuda:0" if torch.cuda.is_available() and not quick else "cpu")
     counts, rounds, tokens = ((1, 2), 1, 8) if quick else ((1, 8, 32), 3, 256 if device.type == "cuda" else 64)
-    with timed_models(device) as (folder, adapters):
+    with base_and_adapters(device) as (folder, adapters):
         base, engine = [ModelFiles(folder)], Engine(str(device))
         with timed() as first_load:
             answer_all(engine, base, 1, 1)
@@ -230,7 +230,7 @@ def measure(quick: bool) -> list[Figure]:
         precisions = [precision_figure(name, folder, device, counts, tokens, rounds) for name in others]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, the nano model"
     figures = [
-        Figure(f"{name}: weights, MB; copied at, GB/s; rows",
+        Figure(f"{name}: weights, MB; copied at, GB/s; rows of the batch",
                f"{plain.size / 1e6:,.0f}; {plain.bandwidth / 1e9:,.0f}; {len(batch.rows)}"),
         Figure("from the first question to its first token, with loading, s", f"{first_load.seconds:.1f}", "≤ 4"),
         Figure("longest pause of an answer while others start, s", f"{pause:.2f}", "≤ 0.3"),

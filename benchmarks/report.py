@@ -7,13 +7,15 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from training.markdown import table
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,10 +74,9 @@ def measure(name: str, quick: bool) -> list[Figure]:
     return figures
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def figure_table(figures: Iterable[Figure]) -> str:
+    """Figures as a Markdown table."""
+    return table(["what", "measured", "expected"], [[each.what, each.value, each.expected] for each in figures])
 
 
 def describe_machine() -> str:

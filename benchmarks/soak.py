@@ -26,7 +26,7 @@ import typer
 
 from benchmarks.fuzzing.mutations import VALUES
 from benchmarks.fuzzing.target import EXPECTED, NANO, QUESTION, RECORDING, problem_of
-from benchmarks.report import Figure, markdown_table
+from benchmarks.report import Figure, figure_table
 from benchmarks.running_app import Client, Event, RunningApp
 from inference.settings import PROJECT
 from inference.terminal import run
@@ -255,8 +255,7 @@ def main(
     """Print a table. The exit code is 1 for errors other than the intended sentences, and for lost answers."""
     results = soak(QUICK_MINUTES, QUICK_VISITORS, QUICK_KILL_AFTER) if quick else soak(minutes, visitors, KILL_AFTER)
     print(*results.errors[:20], *(f"lost: {line}" for line in results.lost[:20]), sep="\n")
-    rows = [[figure.what, figure.value, figure.expected] for figure in figures_of(results)]
-    print(markdown_table(["what", "measured", "expected"], rows))
+    print(figure_table(figures_of(results)))
     if results.errors or results.lost:
         raise typer.Exit(1)
 

@@ -25,8 +25,9 @@ import torch
 import typer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from benchmarks.report import Figure, markdown_table, run_in_own_process
+from benchmarks.report import Figure, figure_table, run_in_own_process
 from benchmarks.timed_models import write_base
+from inference.terminal import run
 from training.finetune.progress import attention_length, flops_per_token, peak_flops
 from training.recipe import Recipe, load_recipe
 
@@ -40,6 +41,7 @@ MICRO_BATCH = 2  # of the study, for TRL and Unsloth; "best" has its whole batch
 EXPECTED = {"finetome-1b": "≥ 20,000", "finetome-1b-tuned": "≥ 45,000", "best": "≥ 80,000"}  # tokens/s on an H100
 PRODUCT = 8192  # rows and columns of the matrices
 ROWS = 4000  # of the made data: more than the steps take
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Speed(NamedTuple):
@@ -265,6 +267,7 @@ def measure(quick: bool) -> list[Figure]:
     return measure_recipes(GPU_RECIPES if on_1b else NANO_RECIPES, [f"max_steps={STEPS}"], on_1b)
 
 
+@app.command()
 def main(
     recipes: Annotated[list[str] | None, typer.Argument(help="Recipes to measure.")] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of each; the first ten are not counted.")] = STEPS,
@@ -277,8 +280,8 @@ def main(
     on_1b = torch.cuda.is_available() if shape == "auto" else shape == "1b"
     chosen = {name: [name] for name in recipes} if recipes else GPU_RECIPES if on_1b else NANO_RECIPES
     figures = measure_recipes(chosen, [*(overrides or []), f"max_steps={steps}"], on_1b)
-    print(markdown_table(["what", "measured"], [[figure.what, figure.value] for figure in figures]))
+    print(figure_table(figures))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(app)

@@ -63,7 +63,7 @@ def checkpoint() -> tuple[str, whisper.Whisper]:
     return EMBEDDED.parent.name, embedded_whisper().to(device)
 
 
-def ways(model: whisper.Whisper, recording: bytes) -> dict[str, Callable[[], str]]:
+def transcribers(model: whisper.Whisper, recording: bytes) -> dict[str, Callable[[], str]]:
     """The functions that are timed, by name; each returns the text."""
     sound: Samples = decode(recording).samples
     half = model.device.type == "cuda"
@@ -85,18 +85,18 @@ def ways(model: whisper.Whisper, recording: bytes) -> dict[str, Callable[[], str
 
 
 def first_words(model: whisper.Whisper, recording: bytes) -> float:
-    """Seconds until the first words of a recording are there."""
+    """Seconds from a recording to its first words."""
     started = time.perf_counter()
     next(transcribe_samples(model, decode(recording).samples, "en"))
     return time.perf_counter() - started
 
 
-def rows(name: str, model: whisper.Whisper, recording: bytes, rounds: int) -> list[Figure]:
+def recording_figures(name: str, model: whisper.Whisper, recording: bytes, rounds: int) -> list[Figure]:
     """The figures of one recording."""
     seconds: dict[str, list[float]] = {}
     texts: dict[str, str] = {}
     for _ in range(rounds + 1):  # the first one warms up
-        for way, transcribe in ways(model, recording).items():
+        for way, transcribe in transcribers(model, recording).items():
             with timed() as watch:
                 texts[way] = transcribe()
             seconds.setdefault(way, []).append(watch.seconds)
@@ -106,7 +106,8 @@ def rows(name: str, model: whisper.Whisper, recording: bytes, rounds: int) -> li
     length = decode(recording).samples.size / SAMPLE_RATE
     title = f"Whisper {name}, {length:.1f} s of speech"
     figures = [Figure(f"{title}, s: {'; '.join(medians)}", "; ".join(f"{value:.2f}" for value in medians.values()))]
-    expected = "" if name == EMBEDDED.parent.name else "≤ 0.6"  # it knows short questions about emoji alone
+    # The embedded model knows short questions about emoji alone: it transcribes this text wrongly.
+    expected = "" if name == EMBEDDED.parent.name else "≤ 0.6"
     ratio = medians["ours, language given"] / medians["openai-whisper, language given"]
     figures.append(Figure(f"{title}: ours / openai-whisper, language given", f"{ratio:.2f}", expected))
     figures.append(Figure(f"{title}: words that differ", f"{jiwer.wer(plain or '-', own or '-'):.1%}"))
@@ -122,5 +123,5 @@ def measure(quick: bool) -> list[Figure]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     figures = [Figure("device; load average before", f"{device}; {os.getloadavg()[0]:.1f}")]
     for seconds in SECONDS[: 1 if quick else None]:
-        figures += rows(name, model, speech(seconds), 1 if quick else 3 if seconds > 30 else 5)
+        figures += recording_figures(name, model, speech(seconds), 1 if quick else 3 if seconds > 30 else 5)
     return figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 
 from benchmarks.reference_server.build import LIBRARIES
+from benchmarks.running_app import free_port
 
 START_SECONDS = 120.0
 CELLS = 16_384  # tokens of the KV cache for all requests, as many as this project's engine takes at most
@@ -29,9 +29,7 @@ class ReferenceServer:
     """
 
     def __init__(self, program: Path, base: Path, adapters: Sequence[Path], threads: int, slots: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         loras = ["--lora", ",".join(map(str, adapters)), "--lora-init-without-apply"] if adapters else []
         self._command = [
             str(program), "--model", str(base), *loras, "--host", "127.0.0.1", "--port", str(port), "--offline",
