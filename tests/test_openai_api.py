@@ -29,8 +29,8 @@ from inference.visitors.limits import VisitorLimits
 from training.data.emoji.unknown import UNKNOWN
 from ui.openai_api import answer_stream
 from ui.openai_api.api_errors import ApiError
+from ui.openai_api.request_queue import RequestQueue
 from ui.openai_api.routes import openai_routes
-from ui.openai_api.turns import Turns
 
 pytestmark = pytest.mark.xdist_group("page")
 QUESTION = [{"role": "user", "content": "What does 🐼 mean?"}]
@@ -332,10 +332,10 @@ def test_a_stream_that_stays_unread_ends_and_closes_its_source(monkeypatch):
 
 def test_requests_wait_in_turn_and_one_more_than_the_queue_holds_is_refused():
     async def run() -> list[int]:
-        turns, order = Turns(at_once=1, waiting=2), []
+        queue, order = RequestQueue(at_once=1, waiting=2), []
 
         async def request(number: int) -> None:
-            async with turns.turn():
+            async with queue.slot():
                 order.append(number)
                 await asyncio.sleep(0.01)
 

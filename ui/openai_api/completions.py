@@ -24,7 +24,7 @@ from ui.openai_api.answer_stream import LiveResponse, Steps, while_connected
 from ui.openai_api.api_errors import ApiError, as_api_error
 from ui.openai_api.chat_values import ChatValues, read_chat
 from ui.openai_api.request_body import read_json, sender_of
-from ui.openai_api.turns import Turns
+from ui.openai_api.request_queue import RequestQueue
 
 START_SECONDS = 3.0  # for a stream's first text. Until then an error has a status; afterwards it is an event
 PING_SECONDS = 10.0  # between two comments in a stream that has no text yet, so that no proxy closes it
@@ -71,8 +71,8 @@ def usage(figures: Figures) -> dict[str, Any]:
 class Chat:
     """The endpoints. `pool` has the threads in which answers are computed."""
 
-    def __init__(self, lab: Lab, limits: VisitorLimits, turns: Turns, pool: ThreadPoolExecutor) -> None:
-        self._lab, self._limits, self._turns, self._pool = lab, limits, turns, pool
+    def __init__(self, lab: Lab, limits: VisitorLimits, queue: RequestQueue, pool: ThreadPoolExecutor) -> None:
+        self._lab, self._limits, self._queue, self._pool = lab, limits, queue, pool
 
     async def list_models(self, _: Request) -> Response:
         """List the models of the dropdown."""
@@ -112,7 +112,7 @@ class Chat:
             yield from self._lab.ask(entry, messages, values.sampling, stopped)
 
         with self._limits.admit(visitor):
-            async with self._turns.turn():
+            async with self._queue.slot():
                 async for chunk in Steps(self._pool, answer).run():
                     yield chunk
 

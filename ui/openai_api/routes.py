@@ -22,8 +22,8 @@ from ui.openai_api.answer_stream import ClientGone
 from ui.openai_api.api_errors import ApiError, as_api_error
 from ui.openai_api.completions import Chat
 from ui.openai_api.request_body import BodyLimit
+from ui.openai_api.request_queue import RequestQueue
 from ui.openai_api.sound import Sound
-from ui.openai_api.turns import Turns
 
 SOUNDS_AT_ONCE = 4  # recordings and texts under way at the same time, as on the page
 OTHER_THREADS = 8  # for short work and for the ends of answers
@@ -77,8 +77,8 @@ def openai_routes(lab: Lab, limits: VisitorLimits, settings: Settings) -> list[M
     """`/v1`, for the application that the page is launched with."""
     at_once = settings.answers_at_once
     pool = ThreadPoolExecutor(at_once + SOUNDS_AT_ONCE + OTHER_THREADS, thread_name_prefix="v1")
-    chat = Chat(lab, limits, Turns(at_once, settings.queue), pool)
-    sound = Sound(lab, limits, Turns(SOUNDS_AT_ONCE, settings.queue), pool)
+    chat = Chat(lab, limits, RequestQueue(at_once, settings.queue), pool)
+    sound = Sound(lab, limits, RequestQueue(SOUNDS_AT_ONCE, settings.queue), pool)
     endpoints: list[tuple[str, Endpoint, str]] = [
         ("/models", chat.list_models, "GET"),
         ("/models/{model:path}", chat.show_model, "GET"),

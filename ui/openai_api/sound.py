@@ -21,7 +21,7 @@ from inference.voice import wav_bytes
 from ui.openai_api.answer_stream import LiveResponse, Steps, while_connected
 from ui.openai_api.api_errors import ApiError, refuse
 from ui.openai_api.request_body import Parameters, read_json, sender_of
-from ui.openai_api.turns import Turns
+from ui.openai_api.request_queue import RequestQueue
 
 MAX_INPUT = 4096  # characters of a text to be spoken; OpenAI's limit
 MAX_FIELDS = 20  # of a form
@@ -65,13 +65,13 @@ SPEECH = Parameters(
 class Sound:
     """The endpoints. `pool` has the threads in which the work is done."""
 
-    def __init__(self, lab: Lab, limits: VisitorLimits, turns: Turns, pool: ThreadPoolExecutor) -> None:
-        self._lab, self._limits, self._turns, self._pool = lab, limits, turns, pool
+    def __init__(self, lab: Lab, limits: VisitorLimits, queue: RequestQueue, pool: ThreadPoolExecutor) -> None:
+        self._lab, self._limits, self._queue, self._pool = lab, limits, queue, pool
 
     async def transcribe(self, request: Request) -> Response:
         """Transcribe a recording, which a form has as its file."""
         with self._limits.admit(sender_of(request), "recording"):
-            async with request.form(max_files=1, max_fields=MAX_FIELDS) as form, self._turns.turn():
+            async with request.form(max_files=1, max_fields=MAX_FIELDS) as form, self._queue.slot():
                 values, file = read_form(form)
                 if values.model not in (RECOGNIZER, self._lab.transcriber.name):
                     raise unknown(values.model, RECOGNIZER)
@@ -117,7 +117,7 @@ class Sound:
                         return
 
         with self._limits.admit(sender_of(request), "text"):
-            async with self._turns.turn():
+            async with self._queue.slot():
                 async for sentence in Steps(self._pool, spoken).run():
                     yield sentence
 

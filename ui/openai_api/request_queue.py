@@ -1,4 +1,4 @@
-"""Requests of the API wait for each other here, as the page's wait in Gradio's queue."""
+"""The queue of the API: its requests wait here for each other, as the page's wait in Gradio's queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from inference.metrics import count_refusal
 from ui.openai_api.api_errors import BUSY_SECONDS, ApiError
 
 
-class Turns:
+class RequestQueue:
     """At most `at_once` requests are under way and `waiting` more wait, the oldest first. For one event loop."""
 
     def __init__(self, at_once: int, waiting: int) -> None:
@@ -18,8 +18,8 @@ class Turns:
         self._waiting, self._most_waiting = 0, waiting
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn, which lasts as long as the block. Raises ApiError if too many wait already."""
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it as long as the block lasts. Raises ApiError if too many wait already."""
         if self._free.locked() and self._waiting >= self._most_waiting:
             count_refusal("queue")
             raise ApiError(
