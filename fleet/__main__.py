@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
@@ -11,9 +13,11 @@ import typer
 
 from fleet import commands, rolling, supervisor
 from fleet.settings import FleetSettings
+from fleet.watch import probe
 from inference.terminal import run
 
 START_POLL = 1.0  # seconds
+WATCH_PAUSE = 10.0  # seconds
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 
@@ -70,6 +74,24 @@ def page() -> None:
     while not answers(f"{settings.router_url}/v1/models"):
         time.sleep(START_POLL)
     become(settings, "page", commands.page_command(), commands.page_environment(settings))
+
+
+@app.command(hidden=True)
+def watch(number: int) -> None:
+    """End a replica whose engine hangs, or that outlives supervisord. supervisord calls this, and restarts it."""
+    settings, name = FleetSettings.read(), f"replica-{number}"
+
+    def end(*_: object) -> None:
+        supervisor.kill_left(settings, name)
+        sys.exit()
+
+    signal.signal(signal.SIGUSR1, end)  # supervisord was killed: see supervisord.conf
+    while True:
+        url, seconds = settings.replica_urls[number - 1], settings.hang_timeout
+        if probe(url, settings.name, seconds, settings.api_key) == "hangs":
+            print(f"{time.ctime()}: no token and no step for {seconds:g} s. Restarting {name}.", flush=True)
+            supervisor.kill_left(settings, name)
+        time.sleep(WATCH_PAUSE)
 
 
 def answers(url: str) -> bool:

@@ -24,6 +24,7 @@ class FleetSettings:
         context: tokens.
         kv_cache_gb: GB of each replica on a CPU.
         gpu_memory: a share from 0 to 1.
+        hang_timeout: seconds.
         state: the folder of logs and of adapters that are loaded later.
         api_key: REMOTE_API_KEY, which the replicas demand if it is set.
     """
@@ -42,6 +43,7 @@ class FleetSettings:
     threads: int
     kv_cache_gb: float
     gpu_memory: float
+    hang_timeout: float
     state: Path
     api_key: str | None = field(default=None, repr=False)
 
@@ -80,6 +82,7 @@ class FleetSettings:
             threads=int(number("THREADS", 1, 1024)),
             kv_cache_gb=number("KV_CACHE_GB", 0.1, 1e4),
             gpu_memory=number("GPU_MEMORY", 0.01, 1),
+            hang_timeout=number("HANG_TIMEOUT", 1, 1e5),
             state=PROJECT / text("STATE"),
             api_key=variable("REMOTE_API_KEY"),
         )

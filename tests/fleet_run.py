@@ -66,9 +66,9 @@ class Fleet:
         groups = {int(file.read_text().split()[0]) for file in self.settings.state.glob("*.group")}
         return [each for each in psutil.process_iter() if in_group(each, groups)]
 
-    def engines(self) -> int:
-        """The number of vLLM's engine processes, of which each replica has one."""
-        return sum(each.name().startswith("VLLM::Engine") for each in self.running())
+    def engines(self) -> list[psutil.Process]:
+        """vLLM's engine processes, of which each replica has one."""
+        return [each for each in self.running() if each.name().startswith("VLLM::Engine")]
 
     def is_healthy(self, number: int) -> bool:
         """Whether the router sends questions to a replica."""
@@ -95,6 +95,7 @@ def started_fleet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fle
         "FLEET_ROUTER_URL": f"http://127.0.0.1:{free_port()}",
         "FLEET_PAGE_PORT": str(free_port()),
         "FLEET_STATE": str(folder),
+        "FLEET_HANG_TIMEOUT": "30",  # one that hangs is restarted sooner
     }  # fmt: skip
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
