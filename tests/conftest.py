@@ -13,7 +13,7 @@ import sys
 import time
 import wave
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores:
 
 from fleet_run import NOT_INSTALLED, START_SECONDS, Fleet, get, started_fleet, wait_for
 from huggingface_hub import constants
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from processes import fork_converters, run_forked
 
 from inference.engines import Message, ModelFiles, Sampling
@@ -41,6 +43,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: `make test` installs it if it can")
+PATIENCE = 120_000  # ms that a browser waits for what must appear: a machine may be slow
 GREEDY = Sampling(temperature=0, max_tokens=64)
 fork_converters()
 
@@ -113,7 +116,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         return run_forked("-m", *arguments, **environment)
     return subprocess.run(
         [sys.executable, "-m", *arguments],
-        cwd=PROJECT, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment},
+        cwd=PROJECT, capture_output=True, text=True, check=False, timeout=600, env={**os.environ, **environment},
     )  # fmt: skip
 
 
@@ -290,25 +293,51 @@ def address(tmp_path_factory, catalog_with_a_slow_model, votes_file) -> Iterator
 
 
 @contextmanager
-def open_page(address: str, microphone: Path | None = None, others_allowed: bool = False) -> Iterator:
-    """Open a page, which must not request anything from another host unless `others_allowed`. The WAV file is the
-    browser's microphone."""
-    from playwright.sync_api import sync_playwright
-
+def chromium(microphone: Path | None = None) -> Iterator[Browser]:
+    """Start a browser. The WAV file is its microphone."""
+    expect.set_options(timeout=PATIENCE)
     flags = list(FLAGS)
     if microphone:
         flags += ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
         flags += [f"--use-file-for-fake-audio-capture={microphone}%noloop"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page(viewport={"width": 900, "height": 1000})
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=PATIENCE) as browser,
+    ):
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests of a module. While it runs, this thread cannot start another."""
+    with chromium() as browser:
+        yield browser
+
+
+@contextmanager
+def visit(
+    browser: Browser, address: str, width: int = 900, height: int = 1000, query: str = "", others_allowed: bool = False
+) -> Iterator[Page]:
+    """Open the page as a new visitor, in a window of so many pixels. It must not request anything from another host
+    unless `others_allowed`."""
+    with browser.new_context(viewport={"width": width, "height": height}) as context:
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
         outside = []
         page.on("request", lambda request: outside.append(request.url))
-        page.goto(address)
+        page.goto(address + query)
         page.locator("#question textarea").wait_for()
+        if width >= 1100:
+            page.locator("#left.open").wait_for()
         yield page
-        browser.close()
-        assert others_allowed or not [url for url in outside if url.startswith("http") and not url.startswith(address)]
+    assert others_allowed or not [url for url in outside if url.startswith("http") and not url.startswith(address)]
+
+
+@contextmanager
+def open_page(address: str, microphone: Path | None = None) -> Iterator[Page]:
+    """Open the page in a browser of its own."""
+    with chromium(microphone) as browser, visit(browser, address) as page:
+        yield page
 
 
 def write_wav(path: Path, samples: np.ndarray) -> Path:
@@ -337,6 +366,21 @@ def speak(page, recorder: str) -> None:
     page.locator(f"#{recorder}").get_by_role("button", name="Record", exact=True).click()
     page.wait_for_timeout(4000)
     page.locator(f"#{recorder}").get_by_role("button", name="Stop").first.click()
+
+
+def enter_question(page, box: str, text: str, refused: str = "", notice: str = "#notice") -> None:
+    """Type a question into a box and press Enter until the page takes it, which empties the box: the page ignores the
+    key for the moment between the end of an answer on the screen and the end of its event. A question that is `refused`
+    in these words stays in the box."""
+    field = page.locator(f"{box} textarea")
+    field.fill(text)
+    for _ in range(30):
+        page.keyboard.press("Enter")
+        with suppress(PlaywrightTimeout, AssertionError):
+            if refused:
+                return page.locator(notice, has_text=refused).wait_for(timeout=4_000)
+            return expect(field).not_to_have_value(text, timeout=4_000)
+    raise AssertionError(f"the page did not take {text[:40]!r}")
 
 
 def open_settings(page) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from conftest import needs_browser, open_page, open_settings
+from conftest import needs_browser, open_settings, visit
+from playwright.sync_api import expect
 from test_page import ask, choose, wait_for_answer
 
 from inference.engines import Figures
@@ -137,12 +139,9 @@ def test_the_gauge_says_what_is_left_and_what_was_dropped():
 
 
 @pytest.fixture
-def page(address):
+def page(browser, address):
     """A page in a window that is wide enough for the list of conversations."""
-    with open_page(address) as page:
-        page.set_viewport_size({"width": 1300, "height": 850})
-        page.reload()
-        page.locator("#left.open").wait_for()
+    with visit(browser, address, 1300, 850) as page:
         yield page
 
 
@@ -196,7 +195,8 @@ def test_another_conversation_ends_the_running_answer_and_keeps_it(page):
     page.locator("#new").click()
     page.locator("#send").wait_for()
     listed(page, "Tell me about 🐙")
-    page.wait_for_timeout(500)
+    expect(page.locator("#chat .message")).to_have_count(0)
+    page.wait_for_timeout(500)  # nothing of the answer comes after it
     assert page.locator("#chat .message").count() == 0
     open_conversation(page, "🐙")
     page.locator("#chat .bot.message").wait_for()
@@ -245,7 +245,7 @@ def test_a_retry_with_another_model_is_kept(page):
     page.wait_for_function("conversations.list('')[0].listed[0]?.model === 'nano'")
     page.reload()
     page.locator("#chat .bot.message", has_text="I don't know that one yet.").wait_for()
-    assert page.get_by_label("Model", exact=True).input_value().lstrip("\u2060\u200b").startswith("Nano — ")
+    expect(page.get_by_label("Model", exact=True)).to_have_value(re.compile("^[\u2060\u200b]*Nano — "))
 
 
 @needs_browser
@@ -256,27 +256,29 @@ def test_a_link_fills_the_box_and_sends_nothing(page, address):
     page.locator("#question textarea").fill("What does 🇸🇪 mean?")
     page.locator("#share").click()
     link = page.locator("#link").get_by_role("textbox")
-    page.wait_for_function("document.querySelector('#link textarea, #link input')?.value.includes('question=')")
+    expect(link).to_have_value(re.compile("question="))
     url = link.input_value()
     assert url.startswith(f"{address}#") and "&question=What" in url and "model=nano" in url and "seed=7" in url
-    page.goto(url.replace("model=nano", "model=gone"))
-    page.locator("#notice", has_text="This link asks “gone”, a model that this page does not list").wait_for()
-    assert page.locator("#question textarea").input_value() == "What does 🇸🇪 mean?"
-    page.goto(url)
-    page.locator("#notice", has_text="press Enter to send it").wait_for()
-    page.wait_for_function("document.querySelector('#model input').value.includes('Nano — ')")
-    assert page.locator("#question textarea").input_value() == "What does 🇸🇪 mean?"
-    assert page.get_by_label("Seed").input_value() == "7"
+    question = page.locator("#question textarea")
+    for opened, notice in (
+        (url.replace("model=nano", "model=gone"), "This link asks “gone”, a model that this page does not list"),
+        (url, "press Enter to send it"),
+    ):
+        page.goto(opened)
+        page.locator("#notice", has_text=notice).wait_for()
+        expect(question).to_have_value("What does 🇸🇪 mean?")
+    page.locator("#card", has_text="5.2 million parameters").wait_for()  # the model has changed
+    expect(page.get_by_label("Model", exact=True)).to_have_value(re.compile("Nano — "))
+    expect(page.get_by_label("Seed")).to_have_value("7")
+    assert "press Enter to send it" in page.locator("#notice").inner_text()  # and the notice stays
     assert page.locator("#chat .message").count() == 0 and "#" not in page.url
 
 
 @needs_browser
 def test_two_tabs_of_one_browser_keep_both_versions(page, address):
-    context = page.context.browser.new_context(viewport={"width": 1300, "height": 850})
-    one, other = context.new_page(), context.new_page()
-    for tab in (one, other):
-        tab.goto(address)
-        tab.locator("#left.open").wait_for()
+    one, other = page, page.context.new_page()
+    other.goto(address)
+    other.locator("#left.open").wait_for()
     ask(one, "What does 🇸🇪 mean?")
     listed(other, "What does 🇸🇪 mean?")  # without a reload
     open_conversation(other, "🇸🇪")
@@ -288,7 +290,6 @@ def test_two_tabs_of_one_browser_keep_both_versions(page, address):
     wait_for_answer(other, 2)
     listed(one, "What does 🇸🇪 mean?", "What does 🇸🇪 mean?")
     assert [other.evaluate(f"conversations.list('{word}')[0].found") for word in ("panda", "penguin")] == [1, 1]
-    context.close()
 
 
 @needs_browser

@@ -48,9 +48,9 @@ class Sharing:
             **QUIET,
         )  # fmt: skip
         written.then(lambda link: gr.Textbox(link, visible=bool(link)), self.fragment, self.link, js=COMPLETE, **QUIET)
-        page.load(
-            self.open, self.fragment, [box.text, box.notice, picker.dropdown, *chat.settings.inputs], js=TAKE, **QUIET
-        )
+        # With `current` the model is selected already when the list changes: that keeps the notice.
+        opened = [box.text, box.notice, picker.dropdown, picker.current, *chat.settings.inputs]
+        page.load(self.open, self.fragment, opened, js=TAKE, **QUIET)
 
     def write(self, question: str, history: list[ChatEntry], model: str, *settings: Any) -> tuple[str, Any]:
         """Return a link's part behind “#” for the question in the box, or the last one of the conversation, and the
@@ -66,10 +66,14 @@ class Sharing:
             return "", visitor_message(error)
 
     def open(self, fragment: str) -> tuple[Any, ...]:
-        """Return the question box, the notice, the model and the settings of a link; nothing if there is no link."""
-        known = {entry.id for entry in self.chat.lab.catalog.entries}
-        shared = read_fragment(fragment or "", known)
+        """Return the question box, the notice, the model twice, for the list and as the selected one, and the settings
+        of a link; nothing if there is no link."""
+        lab = self.chat.lab
+        shared = read_fragment(fragment or "", {entry.id for entry in lab.catalog.entries})
         if not shared.question:
-            return tuple(gr.skip() for _ in range(3 + len(self.chat.settings.inputs)))
+            return tuple(gr.skip() for _ in range(4 + len(self.chat.settings.inputs)))
         notice = shared.problem or "This question came with a link: press Enter to send it."
-        return shared.question, notice, shared.model or gr.skip(), *shown_values(shared.settings)
+        if shared.model:
+            notice = f"{notice} {lab.state(lab.catalog[shared.model]).explanation}".strip()
+        model = shared.model or gr.skip()
+        return shared.question, notice, model, model, *shown_values(shared.settings)
