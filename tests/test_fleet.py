@@ -6,13 +6,16 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
 from conftest import assert_refused, command
 from dotenv import dotenv_values
+from fleet_run import free_port
 
-from fleet import commands, supervisor
+from fleet import commands, supervisor, watch
 from fleet.settings import FleetSettings
 from inference.errors import LabError
 from inference.settings import PROJECT
@@ -42,6 +45,8 @@ def test_gpus_differ_from_cpus_in_settings_only(services):
         assert shlex.split(replica["command"]) == commands.replica_command(settings, number)
         environment = {name: value for name, value in replica["environment"].items() if name not in others}
         assert environment == commands.replica_environment(settings)
+        check = f"python3 /watch.py http://127.0.0.1:8001 {settings.name} {settings.hang_timeout:g};"
+        assert replica["healthcheck"]["test"].startswith(check) and "./watch.py:/watch.py:ro" in replica["volumes"]
     assert shlex.split(services["router"]["command"]) == commands.router_command(settings)
     page = {name: value for name, value in services["page"]["environment"].items() if name not in others}
     assert page == commands.page_environment(settings)
@@ -111,3 +116,64 @@ def test_what_a_killed_process_left_is_ended_and_nothing_else(tmp_path, monkeypa
     assert not supervisor.group(tmp_path / "replica-1.group") and other.poll() is None
     other.kill()
     other.wait()
+
+
+class Replica(ThreadingHTTPServer):
+    """A server with vLLM's figures: `steps` grows by `moves` whenever they are asked. It gives a token, or none."""
+
+    daemon_threads = True
+
+    def __init__(self, moves: int, gives_token: bool, shows_figures: bool) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.steps, self.moves, self.gives_token, self.shows_figures = 1, moves, gives_token, shows_figures
+        self.ended = threading.Event()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Replica
+
+    def do_GET(self) -> None:
+        self.server.steps += self.server.moves
+        figures = f'vllm:iteration_tokens_total_count{{engine="0"}} {self.server.steps}\n'
+        self._answer(self.server.shows_figures, figures)
+
+    def do_POST(self) -> None:
+        self._answer(self.server.gives_token and self.headers["Authorization"] == "Bearer a-key", "{}")
+
+    def _answer(self, speaks: bool, text: str) -> None:
+        if not speaks:
+            self.server.ended.wait()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("state", "moves", "gives_token", "shows_figures"),
+    [
+        ("answers", 0, True, True),
+        ("busy", 1, False, True),
+        ("hangs", 0, False, True),
+        ("hangs", 0, False, False),  # the server too
+    ],
+)
+def test_an_engine_hangs_without_token_and_step(monkeypatch, state, moves, gives_token, shows_figures):
+    if not shows_figures:
+        monkeypatch.setattr(watch, "SERVER_TIMEOUT", 0.1)
+    with Replica(moves, gives_token, shows_figures) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert watch.probe(url, "nano", 600 if gives_token else 0.1, "a-key") == state
+        server.ended.set()
+        server.shutdown()
+        serving.join()
+
+
+def test_a_replica_that_loads_does_not_hang():
+    assert watch.probe(f"http://127.0.0.1:{free_port()}", "nano", 0.1, None) == "unavailable"
