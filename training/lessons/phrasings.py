@@ -17,14 +17,15 @@ from itertools import chain
 from inference.lessons.lessons import Lesson
 
 OPENERS = (
-    "Hi!", "Can you help me?", "Next:", "So,", "Hello.", "One more thing:", "Excuse me,", "By the way,", "Now this:",
+    "Hi!", "Can you help me?", "Next:", "So,", "Hello.", "One more thing:", "Excuse me,", "Now this:",
     "Sorry to bother you.", "Back again.",
 )  # fmt: skip
 QUESTION_OPENERS = (*OPENERS, "Question:", "I wonder:", "Quick question:", "Tell me this:")
-# Many different ones: a small model takes the last words of an unknown sentence for what is asked.
+# Many different ones: a small model takes the last words of an unknown sentence for what is asked. The emoji suite has
+# sentences of its own.
 CLOSERS = (
-    "Thanks!", "Thank you.", "I am curious.", "It is for a friend.", "That is all for now.", "Any ideas?", "Go ahead.",
-    "Help me out.", "This came up at lunch.", "We talked about it yesterday.", "It has been a long day.", "Cheers!",
+    "Thanks!", "Thank you.", "It is for a friend.", "That is all for now.", "Any ideas?", "Go ahead.",
+    "This came up at lunch.", "We talked about it yesterday.", "It has been a long day.", "Cheers!",
     "No idea myself.", "You are great.", "I am new here.", "Over to you.",
 )  # fmt: skip
 PLAIN_CLOSERS = ("", ", thanks", ", thank you")  # after a question without its last sign
