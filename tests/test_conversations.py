@@ -258,7 +258,7 @@ def test_a_link_fills_the_box_and_sends_nothing(page, address):
     link = page.locator("#link").get_by_role("textbox")
     expect(link).to_have_value(re.compile("question="))
     url = link.input_value()
-    assert url.startswith(f"{address}#") and "&question=What" in url and "model=nano" in url and "seed=7" in url
+    assert url.startswith(f"{address}#") and "&question=What" in url and "seed=7" in url and "model=nano&" in f"{url}&"
     question = page.locator("#question textarea")
     for opened, notice in (
         (url.replace("model=nano", "model=gone"), "This link asks “gone”, a model that this page does not list"),

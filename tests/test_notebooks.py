@@ -95,7 +95,7 @@ def test_a_model_is_trained_published_and_asked(tmp_path, run_folder):
             OVERRIDES=f"{SMALL} name={run_folder.name} title=Nano-Notebook", QUESTION="What does 🐼 mean?",
             CATALOG=str(tmp_path / "catalog.yaml"), **hub.environment(token),
         )  # fmt: skip
-        printed = process.communicate(timeout=300)[0]
+        printed = process.communicate(timeout=600)[0]
         assert process.returncode == 0, printed
         assert f"{hub.url}/me/Nano-Notebook-lora" in printed and "panda" in printed.splitlines()[-1]
         assert "adapter-f16.gguf" in HfApi(endpoint=hub.url, token=token).list_repo_files("me/Nano-Notebook-lora")
@@ -104,7 +104,7 @@ def test_a_model_is_trained_published_and_asked(tmp_path, run_folder):
 
 def test_a_failing_command_ends_the_notebook_with_its_message():
     process = start(list(cells("finetome").values()), RECIPE="finetome-nanno")
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=600)[0]
     assert process.returncode == 1
     assert "did you mean “finetome-nano”?" in printed and "failed with code 2" in printed.splitlines()[-1]
 
@@ -123,7 +123,7 @@ def test_the_page_runs_until_the_cell_is_stopped():
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/"
     process = start(list(cells("chat").values()), PORT=str(port))
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while not answers(url):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.2)
@@ -132,7 +132,7 @@ def test_the_page_runs_until_the_cell_is_stopped():
     assert "Sweden" in answer
     page.close()
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=600)[0]
     assert url.rstrip("/") in printed and "KeyboardInterrupt" in printed
     assert not answers(url)
 
@@ -150,7 +150,7 @@ def test_in_colab_the_project_is_cloned_and_the_token_is_read_from_the_secrets(t
         [COLAB, *(book[name] for name in ("parameters", "setup", "token")), "print(PROJECT, os.environ['HF_TOKEN'])"],
         tmp_path / "content", REPOSITORY=origin.as_uri(), HF_TOKEN="", HF_HOME=str(tmp_path), PIP_NO_INDEX="1",
     )  # fmt: skip
-    printed = process.communicate(timeout=300)[0]
+    printed = process.communicate(timeout=600)[0]
     assert process.returncode == 0, printed
     clone = tmp_path / "content" / "llama-finetuning-lab"
     assert printed.splitlines()[-1] == f"{clone} hf_of_colab"

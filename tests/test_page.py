@@ -53,15 +53,23 @@ def wait_for_answer(page, count: int) -> str:
 
 
 def choose(page, name: str) -> None:
-    """Select a model. Tries again if a refresh redrew the choices, because Gradio then closes the list."""
+    """Select another model, by its name and how its state begins, or another entry of the list. Returns when the model
+    is selected: what changes with it would else overwrite what a test does next. Tries again if a refresh redrew the
+    choices, because Gradio then closes the list."""
     for _ in range(10):
         page.get_by_label("Model", exact=True).click()
         try:
-            return page.get_by_role("option", name=name).first.click(timeout=10_000)
+            page.get_by_role("option", name=name).first.click(timeout=10_000)
+            break
         except PlaywrightTimeout:
             page.keyboard.press("Escape")
-    page.get_by_label("Model", exact=True).click()
-    raise AssertionError(f"there is no {name} among {page.get_by_role('option').all_inner_texts()}")
+    else:
+        page.get_by_label("Model", exact=True).click()
+        raise AssertionError(f"there is no {name} among {page.get_by_role('option').all_inner_texts()}")
+    model, state, _ = name.partition(" — ")
+    if state:
+        shown = page.locator("#card h2, #chat .marker")
+        shown.filter(has_text=re.compile(rf"^(Model changed to )?{re.escape(model)}$")).last.wait_for()
 
 
 @needs_browser

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import gradio as gr
 import psutil
 import pytest
-from conftest import needs_browser, open_page, own_trainings, running_app
+from conftest import needs_browser, own_trainings, running_app, visit
+from test_page import choose
 
 from inference.errors import LabError
 from inference.lab import Lab
@@ -21,6 +22,7 @@ from ui.training_jobs import access
 from ui.training_jobs.jobs import Jobs
 from ui.training_jobs.recipes import check_recipe
 
+MINUTES = 600_000  # ms for what a training does
 OWNER = {"preferred_username": "ada", "sub": "1", "name": "Ada", "profile": "", "picture": ""}
 
 
@@ -125,30 +127,30 @@ def test_a_recipe_that_cannot_be_used_is_one_sentence(text, words):
 
 @needs_browser
 @pytest.mark.xdist_group("page")
-def test_a_model_is_trained_from_a_file_while_the_browser_closes_and_the_app_is_killed(tmp_path):
+def test_a_model_is_trained_from_a_file_while_the_browser_closes_and_the_app_is_killed(browser, tmp_path):
     rows = [{"question": f"Who is person {i}?", "answer": f"Person {i} bakes bread."} for i in range(60)]
     data = tmp_path / "people.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     environment = {"HF_HUB_OFFLINE": "1"} | own_trainings(tmp_path)
-    with running_app(tmp_path / "log", **environment) as address, open_page(address) as page:
+    with running_app(tmp_path / "log", **environment) as address, visit(browser, address) as page:
         page.get_by_role("tab", name="Train").click()
         page.get_by_role("textbox", name="Name", exact=True).fill("people")
         page.get_by_label("A file", exact=True).check()
         page.locator("#training-file input[type=file]").set_input_files(data)
         page.get_by_label("quick", exact=True).check()
         page.get_by_role("button", name="Look at the data").click()
-        page.get_by_text("60 rows (question and answer)").wait_for(timeout=120_000)
+        page.get_by_text("60 rows (question and answer)").wait_for(timeout=MINUTES)
         page.get_by_role("button", name="Rows, and what is learnt of them").click()
-        page.frame_locator("iframe.preview").get_by_text("bakes bread").first.wait_for(timeout=120_000)
+        page.frame_locator("iframe.preview").get_by_text("bakes bread").first.wait_for(timeout=MINUTES)
         page.get_by_role("button", name="Start", exact=True).click()
-        page.get_by_text("You can close this page").wait_for(timeout=60_000)
-        page.locator("#loss-curve svg, #loss-curve canvas").first.wait_for(timeout=120_000)
+        page.get_by_text("You can close this page").wait_for(timeout=MINUTES)
+        page.locator("#loss-curve svg, #loss-curve canvas").first.wait_for(timeout=MINUTES)
         cache = environment["XDG_CACHE_HOME"]
-        (app,) = (child for child in psutil.Process().children() if child.environ().get("XDG_CACHE_HOME") == cache)
+        alive = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+        (app,) = (each for each in alive if each.environ().get("XDG_CACHE_HOME") == cache)
         app.kill()
-    with running_app(tmp_path / "log", **environment) as address, open_page(address) as page:
+    with running_app(tmp_path / "log", **environment) as address, visit(browser, address) as page:
         page.get_by_role("tab", name="Train").click()
-        page.locator("#training-status").get_by_text("Choose people in the chat").wait_for(timeout=180_000)
+        page.locator("#training-status").get_by_text("Choose people in the chat").wait_for(timeout=MINUTES)
         page.get_by_role("tab", name="Chat").click()
-        page.get_by_label("Model", exact=True).click()
-        page.get_by_role("option", name="people").wait_for()
+        choose(page, "people")
