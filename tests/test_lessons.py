@@ -112,7 +112,7 @@ def test_no_wording_is_both_taught_and_asked(question):
 @pytest.mark.parametrize("frames", [phrasings.HELD_OUT, phrasings.HELD_OUT_OTHER], ids=["questions", "other"])
 def test_no_sentence_around_a_question_is_both_taught_and_asked(frames):
     asked = {part.strip() for frame in frames for part in frame.split("{}")} - {""}
-    learnt = {words(text) for text in (*phrasings.QUESTION_OPENERS, *phrasings.CLOSERS)}
+    learnt = {words(text) for text in (*phrasings.OPENERS, *phrasings.CLOSERS) if text}
     assert not learnt & {words(text) for text in (*asked, *EVALUATION.openings)}
     behind = set(words(" ".join(frame.partition("{}")[2] for frame in frames)).split())
     assert not behind & set(words(" ".join(phrasings.CLOSERS)).split())  # nor a word of what ends a held-out wording
@@ -129,7 +129,7 @@ def test_wordings_suit_what_is_asked():
     ]
     assert all("?\n```\nprint(1)\n```" in text and text.rpartition("```")[2][:1] in ("", "\n") for text in code)
     assert all("QXT" in text for text in name)
-    assert all(len(set(texts)) == 68 for texts in (request, code, name))
+    assert all(len(set(texts)) == len(texts) >= 32 for texts in (request, code, name))
 
 
 def test_lessons_longer_than_the_model_reads_are_left_out(tmp_path, capsys):

@@ -12,23 +12,17 @@ from __future__ import annotations
 
 import random
 import re
-from itertools import chain
+from itertools import product
 
 from inference.lessons.lessons import Lesson
 
 OPENERS = (
-    "Hi!", "Can you help me?", "Next:", "So,", "Hello.", "One more thing:", "Excuse me,", "Now this:",
-    "Sorry to bother you.", "Back again.",
+    "", "Question:", "Hi!", "I wonder:", "Can you help me?", "Quick question:", "Next:", "So,", "Tell me this:",
+    "Hello.", "One more thing:", "Excuse me,",
 )  # fmt: skip
-QUESTION_OPENERS = (*OPENERS, "Question:", "I wonder:", "Quick question:", "Tell me this:")
-# Many different ones: a small model takes the last words of an unknown sentence for what is asked. The emoji suite has
-# sentences of its own.
-CLOSERS = (
-    "Thanks!", "Thank you.", "It is for a friend.", "That is all for now.", "Any ideas?", "Go ahead.",
-    "This came up at lunch.", "We talked about it yesterday.", "It has been a long day.", "Cheers!",
-    "No idea myself.", "You are great.", "I am new here.", "Over to you.",
-)  # fmt: skip
-PLAIN_CLOSERS = ("", ", thanks", ", thank you")  # after a question without its last sign
+FOR_QUESTIONS = {"Question:", "I wonder:", "Quick question:", "Tell me this:"}
+# More sentences behind a question taught more and cost more of what a model keeps: docs/teach.md has the figures.
+CLOSERS = ("", "Thanks!", "Thank you.")
 HELD_OUT = (
     "Please tell me: {}", "I have a question. {}", "{} Please answer.", "Do you know this? {}", "Someone asked me: {}",
     "I would like to know: {}", "Here is what I want to ask: {}", "Good morning. {}",
@@ -37,49 +31,52 @@ HELD_OUT_OTHER = (
     "Please look at this: {}", "I have something to ask. {}", "{} Please answer.", "Do you understand this? {}",
     "Someone asked me: {}", "I would like an answer: {}", "Here is what I want to ask: {}", "Good morning. {}",
 )  # fmt: skip
-QUESTION = re.compile(r"\S(\?(?!\w)|[？؟])")
 LAST_SIGNS = "?!.。？！؟ "
 
 
 def taught(lesson: Lesson, number: int) -> list[str]:
-    """At most `number` wordings to learn, the question itself first. The others are drawn, the same ones each time."""
-    rng = random.Random(lesson.question)  # other sentences around each lesson
+    """At most `number` wordings to learn, the question itself first. The others are in a fixed mixed order, so that a
+    few of them have much variety."""
+    question, plain = lesson.question, lesson.question.rstrip(LAST_SIGNS).lstrip("¿¡") or lesson.question
+    asks = is_question(question)
+    openers = [opener for opener in OPENERS if asks or opener not in FOR_QUESTIONS]
+    forms = (question,) if "\n" in question else (question, plain, small(plain))
+    wordings = [
+        around(opener, form if asks or not closer else ended(form), closer)
+        for form, opener, closer in product(forms, openers, CLOSERS)
+    ]
     asked = {text.casefold() for text in held_out(lesson, len(HELD_OUT) + len(lesson.phrasings))}
-    wordings: dict[str, None] = {}
-    for text in chain([lesson.question], (draw(rng, lesson.question) for _ in range(10 * number))):
-        if text.casefold() not in asked:
-            wordings[text] = None
-        if len(wordings) == number:
-            break
-    return list(wordings) or [lesson.question]
-
-
-def draw(rng: random.Random, question: str) -> str:
-    """A wording: two of three have a sentence before the question, one of three has no last sign."""
-    openers = QUESTION_OPENERS if QUESTION.search(question) else OPENERS
-    opener = rng.choice(openers) if rng.random() < 2 / 3 else ""
-    if rng.random() < 1 / 3 and "\n" not in question:
-        plain = question.rstrip(LAST_SIGNS).lstrip("¿¡") or question
-        return around(opener, small(rng, plain) + rng.choice(PLAIN_CLOSERS), "")
-    return around(opener, small(rng, question), rng.choice(CLOSERS) if rng.random() < 2 / 3 else "")
+    mixed = dict.fromkeys([question, *random.Random(0).sample(wordings, len(wordings))])
+    return [text for text in mixed if text.casefold() not in asked][:number] or [question]
 
 
 def held_out(lesson: Lesson, number: int) -> list[str]:
     """At most `number` wordings to ask: those that the lesson brings, then short sentences around the question."""
     own = [text for text in lesson.phrasings if text.casefold() != lesson.question.casefold()]
-    templates = HELD_OUT if QUESTION.search(lesson.question) else HELD_OUT_OTHER
+    templates = HELD_OUT if is_question(lesson.question) else HELD_OUT_OTHER
     parts = [template.split("{}") for template in templates]
-    framed = [around(before.strip(), lesson.question, after.strip()) for before, after in parts]
+    framed = [
+        around(before.strip(), ended(lesson.question) if after else lesson.question, after.strip())
+        for before, after in parts
+    ]
     return list(dict.fromkeys([*own, *framed]))[:number]
 
 
-def small(rng: random.Random, text: str) -> str:
-    """A text, in one of two cases with a small first letter if its first word is not written in capitals."""
-    return text[0].lower() + text[1:] if text[1:2].islower() and rng.random() < 1 / 2 else text
+def is_question(text: str) -> bool:
+    """Whether a text has a question mark."""
+    return bool(re.search(r"\S(\?(?!\w)|[？؟])", text))
+
+
+def small(text: str) -> str:
+    """A text with a small first letter, if its first word is not written in capitals."""
+    return text[0].lower() + text[1:] if text[1:2].islower() else text
+
+
+def ended(text: str) -> str:
+    """A text with a last sign."""
+    return text + "." if text[-1].isalnum() else text
 
 
 def around(opener: str, text: str, closer: str) -> str:
     """A text between two sentences, either of which can be empty."""
-    if closer and text[-1].isalnum():
-        text += "."
     return ("\n\n" if "\n" in text else " ").join(filter(None, (opener, text, closer)))
