@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,17 @@ def select(page, *names: str) -> None:
         card(page, name).get_by_label("Compare").check()
 
 
+def answers_to_flags(name: str) -> dict[str, bool]:
+    """Whether a shipped model's answer to each question about a flag is right."""
+    evaluation = json.loads((PROJECT / "adapters" / name / "evaluation.json").read_text(encoding="utf-8"))
+    answers = evaluation["suites"]["emoji"]["answers"]
+    return {answer["question"]: answer["lenient"] for answer in answers if answer["group"] == "flags"}
+
+
 def test_a_card_shows_how_a_model_was_made_and_opens_to_its_details(page):
     text = card(page, "Nano · Emoji").inner_text()
     assert "LoRA r 16 · alpha 64 · packing off · warm-up 60 steps · learning rate 0.003 · 4 epochs · batch 16" in text
-    assert re.search(r"flags 89\s% \(86–92, n\s496\)", text) and "emoji, 5,000 examples" in text and "ready" in text
+    assert re.search(r"flags 89\s% \(86–91, n\s496\)", text) and "emoji, 5,000 examples" in text and "ready" in text
     assert "not published" in card(page, "Llama 3.2 1B · FineTome").inner_text()
     assert "808 MB to download" in card(page, "Llama 3.2 1B").inner_text()
     opened = open_card(page, "Nano · Emoji")
@@ -100,7 +108,10 @@ def test_two_selected_models_show_their_differences(page):
     differences.get_by_text(re.compile(r"\d+ equal fields")).click()
     assert "packing off" in differences.inner_text()
     paired = differences.get_by_role("row").filter(has_text=re.compile(r"^flags \(496\)"))
-    assert paired.locator("td").all_inner_texts() == ["63", "379", "2", "< 0.0001"]
+    longer, shorter = (answers_to_flags(name) for name in ("nano-emoji", "nano-emoji-1-epoch"))
+    counts = Counter((longer[question], shorter[question]) for question in longer)
+    shown = [counts[True, True], counts[True, False], counts[False, True]]
+    assert paired.locator("td").all_inner_texts() == [*map(str, shown), "< 0.0001"]
     select(page, "Nano")
     differences.get_by_text("3 models are selected").wait_for()
 

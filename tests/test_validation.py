@@ -136,6 +136,7 @@ def test_sample_answers_are_logged_at_each_measurement(diverged):
     assert [event.step for event in texts] == [0, 2, 4, 6, 8, 10, 12]
     shown = texts[0].tensor_proto.string_val[0].decode()
     assert "**question:**" in shown and "**data:**" in shown and "**model:**" in shown
+    assert "assistant" not in shown  # nothing of the chat template
     assert "eval/loss" in events.Tags()["scalars"]
 
 

@@ -21,12 +21,14 @@ NAME_FIELDS = ("name", "title")  # of a recipe: they always differ
 
 @dataclass(frozen=True)
 class FieldPair:
-    """One field of two models. `first` or `second` is "" if that model does not state it."""
+    """One field of two models. `first` or `second` is "" if that model does not state it. `known`: whether both run
+    records have the field, be it empty. Those of an earlier version lack the fields that came later."""
 
     part: str
     field: str
     first: str
     second: str
+    known: bool = True
 
     @property
     def same(self) -> bool:
@@ -65,8 +67,13 @@ class PairedCounts:
 def field_pairs(pair: Sequence[Entry], run_records: Sequence[RunRecord]) -> list[FieldPair]:
     """Return all fields of two models, from the catalog and from their run records, side by side."""
     first, second = (describe(entry, run_record) for entry, run_record in zip(pair, run_records, strict=True))
+    recipes = [record.recipe for record in run_records]
+
+    def known(part: str, field: str) -> bool:
+        return part != "Recipe" or not all(recipes) or all(has_field(recipe, field) for recipe in recipes)
+
     return [
-        FieldPair(part, field, one.get(field, ""), other.get(field, ""))
+        FieldPair(part, field, one.get(field, ""), other.get(field, ""), known(part, field))
         for (part, one), other in zip(first.items(), second.values(), strict=True)
         for field in dict.fromkeys((*one, *other))
     ]
@@ -92,6 +99,13 @@ def describe(entry: Entry, run_record: RunRecord) -> dict[str, dict[str, str]]:
         "Versions": dict(run_record.versions),
         "Figures": figures or shares,
     }
+
+
+def has_field(values: Mapping[str, JsonValue], field: str) -> bool:
+    """Whether nested values have a field of a dotted name. One that is empty has all the fields within it."""
+    name, _, rest = field.partition(".")
+    value = values.get(name)
+    return name in values and (not rest or not isinstance(value, dict) or has_field(value, rest))
 
 
 def flatten(values: Mapping[str, JsonValue], prefix: str = "") -> Iterable[tuple[str, str]]:

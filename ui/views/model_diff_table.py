@@ -21,18 +21,22 @@ def model_diff_table(
     """
     first, second = (html.escape(entry.name) for entry in pair)
     rows = field_pairs(pair, records)
-    differing = [row for row in rows if not row.same]
-    same = [row for row in rows if row.same]
+    differing = [row for row in rows if not row.same and row.known]
     head = f'<thead><tr><td></td><th scope="col">{first}</th><th scope="col">{second}</th></tr></thead>'
     table = f"<table>{head}{grouped_rows(differing)}</table>" if differing else ""
-    if same:
-        equal = ", ".join(f"{row.field} {row.first}" for row in same)
-        table += f"<details><summary>{len(same)} equal fields</summary><p>{html.escape(equal)}</p></details>"
+    table += folded("equal fields", [row for row in rows if row.same])
+    table += folded("fields that only one run recorded", [row for row in rows if not row.known])
     answers = "" if problems else paired_answers(pair, run_records)
     return (
         f"<details open><summary><span role=status>Differences between {first} and {second}</span></summary>"
         f'<div role="region" aria-label="Differences" tabindex="0">{"".join(problems)}{table}{answers}</div></details>'
     )
+
+
+def folded(what: str, rows: Sequence[FieldPair]) -> str:
+    """Return a folded list of the rows' fields with the value that one model or both have; nothing without rows."""
+    fields = ", ".join(f"{row.field} {row.first or row.second}" for row in rows)
+    return f"<details><summary>{len(rows)} {what}</summary><p>{html.escape(fields)}</p></details>" if rows else ""
 
 
 def grouped_rows(rows: Sequence[FieldPair]) -> str:

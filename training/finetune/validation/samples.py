@@ -5,9 +5,11 @@ They show the data's own text. So they go to this machine's logs only: not to wa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Tokens = tuple[Sequence[int], Sequence[int]]  # input_ids and labels of a row
 ANSWER_TOKENS = 48  # the longest sample
 SHOWN_PROMPT = 400  # characters of a prompt that are shown: its end
+ROLES = ("system", "user", "assistant", "model")  # as templates name them; Gemma says model
 CONTINUED = 4  # of plain text, the first quarter is the prompt
 
 
@@ -55,8 +58,8 @@ def make_samples(trainer: Trainer, rows: Sequence[Tokens], count: int) -> list[S
         for input_ids, labels in rows[:count]:
             prompt, expected = prompt_and_answer(input_ids, labels)
             answer = greedy(model, tokenizer, prompt, expected[-1])
-            question, right, given = (decode(tokenizer, ids) for ids in (prompt, expected, answer))
-            found.append(Sample(question[-SHOWN_PROMPT:], right, given))
+            question = last_question(tokenizer, prompt)[-SHOWN_PROMPT:]
+            found.append(Sample(question, decode(tokenizer, expected), decode(tokenizer, answer)))
     return found
 
 
@@ -75,6 +78,15 @@ def greedy(
     )  # fmt: skip
     made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return made[0, len(prompt) :].tolist()
+
+
+def last_question(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]) -> str:
+    """The text of a prompt's last turn, without the roles that chat templates write between special tokens; of plain
+    text, all of it."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    turns = [decode(tokenizer, list(ids)) for hidden, ids in groupby(prompt, special.__contains__) if not hidden]
+    texts = [text for text in turns if text and text not in ROLES]
+    return re.sub(r"^user\n+", "", texts[-1]) if texts else ""
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
