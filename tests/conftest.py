@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import os
+import re
 import shutil
 import socket
 import struct
@@ -381,6 +382,25 @@ def enter_question(page, box: str, text: str, refused: str = "", notice: str = "
                 return page.locator(notice, has_text=refused).wait_for(timeout=4_000)
             return expect(field).not_to_have_value(text, timeout=4_000)
     raise AssertionError(f"the page did not take {text[:40]!r}")
+
+
+def choose_in(page, label: str, name: str) -> None:
+    """Choose an entry, by how its text begins, from the list of models with that label. Tries again until the list
+    shows it, because a refresh of the choices closes the list, and a click on a list that is still opening can hit the
+    entry beside it. *Add* and *Refresh* are never shown as chosen."""
+    chosen, entry = page.get_by_label(label, exact=True), page.get_by_role("option", name=name).first
+    for _ in range(10):
+        chosen.click()
+        with suppress(PlaywrightTimeout, AssertionError):
+            entry.click(timeout=10_000)
+            model, dash, _ = name.partition(" — ")
+            if dash:
+                expect(chosen).to_have_value(re.compile(re.escape(model + dash)), timeout=4_000)
+            return
+        if page.get_by_role("option").count():
+            page.keyboard.press("Escape")
+    chosen.click()
+    raise AssertionError(f"there is no {name} among {page.get_by_role('option').all_inner_texts()}")
 
 
 def open_settings(page) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import gradio as gr
 import httpx2
 import pytest
-from conftest import enter_question, needs_browser, open_page, speak, stop_a_long_answer
+from conftest import choose_in, enter_question, needs_browser, open_page, speak, stop_a_long_answer
 from gradio_client import Client
 from playwright.sync_api import expect
 
@@ -152,12 +152,6 @@ def answers(page, *expected: str) -> None:
     page.locator("#compare-stop").wait_for(state="hidden")
 
 
-def choose(page, place: int, name: str) -> None:
-    """Select a model in one of the dropdowns."""
-    page.get_by_label(f"Model {place}", exact=True).click()
-    page.get_by_role("option", name=name).first.click()
-
-
 @needs_browser
 def test_both_models_answer_and_differences_are_underlined(page):
     page.get_by_role("button", name="Which emoji shows a panda?").click()
@@ -189,21 +183,21 @@ def test_both_models_answer_a_spoken_question(page):
 
 @needs_browser
 def test_a_failed_model_shows_its_error_and_a_bad_question_keeps_the_answers(page):
-    choose(page, 3, "Llama 3.2 1B · FineTome — not published")
+    choose_in(page, "Model 3", "Llama 3.2 1B · FineTome — not published")
     ask(page, SWEDEN)
     answers(page, "Sweden", "I don't know that one yet.")
     page.locator("#answer-c .failed", has_text="python -m training run finetome-1b").wait_for()
     expect(page.locator("#answers mark")).to_have_count(2)
     ask(page, "  ", "The question is empty")
     assert "Sweden" in page.locator("#answer-a").inner_text()
-    choose(page, 3, "no third model")
+    choose_in(page, "Model 3", "no third model")
 
 
 @needs_browser
 def test_stop_ends_all_answers(page):
-    choose(page, 2, "Babble — ")
+    choose_in(page, "Model 2", "Babble — ")
     stop_a_long_answer(page, ask, "#compare-stop", "#answer-b .figures")
-    choose(page, 2, "Nano — ")
+    choose_in(page, "Model 2", "Nano — ")
 
 
 @needs_browser
@@ -215,8 +209,8 @@ def test_a_blind_vote_shows_the_names_and_the_ranking_is_there_after_a_reload(pa
     votes.vote(votes.open_battle("?", ["nano", "nano-emoji"], drawn=True).id, "b")
     stored, ranked = len(votes.all()), sum(votes.tally().values())
     page.get_by_label("Blind").check()
-    choose(page, 1, "Nano · Emoji — ")
-    choose(page, 2, "Nano — ")
+    choose_in(page, "Model 1", "Nano · Emoji — ")
+    choose_in(page, "Model 2", "Nano — ")
     ask(page, "What does 🇸🇪 mean?")
     page.locator("#summary", has_text="The names appear after you vote").wait_for()
     assert "Nano" not in page.locator("#answers").inner_text()

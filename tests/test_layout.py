@@ -9,7 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import needs_browser, open_settings, visit
 from PIL import Image
 from playwright.sync_api import expect
-from test_page import wait_for_answer
+from test_page import ask, choose, wait_for_answer
 
 from docs.screenshot import SIZES as PICTURES
 from docs.screenshot import take as take_picture
@@ -17,7 +17,6 @@ from inference.settings import PROJECT
 
 pytestmark = [pytest.mark.xdist_group("page"), needs_browser]
 SIZES = [(1440, 900), (1200, 800), (390, 844), (360, 640)]
-LONG = "Tell me about 🐙 and 🐼"
 
 
 @pytest.fixture
@@ -74,13 +73,11 @@ def test_the_page_fits_a_frame_of_another_page_and_200_percent_zoom(browser, pag
 
 def test_one_can_scroll_up_and_type_while_an_answer_grows(page):
     page.set_viewport_size({"width": 1200, "height": 500})
-    page.get_by_label("Model", exact=True).click()
-    page.get_by_role("option", name="Babble — ").click()
+    choose(page, "Babble — ")
     open_settings(page)
     page.get_by_label("number input for Max tokens").fill("2048")
     page.keyboard.press("Tab")
-    page.locator("#question textarea").fill(LONG)
-    page.keyboard.press("Enter")
+    ask(page, "Tell me about 🐙 and 🐼")
     grown = "document.querySelector('#chat .bubble-wrap').scrollHeight"
     page.wait_for_function(f"{grown} > 700")
     at_the_end = "document.querySelector('#chat .bubble-wrap').scrollTop > -2"
@@ -166,6 +163,13 @@ def test_models_are_grouped_searched_and_added_in_the_list(page):
     options.click()
     page.get_by_role("textbox", name="Add a model from the Hub").wait_for()
     expect(box).to_have_value(re.compile("Nano · Emoji — "))
+    open_settings(page)
+    box.click()
+    options.last.wait_for()
+    page.keyboard.press("Escape")  # closes the list, not the settings
+    expect(options).to_have_count(0)
+    page.wait_for_timeout(300)
+    expect(page.locator("#right.open")).to_have_count(1)
 
 
 def test_the_pictures_of_the_documentation(browser, address, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import needs_browser, running_app, visit
+from conftest import enter_question, needs_browser, running_app, visit
 from playwright.sync_api import expect
 
 from inference.settings import PROJECT
@@ -157,8 +157,7 @@ def test_selected_and_open_cards_stay_and_a_model_can_be_asked(page):
     select(page, "Nano")
     card(page, "Nano").get_by_role("button", name="Ask this model").click()
     page.locator("#card", has_text="5.2 million parameters").wait_for()
-    page.locator("#question textarea").fill("What does 🐙 mean?")
-    page.keyboard.press("Enter")
+    enter_question(page, "#question", "What does 🐙 mean?")
     page.locator("#chat .bot.message", has_text="octopus").wait_for()
     page.get_by_role("tab", name="Models").click()
     card(page, "Nano").get_by_text("in memory").wait_for()

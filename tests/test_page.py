@@ -8,9 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import gradio as gr
 import pytest
-from conftest import chromium, enter_question, needs_browser, open_settings, speak, stop_a_long_answer, visit
+from conftest import choose_in, chromium, enter_question, needs_browser, open_settings, speak, stop_a_long_answer, visit
 from gradio_client import Client, handle_file
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import expect
 
 from inference.catalog import Catalog
@@ -54,18 +53,8 @@ def wait_for_answer(page, count: int) -> str:
 
 def choose(page, name: str) -> None:
     """Select another model, by its name and how its state begins, or another entry of the list. Returns when the model
-    is selected: what changes with it would else overwrite what a test does next. Tries again if a refresh redrew the
-    choices, because Gradio then closes the list."""
-    for _ in range(10):
-        page.get_by_label("Model", exact=True).click()
-        try:
-            page.get_by_role("option", name=name).first.click(timeout=10_000)
-            break
-        except PlaywrightTimeout:
-            page.keyboard.press("Escape")
-    else:
-        page.get_by_label("Model", exact=True).click()
-        raise AssertionError(f"there is no {name} among {page.get_by_role('option').all_inner_texts()}")
+    is selected: what changes with it would else overwrite what a test does next."""
+    choose_in(page, "Model", name)
     model, state, _ = name.partition(" — ")
     if state:
         shown = page.locator("#card h2, #chat .marker")

@@ -1,9 +1,9 @@
 // What Gradio 6.31 has no Python for. Each part says why it is here.
 
-// Escape stops the answer of the open tab. Gradio has no keyboard shortcuts.
+// Escape stops the answer of the open tab; in an open list it closes the list only. Gradio has no keyboard shortcuts.
 const shown = (selector) => [...document.querySelectorAll(selector)].find((element) => element.offsetParent);
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
+  if (event.key !== "Escape" || event.target.matches?.("[role=combobox][aria-expanded=true]")) return;
   const stop = shown(".stop");
   if (stop) stop.click();
   else shown("#right.open .toggle-button")?.click();
