@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import gradio as gr
 import pytest
 from conftest import needs_browser, open_settings, visit
 from playwright.sync_api import expect
@@ -12,8 +13,10 @@ from test_page import ask, choose, wait_for_answer
 
 from inference.engines import Figures
 from inference.errors import LabError
+from inference.lab import Lab
 from inference.visitors.values import AskValues
 from ui.components.conversation import model_marker, to_messages, with_figures
+from ui.components.model_picker import ModelPicker
 from ui.conversations.kept_conversation import (
     FORMAT,
     MAX_KEPT,
@@ -246,6 +249,18 @@ def test_a_retry_with_another_model_is_kept(page):
     page.reload()
     page.locator("#chat .bot.message", has_text="I don't know that one yet.").wait_for()
     expect(page.get_by_label("Model", exact=True)).to_have_value(re.compile("^[\u2060\u200b]*Nano — "))
+
+
+def test_a_new_default_model_is_selected_but_for_a_conversation_or_a_link():
+    lab = Lab(Lab.from_environment().catalog)
+    with gr.Blocks():
+        picker = ModelPicker(lab)
+    first, other = lab.catalog.entries[0].id, lab.catalog.entries[1].id
+    assert picker.select_default([], "", first) == gr.skip()
+    lab.models.show_trained({}, default=other)
+    assert picker.select_default([], "", first).value == other
+    for history, question, model in (([{"role": "user"}], "", first), ([], "from a link", first), ([], "", other)):
+        assert picker.select_default(history, question, model) == gr.skip()
 
 
 @needs_browser

@@ -132,7 +132,13 @@ def test_a_job_that_is_killed_again_and_again_has_failed(jobs):
         jobs.change("big", ("queued",), state="running")
         runner.requeue("big", KILLED)
         assert state(jobs, "big") == state_after
-    assert "the memory is exhausted" in jobs.list()[0].message
+    message = jobs.list()[0].message
+    folder.model.mkdir()
+    (folder.model / "progress.jsonl").write_text('{"begin": 20, "steps": 49}\n', encoding="utf-8")
+    jobs.change("big", ("failed",), state="running")
+    runner.requeue("big", KILLED)  # it got further since: its interruptions count anew
+    assert state(jobs, "big") == "queued" and jobs.list()[0].interruptions == 1
+    assert "the memory is exhausted" in message
 
 
 def test_a_job_that_fails_says_why_and_the_next_one_runs(jobs):

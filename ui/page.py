@@ -70,7 +70,9 @@ def build(lab: Lab, votes: Votes, limits: VisitorLimits | None = None) -> gr.Blo
             train.connect_page(page)
         conversations.connect(chat, page)
         picker = chat.picker
-        conversations.started.then(picker.select_default, [chat.chatbot, picker.dropdown], picker.dropdown, **QUIET)
+        conversations.sharing.opened.then(
+            picker.select_default, [chat.chatbot, chat.box.text, picker.dropdown], picker.dropdown, **QUIET
+        )
         for running in (chat.running, chat.voice.running, chat.spoken, compare.running, compare.voice.running):
             page.unload(running.close_visit)
         if chat.teach:

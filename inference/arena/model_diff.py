@@ -67,10 +67,14 @@ class PairedCounts:
 def field_pairs(pair: Sequence[Entry], run_records: Sequence[RunRecord]) -> list[FieldPair]:
     """Return all fields of two models, from the catalog and from their run records, side by side."""
     first, second = (describe(entry, run_record) for entry, run_record in zip(pair, run_records, strict=True))
-    recipes = [record.recipe for record in run_records]
+    recorded: dict[str, list[Mapping[str, JsonValue]]] = {
+        "Recipe": [record.recipe for record in run_records],
+        "Data": [record.data and {"set": record.data_name, **record.data} for record in run_records],
+    }
 
     def known(part: str, field: str) -> bool:
-        return part != "Recipe" or not all(recipes) or all(has_field(recipe, field) for recipe in recipes)
+        values = recorded.get(part, [])
+        return not all(values) or all(has_field(each, field) for each in values)
 
     return [
         FieldPair(part, field, one.get(field, ""), other.get(field, ""), known(part, field))

@@ -106,10 +106,11 @@ class ModelPicker:
         """Return whether a model is in the catalog or one of the visitor's own."""
         return model_id in self.lab.catalog or model_id in own
 
-    def select_default(self, history: list[Any], chosen: str) -> Any:
-        """Select the default model when a page is opened without a conversation. It changes while the app runs."""
+    def select_default(self, history: list[Any], question: str, chosen: str) -> Any:
+        """Select the default model when a page is opened without a conversation, and without the `question` of a link.
+        It changes while the app runs."""
         default, first = self.lab.models.default, self.first
-        unchanged = history or chosen != first or default.id == first
+        unchanged = history or question or chosen != first or default.id == first
         return gr.skip() if unchanged else gr.Dropdown(self.choices({}), value=default.id)
 
     def card_html(self, entry: Entry) -> str:

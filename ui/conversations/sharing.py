@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from inference.errors import LabError, visitor_message
 from inference.visitors.values import AskValues, read
@@ -40,8 +41,8 @@ class Sharing:
             "Share the question as a link", elem_classes=["round", "link"], elem_id="share", scale=0, min_width=36
         )
 
-    def connect(self, chat: ChatTab, page: gr.Blocks) -> None:
-        """Connect the events. `chat` has the question."""
+    def connect(self, chat: ChatTab, started: Dependency) -> None:
+        """Connect the events. `chat` has the question, and `started` shows the conversation before a link is opened."""
         self.chat, picker, box = chat, chat.picker, chat.box
         written = self.button.click(
             self.write, [box.text, chat.chatbot, picker.current, *chat.settings.inputs], [self.fragment, box.notice],
@@ -49,8 +50,8 @@ class Sharing:
         )  # fmt: skip
         written.then(lambda link: gr.Textbox(link, visible=bool(link)), self.fragment, self.link, js=COMPLETE, **QUIET)
         # With `current` the model is selected already when the list changes: that keeps the notice.
-        opened = [box.text, box.notice, picker.dropdown, picker.current, *chat.settings.inputs]
-        page.load(self.open, self.fragment, opened, js=TAKE, **QUIET)
+        shown = [box.text, box.notice, picker.dropdown, picker.current, *chat.settings.inputs]
+        self.opened = started.then(self.open, self.fragment, shown, js=TAKE, **QUIET)
 
     def write(self, question: str, history: list[ChatEntry], model: str, *settings: Any) -> tuple[str, Any]:
         """Return a link's part behind “#” for the question in the box, or the last one of the conversation, and the

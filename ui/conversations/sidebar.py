@@ -105,7 +105,7 @@ class ConversationSidebar:
             js="(_, id) => [conversations.titleOf(id), id]", **QUIET,
         )  # fmt: skip
         self.connect_files()
-        self.sharing.connect(chat, page)
+        self.sharing.connect(chat, self.started)
 
     def connect_files(self) -> None:
         """Connect the downloads, which the browser writes, and the import."""

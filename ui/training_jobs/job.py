@@ -30,7 +30,8 @@ class Job(BaseModel):
         started, ended: of the last attempt.
         command: of the last attempt, the one of `python -m training` that it has come to: "run" or "gate"; else "".
         pid, pid_started: the process of the last attempt. A process with another start time is another one.
-        interruptions: how often the job's process was killed, such as by a restart.
+        interruptions: how often the job's process was killed, such as by a restart, since it last got further.
+        resumed_at: the step where the attempt that was interrupted last had begun.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -46,6 +47,7 @@ class Job(BaseModel):
     pid: int | None = None
     pid_started: float | None = None
     interruptions: int = 0
+    resumed_at: int = 0
 
     def process(self) -> psutil.Process | None:
         """The job's process if it is alive."""

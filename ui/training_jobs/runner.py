@@ -19,11 +19,12 @@ from filelock import Timeout
 from inference.settings import PROJECT
 from ui.training_jobs.job import Job, JobFolder
 from ui.training_jobs.jobs import Jobs
+from ui.training_jobs.progress import read_progress
 
 LOCK_SECONDS = 5.0  # that a runner waits for one that is about to end
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # that a process has for its checkpoint
-MOST_INTERRUPTIONS = 3
+MOST_INTERRUPTIONS = 3  # in a row, without a step in between that was kept
 LOWEST_PRIORITY = 19
 INTERRUPTED = f"The training was interrupted {MOST_INTERRUPTIONS + 1} times: look for the reason, then resume it."
 KILLED = (
@@ -58,12 +59,16 @@ class Runner:
                 self.requeue(job.name, INTERRUPTED)
 
     def requeue(self, name: str, message: str) -> None:
-        """Put a job that was interrupted back into the queue. After several times it has failed, with that message."""
-        job = JobFolder(self.jobs.folder / name).read()
+        """Put a job that was interrupted back into the queue. After several times without progress it has failed, with
+        that message."""
+        folder = JobFolder(self.jobs.folder / name)
+        job = folder.read()
         if job is None:
             return
-        changes: dict[str, Any] = {"state": "queued", "interruptions": job.interruptions + 1}
-        if job.interruptions >= MOST_INTERRUPTIONS:
+        begin = read_progress(folder.model).begin
+        before = 0 if begin > job.resumed_at else job.interruptions
+        changes: dict[str, Any] = {"state": "queued", "interruptions": before + 1, "resumed_at": begin}
+        if before >= MOST_INTERRUPTIONS:
             changes = {"state": "failed", "message": message, "ended": time.time()}
         self.jobs.change(name, ("running",), **changes)
 
