@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores:
 from fleet_run import NOT_INSTALLED, START_SECONDS, Fleet, get, started_fleet, wait_for
 from huggingface_hub import constants
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from processes import fork_converters, run_forked
 
@@ -50,9 +51,13 @@ fork_converters()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """In CI a skipped test fails: there every tool that a test needs must be installed, except vLLM."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test fails: there every tool that a test needs must be installed, except vLLM. A failure shows
+    what the browser showed."""
     report = yield
+    page = getattr(item, "funcargs", {}).get("page")
+    if report.failed and isinstance(page, Page):
+        report.sections.append(("the page", state_of(page)))
     allowed = hasattr(report, "wasxfail") or NOT_INSTALLED in str(report.longrepr)
     if os.environ.get("CI") and report.skipped and not allowed:
         report.outcome, report.longrepr = "failed", f"Skipped, which is a failure in CI: {report.longrepr}"
@@ -315,6 +320,15 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+def state_of(page: Page) -> str:
+    """What a page shows, and the errors in its console."""
+    try:
+        errors = [message.text for message in page.console_messages() if message.type in ("error", "warning")]
+        return "\n".join([page.url, page.locator("body").inner_text(timeout=5_000), *errors])
+    except PlaywrightError as error:
+        return str(error)
+
+
 @contextmanager
 def visit(
     browser: Browser, address: str, width: int = 900, height: int = 1000, query: str = "", others_allowed: bool = False
@@ -330,7 +344,11 @@ def visit(
         page.locator("#question textarea").wait_for()
         if width >= 1100:
             page.locator("#left.open").wait_for()
-        yield page
+        try:
+            yield page
+        except Exception:
+            print(state_of(page))
+            raise
     assert others_allowed or not [url for url in outside if url.startswith("http") and not url.startswith(address)]
 
 

@@ -8,7 +8,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import gradio as gr
 import pytest
-from conftest import choose_in, chromium, enter_question, needs_browser, open_settings, speak, stop_a_long_answer, visit
+from conftest import (
+    PATIENCE,
+    choose_in,
+    chromium,
+    enter_question,
+    needs_browser,
+    open_settings,
+    speak,
+    stop_a_long_answer,
+    visit,
+)
 from gradio_client import Client, handle_file
 from playwright.sync_api import expect
 
@@ -100,6 +110,38 @@ def test_an_empty_seed_stays_empty_and_a_wrong_one_is_refused(page):
     seed.fill("7")
     ask(page, "What does 🐼 mean?")
     assert "panda" in wait_for_answer(page, 1)
+
+
+# The end of the stream of results arrives late, as on a slow network.
+LATE_END = """
+const send = window.fetch;
+window.ended = 0;
+window.fetch = async (...sent) => {
+  const response = await send(...sent);
+  if (!response.url.includes("/queue/data")) return response;
+  const late = new TransformStream({async transform(bytes, controller) {
+    if (new TextDecoder().decode(bytes).includes("close_stream")) {
+      window.ended += 1;
+      await new Promise((done) => setTimeout(done, 2000));
+    }
+    controller.enqueue(bytes);
+  }});
+  return new Response(response.body.pipeThrough(late), response);
+};
+"""
+
+
+@needs_browser
+def test_a_question_that_is_asked_while_the_stream_of_results_ends_gets_its_answer(browser, address):
+    with browser.new_context() as context:
+        context.set_default_timeout(PATIENCE)
+        context.add_init_script(LATE_END)
+        page = context.new_page()
+        page.goto(address)
+        for number in (1, 2, 3):
+            page.wait_for_function(f"window.ended >= {number}")
+            page.locator("#chat .example").first.click() if number == 1 else ask(page, "Which emoji shows a panda?")
+            wait_for_answer(page, number)
 
 
 @needs_browser
