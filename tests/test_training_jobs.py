@@ -136,7 +136,7 @@ def test_a_job_that_is_killed_again_and_again_has_failed(jobs):
     folder.model.mkdir()
     (folder.model / "progress.jsonl").write_text('{"begin": 20, "steps": 49}\n', encoding="utf-8")
     jobs.change("big", ("failed",), state="running")
-    runner.requeue("big", KILLED)  # it got further since: its interruptions count anew
+    runner.requeue("big", KILLED)  # it got further since: its interruptions count from 0 again
     assert state(jobs, "big") == "queued" and jobs.list()[0].interruptions == 1
     assert "the memory is exhausted" in message
 

@@ -1,10 +1,10 @@
 // No answer is lost between two streams. Gradio's server ends a page's stream of results when no event of the page is
 // left, and the page opens another stream for its next event. An event that is sent before the end has arrived gets
-// none (Gradio 6.31): its results wait on the server until the event after it. So here a stream that the server ends
-// goes on while results are due.
+// none (Gradio 6.31): its results wait on the server until the event after it. So here another stream follows a stream
+// that the server ends while results are due, and the page sees both as one.
 {
   const due = new Set();  // ids of events that the server has taken and not completed
-  const early = new Set();  // those that were completed before the server's receipt arrived
+  const early = new Set();  // those that were completed before the server's answer to the request arrived
   const send = window.fetch.bind(window);
 
   async function* messages(response) {
