@@ -24,7 +24,7 @@ HEAD = f"""
 <meta http-equiv="Content-Security-Policy"
   content="img-src 'self' data: blob:; media-src 'self' data: blob:; object-src 'none'; form-action 'self'">
 <script>
-{(FOLDER / "answers.js").read_text(encoding="utf-8")}
+{(FOLDER / "result_stream.js").read_text(encoding="utf-8")}
 {(FOLDER / "page.js").read_text(encoding="utf-8")}
 </script>
 """

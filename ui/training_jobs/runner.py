@@ -26,10 +26,11 @@ POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0  # that a process has for its checkpoint
 MOST_INTERRUPTIONS = 3  # in a row, without a step in between that was kept
 LOWEST_PRIORITY = 19
-INTERRUPTED = f"The training was interrupted {MOST_INTERRUPTIONS + 1} times: look for the reason, then resume it."
+IN_VAIN = f"{MOST_INTERRUPTIONS + 1} times without progress"
+INTERRUPTED = f"The training was interrupted {IN_VAIN}: look for the reason, then resume it."
 KILLED = (
-    f"The training was killed {MOST_INTERRUPTIONS + 1} times, which usually means that the memory is exhausted: end "
-    "other programs, then resume it; or start one with a smaller batch_size or max_length."
+    f"The training was killed {IN_VAIN}, which usually means that the memory is exhausted: end other programs, then "
+    "resume it; or start one with a smaller batch_size or max_length."
 )
 
 
